@@ -1,0 +1,71 @@
+"""The Elman network's state (Elman 1990), the cell of the article.
+
+    article   S_t = g₁(W_x X_t + W_s S_{t−1})
+
+    forward   z_t = u_t + v_t                   u_t = x_t W_x + b,  v_t = h_{t−1} W_h     (F1)
+              h_t = g(z_t)                                                                (F2)
+
+The loss reaches z_t only through h_t, and g is pointwise, so with λ_t = dE/dh_t
+
+    adjoint   a_t = g′(z_t)                                                               (A1)
+              δz_t = a_t λ_t                                                              (A2)
+              δu_t = δv_t = δz_t,   δh_{t−1} = 0 but for the way through v_t              (A3)
+
+The engine turns δv_t into λ_{t−1} (S3 of `sweep`): the factor dS_t/dS_{t−1} of the article is
+diag(a_t) W_s, and the product of these factors is what vanishes or explodes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.activations import activation as activation_of
+from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, make_cell
+
+
+def elman(input_size: int, hidden_size: int, activation: str | Callable[[Array], Array] = "tanh") -> Cell:
+    """The Elman cell, the article's S_t = g₁(W_x X_t + W_s S_{t−1}).
+
+    h_t = g(x_t W_x + b + h_{t−1} W_h)
+
+    Args:
+      input_size: I.
+      hidden_size: H.
+      activation: g: "tanh", "relu", "sigmoid", "identity", or a callable from a number to a number.
+
+    Returns:
+      The `Cell`, with G = 1 and `Params`; the same object for the same arguments.
+
+    Raises:
+      ValueError: a size below 1 or an unknown activation.
+
+    Reference: Elman 1990, Finding structure in time.
+
+    >>> elman(3, 5) is elman(3, 5, activation="tanh")
+    True
+    """
+    step, linearise, adjoint = _pointwise(activation)
+    return make_cell(input_size, hidden_size, step, linearise=linearise, adjoint=adjoint)
+
+
+@functools.lru_cache(maxsize=256)
+def _pointwise(activation: str | Callable[[Array], Array]) -> tuple[Callable[..., Any], ...]:
+    g, slope = activation_of(activation)
+
+    def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
+        z = u[0] + v[0]  # (F1)
+        return Carry(g(z))  # (F2)
+
+    def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Array:
+        return slope(u[0] + v[0], s.h)  # (A1)
+
+    def adjoint(units: Units, a: Array, lam: Carry) -> StepCotangent:
+        d_z = a * lam.h  # (A2)
+        return StepCotangent(carry=Carry(jnp.zeros_like(d_z)), u=(d_z,), v=(d_z,), units={})  # (A3)
+
+    return step, linearise, adjoint

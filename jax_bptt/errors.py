@@ -1,0 +1,35 @@
+"""One shape for every error message: argument, what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def bad(argument: str, expected: str, got: Any, fix: str) -> ValueError:
+    """The ValueError for a bad argument.
+
+    Args:
+      argument: name of the argument, as the caller wrote it.
+      expected: what would have been right.
+      got: what came; arrays are shown as dtype and shape.
+      fix: what to do about it.
+
+    Returns:
+      The exception, for the caller to raise.
+
+    >>> raise bad("xs", "[T, ..., 3] with T >= 1", np.zeros((0, 3)), "give at least one time step")
+    Traceback (most recent call last):
+    ValueError: xs: expected [T, ..., 3] with T >= 1, got float64[0,3]; give at least one time step
+    """
+    return ValueError(f"{argument}: expected {expected}, got {describe(got)}; {fix}")
+
+
+def describe(value: Any) -> str:
+    """A short text for any value: arrays as dtype and shape, text as it is, the rest by type."""
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if value is None or isinstance(value, (int, float)):
+        return repr(value)
+    return type(value).__name__

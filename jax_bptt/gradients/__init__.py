@@ -1,0 +1,5 @@
+"""One gradient method a file; each is a value for the `gradient` argument of `unroll`."""
+
+from jax_bptt.gradients.autodiff import autodiff as autodiff
+from jax_bptt.gradients.full import full as full
+from jax_bptt.gradients.method import GradientMethod as GradientMethod

@@ -1,0 +1,51 @@
+"""Backpropagation through every step: linearise, sweep, contract, over the whole sequence.
+
+Kept from the forward pass: s_0, the inputs and the states s_1..s_T, nothing else. The
+pre-activations come back by one product each where the cell's derivative needs them; the Elman cell
+with a named activation does not (g′ is a function of h), and XLA then drops those products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax import Array
+
+from jax_bptt import sweep
+from jax_bptt.cell import Cell
+from jax_bptt.gradients.method import GradientMethod
+
+
+def full() -> GradientMethod:
+    """The exact gradient, derived by hand.
+
+    λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t,   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t
+
+    Time O(T), memory O(T·B·H) for the states and λ. First derivatives in reverse mode, and reverse
+    mode over them; for jvp, hessian and other forward-mode uses take `autodiff`.
+
+    Returns:
+      The `GradientMethod`.
+
+    Reference: Rumelhart, Hinton & Williams 1986; Werbos 1990.
+
+    >>> full()
+    full()
+    """
+    return _FULL
+
+
+def _forward(cell: Cell, params: Any, carry: Any, xs: Array) -> tuple[tuple[Any, Array], Any]:
+    last, states = sweep.forward(cell, params, carry, xs)
+    return (last, states.h), (params, carry, xs, states)
+
+
+def _backward(cell: Cell, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Array]:
+    params, carry, xs, states = residuals
+    a = sweep.linearise(cell, params, carry, xs, states)
+    d_carry, lam = sweep.sweep(cell, params, a, d_carry, d_hs)
+    d_params, d_xs = sweep.contract(cell, params, carry, xs, states, a, lam)
+    return d_params, d_carry, d_xs
+
+
+_FULL = GradientMethod("full", _forward, _backward)

@@ -1,0 +1,139 @@
+"""Training: one optax update for each chunk of a sequence, the carry kept from chunk to chunk.
+
+    (E, s_T), dE/dθ = value_and_grad(θ, s_0, chunk)                                           (T1)
+    θ ← θ + optimizer(dE/dθ)                                                                  (T2)
+    s_0 of the next chunk = s_T, a number: the gradient is cut there                          (T3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jax_bptt.errors import bad
+from jax_bptt.gradients.full import full
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.loss import Loss
+from jax_bptt.network import Network, NetworkParams, value_and_grad
+
+
+class TrainState(NamedTuple):
+    """All that training remembers; a pytree of arrays.
+
+    Attributes:
+      step: number of updates made, int32.
+      params: `NetworkParams`.
+      opt_state: the optimizer's.
+      carry: s_0 of the next chunk, one per layer.
+    """
+
+    step: Array
+    params: NetworkParams
+    opt_state: Any
+    carry: Any
+
+
+class Batch(NamedTuple):
+    """One chunk of every row.
+
+    Attributes:
+      xs: [T, *batch_shape, I].
+      targets: what the loss takes, as [T, *batch_shape, O] or integer classes [T, *batch_shape].
+    """
+
+    xs: Array
+    targets: Any
+
+
+class Metrics(NamedTuple):
+    """What one step saw, before its update.
+
+    Attributes:
+      loss: E, a scalar.
+      grad_norm: ‖dE/dθ‖ over all parameters, a scalar.
+      finite: bool, whether both are numbers.
+    """
+
+    loss: Array
+    grad_norm: Array
+    finite: Array
+
+
+def init_train_state(
+    key: Array, net: Network, optimizer: optax.GradientTransformation, batch_shape: tuple[int, ...]
+) -> TrainState:
+    """Fresh parameters, optimizer state and a carry of zeros.
+
+    Args:
+      key: a key from jax.random.key.
+      net: from `network`.
+      optimizer: any optax optimizer.
+      batch_shape: the batch axes of the chunks, such as (32,), or ().
+
+    Returns:
+      A `TrainState` whose buffers are its own, so that a step may take them over.
+
+    Raises:
+      ValueError: a wrong optimizer or batch shape.
+    """
+    _check(net, optimizer)
+    params = net.init(key)
+    carry = net.initial_carry(params, batch_shape)
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+    return jax.tree.map(jnp.copy, state)
+
+
+def make_train_step(
+    net: Network, loss: Loss, optimizer: optax.GradientTransformation, *, gradient: GradientMethod = full()
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A pure, jitted training step; the state that goes in is donated.
+
+    θ ← θ + optimizer(dE/dθ),   s_0 ← s_T   (T1-T3)
+
+    Args:
+      net: from `network`.
+      loss: as for `value_and_grad`.
+      optimizer: any optax optimizer; chain optax.clip_by_global_norm before it to clip.
+      gradient: the gradient method, see `unroll`.
+
+    Returns:
+      (state, batch) -> (state, metrics). Use the new state only: the old one's buffers are reused.
+
+    Raises:
+      ValueError: a wrong network or optimizer here; a wrong batch at the first step.
+
+    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.adam(1e-2), (2,))
+    >>> train_step = jb.make_train_step(net, jb.squared_error, optax.adam(1e-2))
+    >>> state, metrics = train_step(state, Batch(jnp.ones((3, 2, 1)), jnp.zeros((3, 2, 1))))
+    >>> int(state.step), bool(metrics.finite)
+    (1, True)
+    """
+    _check(net, optimizer)
+    loss_and_grads = value_and_grad(net, loss)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if not isinstance(batch, Batch):
+            raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
+        (error, carry), grads = loss_and_grads(
+            state.params, state.carry, batch.xs, batch.targets, gradient=gradient
+        )  # (T1)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)  # (T2)
+        norm = optax.global_norm(grads)
+        metrics = Metrics(error, norm, jnp.isfinite(error) & jnp.isfinite(norm))
+        return TrainState(state.step + 1, params, opt_state, carry), metrics  # (T3)
+
+    return jax.jit(train_step, donate_argnames="state")
+
+
+def _check(net: Any, optimizer: Any) -> None:
+    if not isinstance(net, Network):
+        raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
