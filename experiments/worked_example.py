@@ -1,0 +1,291 @@
+"""The article's three steps, worked out: first with scalars, then with matrices.
+
+    S_t = g₁(W_x X_t + W_s S_{t−1}),   Y_t = g₂(W_y S_t),   E_3 = (d_3 − Y_3)²,   t = 1, 2, 3
+
+    dE_3/dW_y = dE_3/dY_3 dY_3/dW_y                                       two factors
+
+    dE_3/dW_s = dE_3/dY_3 dY_3/dS_3 dS_3/dW_s                             i = 3
+              + dE_3/dY_3 dY_3/dS_3 dS_3/dS_2 dS_2/dW_s                   i = 2
+              + dE_3/dY_3 dY_3/dS_3 dS_3/dS_2 dS_2/dS_1 dS_1/dW_s         i = 1
+
+and dE_3/dW_x with W_x in the place of W_s. The last factor is the immediate derivative: S_{i−1} is
+held fixed in it. Here g₁ = tanh and g₂ = sigmoid. The terms below are arithmetic in NumPy, without
+autodiff; beside their sums stand jax.grad of the recurrence and this library's value_and_grad.
+
+Expectation: all agree to 1e-12.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tyro
+from jax import Array
+
+import jax_bptt as jb
+from experiments.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Where the results go."""
+
+    out: Path = Path("results/worked_example")
+    """Result folder."""
+
+
+class Example(NamedTuple):
+    """Everything the article's three steps need; weights are (in, out), so W_x X reads X @ W_x."""
+
+    w_x: np.ndarray
+    w_s: np.ndarray
+    w_y: np.ndarray
+    s_0: np.ndarray
+    x: np.ndarray  # X_1, X_2, X_3
+    d_3: np.ndarray
+
+
+class Worked(NamedTuple):
+    """States, output, error and the terms of the chain rule, i = 1, 2, 3."""
+
+    s: list[Any]
+    y_3: Any
+    e_3: Any
+    terms_w_s: list[Any]
+    terms_w_x: list[Any]
+    dw_y: Any
+    factors: dict[str, Any]
+
+
+SCALARS = Example(*(np.array(v) for v in (0.9, 0.8, 1.2, 0.5, [0.6, -0.4, 0.7], 0.1)))
+
+
+def matrices(inputs: int = 2, hidden: int = 3, outputs: int = 2) -> Example:
+    """The same with vectors for X, S, Y and random matrices."""
+    draw = np.random.default_rng(0).normal
+    w_x, w_s, w_y = draw(size=(inputs, hidden)), draw(size=(hidden, hidden)), draw(size=(hidden, outputs))
+    return Example(w_x, w_s, w_y, draw(size=hidden), draw(size=(3, inputs)), draw(size=outputs))
+
+
+def sigmoid(z: Any) -> Any:
+    """g₂."""
+    return 1 / (1 + np.exp(-z))
+
+
+def work_scalars(e: Example) -> Worked:
+    """The article line by line; every symbol is a number."""
+    x_1, x_2, x_3 = e.x
+    s_1 = np.tanh(e.w_x * x_1 + e.w_s * e.s_0)
+    s_2 = np.tanh(e.w_x * x_2 + e.w_s * s_1)
+    s_3 = np.tanh(e.w_x * x_3 + e.w_s * s_2)
+    y_3 = sigmoid(e.w_y * s_3)
+    e_3 = (e.d_3 - y_3) ** 2
+
+    de_3_dy_3 = -2 * (e.d_3 - y_3)
+    dy_3_ds_3 = y_3 * (1 - y_3) * e.w_y
+    dy_3_dw_y = y_3 * (1 - y_3) * s_3
+    ds_3_ds_2 = (1 - s_3**2) * e.w_s
+    ds_2_ds_1 = (1 - s_2**2) * e.w_s
+    ds_3_dw_s, ds_2_dw_s, ds_1_dw_s = (1 - s_3**2) * s_2, (1 - s_2**2) * s_1, (1 - s_1**2) * e.s_0
+    ds_3_dw_x, ds_2_dw_x, ds_1_dw_x = (1 - s_3**2) * x_3, (1 - s_2**2) * x_2, (1 - s_1**2) * x_1
+
+    terms_w_s = [
+        de_3_dy_3 * dy_3_ds_3 * ds_3_ds_2 * ds_2_ds_1 * ds_1_dw_s,
+        de_3_dy_3 * dy_3_ds_3 * ds_3_ds_2 * ds_2_dw_s,
+        de_3_dy_3 * dy_3_ds_3 * ds_3_dw_s,
+    ]
+    terms_w_x = [
+        de_3_dy_3 * dy_3_ds_3 * ds_3_ds_2 * ds_2_ds_1 * ds_1_dw_x,
+        de_3_dy_3 * dy_3_ds_3 * ds_3_ds_2 * ds_2_dw_x,
+        de_3_dy_3 * dy_3_ds_3 * ds_3_dw_x,
+    ]
+    dw_y = de_3_dy_3 * dy_3_dw_y
+    factors = {
+        "dE_3/dY_3": de_3_dy_3,
+        "dY_3/dS_3": dy_3_ds_3,
+        "dS_3/dS_2": ds_3_ds_2,
+        "dS_2/dS_1": ds_2_ds_1,
+    }
+    return Worked([s_1, s_2, s_3], y_3, e_3, terms_w_s, terms_w_x, dw_y, factors)
+
+
+def work_matrices(e: Example) -> Worked:
+    """The same sums with vectors: a factor becomes a Jacobian, a term an outer product."""
+    s = [e.s_0]
+    for x_t in e.x:
+        s.append(np.tanh(x_t @ e.w_x + s[-1] @ e.w_s))
+    y_3 = sigmoid(s[3] @ e.w_y)
+    e_3 = np.sum((e.d_3 - y_3) ** 2)
+
+    de_3_dy_3 = -2 * (e.d_3 - y_3)
+    dy_3_ds_3 = np.diag(y_3 * (1 - y_3)) @ e.w_y.T
+    ds_3_ds_2 = np.diag(1 - s[3] ** 2) @ e.w_s.T
+    ds_2_ds_1 = np.diag(1 - s[2] ** 2) @ e.w_s.T
+    de_3_ds = {  # dE_3/dS_i: the product of Jacobians that vanishes or explodes
+        3: de_3_dy_3 @ dy_3_ds_3,
+        2: de_3_dy_3 @ dy_3_ds_3 @ ds_3_ds_2,
+        1: de_3_dy_3 @ dy_3_ds_3 @ ds_3_ds_2 @ ds_2_ds_1,
+    }
+    terms_w_s = [np.outer(s[i - 1], de_3_ds[i] * (1 - s[i] ** 2)) for i in (1, 2, 3)]
+    terms_w_x = [np.outer(e.x[i - 1], de_3_ds[i] * (1 - s[i] ** 2)) for i in (1, 2, 3)]
+    dw_y = np.outer(s[3], de_3_dy_3 * y_3 * (1 - y_3))
+    factors = {
+        "dE_3/dY_3": de_3_dy_3,
+        "dY_3/dS_3": dy_3_ds_3,
+        "dS_3/dS_2": ds_3_ds_2,
+        "dS_2/dS_1": ds_2_ds_1,
+    }
+    return Worked(s[1:], y_3, e_3, terms_w_s, terms_w_x, dw_y, factors)
+
+
+def by_jax(e: Example) -> tuple[np.ndarray, ...]:
+    """jax.grad of E_3 by W_s, W_x and W_y."""
+
+    def e_3(w_s: Array, w_x: Array, w_y: Array) -> Array:
+        s = jnp.asarray(e.s_0)
+        for x_t in e.x:
+            s = jnp.tanh(jnp.dot(x_t, w_x) + jnp.dot(s, w_s))
+        return jnp.sum((e.d_3 - jax.nn.sigmoid(jnp.dot(s, w_y))) ** 2)
+
+    return tuple(np.asarray(g) for g in jax.grad(e_3, argnums=(0, 1, 2))(*map(jnp.asarray, (e.w_s, e.w_x, e.w_y))))
+
+
+def by_library(e: Example) -> tuple[np.ndarray, ...]:
+    """jb.value_and_grad of E_3 by W_s, W_x and W_y: an Elman cell and a readout, biases zero."""
+    w_x, w_s, w_y = (jnp.atleast_2d(w) for w in (e.w_x, e.w_s, e.w_y))
+    s_0, d_3 = jnp.atleast_1d(e.s_0), jnp.atleast_1d(e.d_3)
+    (inputs, hidden), outputs = w_x.shape, w_y.shape[1]
+    net = jb.network([jb.elman(inputs, hidden, "tanh")], jb.readout(hidden, outputs, "sigmoid"))
+    cell = jb.Params(w_x=w_x, w_h=w_s, b=jnp.zeros(hidden))
+    params = jb.NetworkParams((cell,), jb.ReadoutParams(w_y=w_y, b_y=jnp.zeros(outputs)))
+
+    def last_error(ys: Array, d_3: Array) -> Array:
+        return jb.squared_error(ys[-1], d_3)
+
+    xs = jnp.asarray(e.x).reshape(3, inputs)
+    _, grads = jb.value_and_grad(net, last_error)(params, (jb.Carry(s_0),), xs, d_3)
+    found = grads.cells[0].w_h, grads.cells[0].w_x, grads.readout.w_y
+    return tuple(np.asarray(g).reshape(w.shape) for g, w in zip(found, (e.w_s, e.w_x, e.w_y), strict=True))
+
+
+def show(title: str, e: Example, w: Worked) -> float:
+    """Print one example; returns the largest difference, as a ratio of norms."""
+    print(f"\n{title}\n{'=' * len(title)}")
+    for t, s_t in enumerate(w.s, start=1):
+        print(f"S_{t} = {_text(s_t)}")
+    print(f"Y_3 = {_text(w.y_3)}\nE_3 = {_text(w.e_3)}\n")
+    for name, value in w.factors.items():
+        print(f"{name} = {_text(value, 12)}")
+
+    jax_w_s, jax_w_x, jax_w_y = by_jax(e)
+    lib_w_s, lib_w_x, lib_w_y = by_library(e)
+    differences = []
+    for name, terms, from_jax, from_library in (
+        ("W_s", w.terms_w_s, jax_w_s, lib_w_s),
+        ("W_x", w.terms_w_x, jax_w_x, lib_w_x),
+        ("W_y", [w.dw_y], jax_w_y, lib_w_y),
+    ):
+        print(f"\ndE_3/d{name}")
+        if len(terms) > 1:
+            for i in (3, 2, 1):
+                print(f"  term i = {i}       {_text(terms[i - 1])}")
+        label = "sum of terms" if len(terms) > 1 else "two factors "
+        print(f"  {label}     {_text(sum(terms))}")
+        print(f"  jax.grad         {_text(from_jax)}")
+        print(f"  value_and_grad   {_text(from_library)}")
+        differences += [_ratio(sum(terms), from_jax), _ratio(from_library, from_jax)]
+    print(f"\nlargest difference, ratio of norms: {max(differences):.1e}")
+    return max(differences)
+
+
+def _text(value: Any, indent: int = 19) -> str:
+    return np.array2string(np.asarray(value), precision=10, floatmode="fixed", prefix=" " * indent)
+
+
+def _ratio(a: Any, b: Any) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def draw(path: Path, e: Example, w: Worked) -> None:
+    """The unrolled network with the factors on the way back, and the terms they multiply to."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (net, bars) = plt.subplots(1, 2, figsize=(12, 4.4), width_ratios=(3, 2), layout="constrained")
+    back, ahead = {"arrowstyle": "-|>", "color": "C3", "lw": 1.6}, {"arrowstyle": "-|>", "color": "0.45", "lw": 1.2}
+
+    def node(x: float, y: float, name: str, value: float) -> None:
+        net.text(x, y, f"${name}$\n{value:.3f}", ha="center", va="center", zorder=3,
+                 bbox={"boxstyle": "circle,pad=0.35", "fc": "white", "ec": "0.3"})
+
+    def edge(a: tuple[float, float], b: tuple[float, float], forward: str, backward: str = "") -> None:
+        step = np.subtract(b, a)
+        side = np.array([-step[1], step[0]]) / np.hypot(*step)
+        start, end = np.array(a) + 0.27 * step, np.array(b) - 0.27 * step
+        wide = 1.0 if step[1] == 0 else 1.45  # text is wider than high: keep it off an upright arrow
+        net.annotate("", end + 0.09 * side, start + 0.09 * side, arrowprops=ahead)
+        net.text(*((start + end) / 2 + 0.2 * side), forward, ha="center", va="center", fontsize=9, color="0.35")
+        if backward:
+            net.annotate("", start - 0.09 * side, end - 0.09 * side, arrowprops=back)
+            middle = (start + end) / 2 - 0.31 * wide * side
+            net.text(*middle, backward, ha="center", va="center", fontsize=9, color="C3")
+
+    for t, s_t in enumerate([e.s_0, *w.s]):
+        node(1.6 * t, 1.3, f"S_{t}", float(s_t))
+        if t:
+            node(1.6 * t, 0, f"X_{t}", float(e.x[t - 1]))
+            edge((1.6 * t, 0), (1.6 * t, 1.3), "$W_x$")
+            name = f"dS_{t}/dS_{t - 1}"
+            factor = f"${name}$\n{float(w.factors[name]):.3f}" if name in w.factors else ""
+            edge((1.6 * (t - 1), 1.3), (1.6 * t, 1.3), "$W_s$", factor)
+    node(4.8, 2.6, "Y_3", float(w.y_3))
+    node(6.4, 2.6, "E_3", float(w.e_3))
+    edge((4.8, 1.3), (4.8, 2.6), "$W_y$", f"$dY_3/dS_3$\n{float(w.factors['dY_3/dS_3']):.3f}")
+    edge((4.8, 2.6), (6.4, 2.6), "", f"$dE_3/dY_3$\n{float(w.factors['dE_3/dY_3']):.3f}")
+    net.set(xlim=(-0.5, 6.9), ylim=(-0.5, 3.1), aspect="equal")
+    net.set_axis_off()
+    net.set_title("three steps unrolled: forward in grey, the chain rule back in red")
+
+    places = np.arange(4)
+    for shift, name, terms in ((-0.2, "$dE_3/dW_s$", w.terms_w_s), (0.2, "$dE_3/dW_x$", w.terms_w_x)):
+        values = [float(v) for v in (*terms[::-1], sum(terms))]
+        drawn = bars.bar(places + shift, values, 0.38, label=name)
+        bars.bar_label(drawn, fmt="%.4f", fontsize=8, padding=2)
+    bars.axhline(0, color="0.3", lw=0.8)
+    bars.axvline(2.5, color="0.8", lw=0.8)
+    bars.margins(y=0.12)
+    bars.set_xticks(places, ["i = 3\n(shortest product)", "i = 2", "i = 1\n(longest)", "sum =\njax.grad"])
+    bars.set_title("the terms of the summed chain rule")
+    bars.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(config: Config) -> None:
+    """Work both examples, draw the first."""
+    jax.config.update("jax_enable_x64", True)
+    run = Run(config.out, config)
+    scalars, vectors = SCALARS, matrices()
+    worked = work_scalars(scalars), work_matrices(vectors)
+    largest = max(show("Scalars", scalars, worked[0]), show("Matrices", vectors, worked[1]))
+    lines = [
+        {"example": name, "i": i, "dE3_dW_s": np.asarray(w.terms_w_s[i - 1]).tolist(), "dE3_dW_x": np.asarray(w.terms_w_x[i - 1]).tolist()}
+        for name, w in zip(("scalars", "matrices"), worked, strict=True)
+        for i in (1, 2, 3)
+    ]
+    run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    draw(run.folder / "terms.png", scalars, worked[0])
+    print(f"\n{run.folder / 'terms.png'}")
+    met = "met" if largest < 1e-12 else "NOT MET"
+    print(f"the terms sum to jax.grad, largest difference {largest:.1e} (expected below 1e-12: {met})")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
