@@ -1,0 +1,154 @@
+"""Every gradient method against four witnesses, over every case, leaf by leaf."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import witnesses as w
+from cases import CELLS, METHODS, every_case, make
+
+import jax_bptt as jb
+
+EXACT, SINGLE, DIFFERENCES = 1e-12, 1e-5, 1e-7
+
+
+@every_case
+def test_values_equal_those_of_a_plain_scan(name, steps, batch):
+    case = make(name, steps, batch)
+    wanted = w.plain(case)(*case.primals())
+    for method in METHODS.values():
+        assert not w.wrong(w.unrolled(case, method)(*case.primals()), wanted, EXACT)
+
+
+@every_case
+def test_every_method_agrees_with_every_witness(name, steps, batch):
+    case = make(name, steps, batch)
+    wanted = w.by_autodiff(case)
+    differences = w.by_differences(case)
+    forward_mode = w.by_forward_mode(case)
+    for method in METHODS.values():
+        found = w.manual(case, method)
+        disagreements = {
+            "jax.grad of a plain scan": w.wrong(found, wanted, EXACT),
+            "central differences": w.wrong(found, differences, DIFFERENCES),
+            "forward mode": w.wrong(found, forward_mode, EXACT),
+            "<J v, w> = <v, J^T w>": w.broken_identity(case, found, EXACT),
+        }
+        assert not any(disagreements.values()), (method, disagreements)
+
+
+@every_case
+def test_single_precision(name, steps, batch):
+    case = make(name, steps, batch, "float32")
+    found, wanted = (w.manual(case, method) for method in METHODS.values())
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
+    assert not w.wrong(found, wanted, SINGLE)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_full_equals_numpy_by_complex_step(name):
+    case = make(name, 7, (2,))
+    assert not w.wrong(w.manual(case, jb.full()), w.by_complex_step(case), EXACT)
+
+
+def test_the_scalar_case_in_closed_form():
+    """h_t = a h_{t−1} + x_t: dh_T/da = Σ_t a^(T−t) h_{t−1}, by hand."""
+    a, steps = 0.9, 11
+    cell = jb.elman(1, 1, "identity")
+    params = jb.Params(jnp.ones((1, 1)), jnp.full((1, 1), a), jnp.zeros(1))
+    xs = jnp.arange(1.0, steps + 1).reshape(steps, 1)
+
+    def last(params):
+        return jb.unroll(cell, params, jb.Carry(jnp.array([0.5])), xs)[0].h.sum()
+
+    h = [0.5]
+    for t in range(1, steps + 1):
+        h.append(a * h[-1] + t)
+    expected = sum(a ** (steps - t) * h[t - 1] for t in range(1, steps + 1))
+    assert abs(float(jax.grad(last)(params).w_h[0, 0]) - expected) < 1e-13 * expected
+
+
+@pytest.mark.parametrize("name", ["elman-tanh", "gated-by-vjp", "leaky-by-hand"])
+def test_vmap_over_networks_equals_a_loop(name):
+    cases = [make(name, 5, (2,)), make(name, 5, (2,))._replace(xs=make(name, 5, (2,)).xs + 0.5)]
+    run = lambda params, carry, xs, d_carry, d_hs: jax.vjp(  # noqa: E731
+        w.unrolled(cases[0], jb.full()), params, carry, xs
+    )[1]((d_carry, d_hs))
+    stacked = jax.tree.map(lambda *z: jnp.stack(z), *(tuple(c[1:]) for c in cases))
+    found = jax.vmap(run)(*stacked)
+    for i, case in enumerate(cases):
+        assert not w.wrong(jax.tree.map(lambda z, i=i: z[i], found), w.by_autodiff(case), EXACT)
+
+
+def test_inside_a_larger_model():
+    """Trained before, behind and beside the unroll; two unrolls share parameters."""
+    case = make("elman-tanh", 5, (2,))
+    before, behind = jax.random.normal(jax.random.key(0), (2, 3, 3))
+
+    def model(method, before, params, behind):
+        run = w.unrolled(case, method)
+        carry, hs = run(params, case.carry, jnp.sin(case.xs @ before))
+        _, hs = run(params, carry, hs[::-1, :, :3] @ behind)
+        return jnp.sum(jnp.cos(hs)) + jnp.sum(before**2)
+
+    found, wanted = (
+        jax.jit(jax.grad(lambda *a, m=m: model(m, *a), (0, 1, 2)))(before, case.params, behind)
+        for m in (jb.full(), jb.autodiff())
+    )
+    assert not w.wrong(found, wanted, EXACT)
+
+
+def test_cotangents_on_one_output_only():
+    case = make("gated-by-vjp", 5, (2,))
+    for d_carry, d_hs in ((0.0, 1.0), (1.0, 0.0)):
+        part = case._replace(d_carry=jax.tree.map(lambda z, s=d_carry: s * z, case.d_carry), d_hs=d_hs * case.d_hs)
+        found, wanted = w.manual(part, jb.full()), w.by_autodiff(part)
+        assert not w.wrong(found, wanted, EXACT)
+
+
+def test_reverse_over_reverse():
+    """The backward pass is plain JAX, so it can be differentiated again."""
+    case = make("elman-tanh", 3, ())
+
+    def slope_norm(method, params):
+        def loss(params):
+            return jnp.sum(jb.unroll(case.row.cell, params, case.carry, case.xs, gradient=method)[1] ** 3)
+
+        return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss)(params)))
+
+    found, wanted = (jax.grad(lambda p, m=m: slope_norm(m, p))(case.params) for m in METHODS.values())
+    assert not w.wrong(found, wanted, EXACT)
+
+
+def test_autodiff_takes_hessians_and_jvps():
+    case = make("elman-tanh", 3, ())
+
+    def loss(w_h):
+        params = case.params._replace(w_h=w_h)
+        return jnp.sum(jb.unroll(case.row.cell, params, case.carry, case.xs, gradient=jb.autodiff())[1] ** 2)
+
+    hessian = jax.hessian(loss)(case.params.w_h)
+    assert np.allclose(hessian, np.transpose(hessian, (2, 3, 0, 1)), atol=1e-12)
+
+
+def test_relu_at_exactly_zero_has_slope_zero():
+    cell = jb.elman(1, 1, "relu")
+    params = jb.Params(jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))
+    for method in METHODS.values():
+        d_b = jax.grad(
+            lambda p, m=method: jb.unroll(cell, p, jb.Carry(jnp.zeros(1)), jnp.ones((2, 1)), gradient=m)[1].sum()
+        )(params).b
+        assert float(d_b[0]) == 0
+
+
+def test_numpy_inputs_are_taken():
+    case = make("elman-tanh", 3, (2,))
+    _, hs = jb.unroll(case.row.cell, case.params, case.carry, np.asarray(case.xs))
+    assert isinstance(hs, jax.Array)
+
+
+def test_single_precision_holds_over_long_sequences():
+    """T = 1000, contracting: float32 stays within 1e-5 of float64."""
+    long = {d: make("elman-tanh", 1000, (2,), d) for d in ("float32", "float64")}
+    found, wanted = (w.manual(long[d], jb.full()) for d in ("float32", "float64"))
+    assert not w.wrong(found, wanted, SINGLE)
