@@ -92,7 +92,9 @@ def load(config: Config) -> Corpus:
 
     train, valid = rows(codes[:cut]), rows(codes[cut:])
     if valid.shape[1] < 2 or train.shape[1] <= config.window:
-        raise SystemExit(f"the text has {len(codes)} characters, too few for {config.rows} rows of {config.window}")
+        raise SystemExit(
+            f"the text has {len(codes)} characters, too few for {config.rows} rows of {config.window}"
+        )
     scored = np.append(valid[:, :-1].reshape(-1), valid[-1, -1])
     return Corpus(alphabet, train, valid, kgram_nats(codes[:cut], scored, len(alphabet), 3))
 
@@ -136,7 +138,9 @@ def _write(net: jb.Network, params: Any, key: Array, prompt: Array, length: int)
         carry, ys = net.apply(params, carry, jax.nn.one_hot(code, len(y))[None])
         return (carry, ys[0]), code
 
-    carry, ys = net.apply(params, net.initial_carry(params, ()), jax.nn.one_hot(prompt, net.cells[0].input_size))
+    carry, ys = net.apply(
+        params, net.initial_carry(params, ()), jax.nn.one_hot(prompt, net.cells[0].input_size)
+    )
     return jax.lax.scan(step, (carry, ys[-1]), jax.random.split(key, length))[1]
 
 
@@ -155,7 +159,10 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
     train_step = jb.make_train_step(net, jb.softmax_cross_entropy, optimizer)
     state = jb.init_train_state(jax.random.key(config.seed), net, optimizer, (config.rows,))
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    with ocp.CheckpointManager((run.folder / "checkpoints").absolute(), options=options) as saved, StopRequest() as stop:
+    with (
+        ocp.CheckpointManager((run.folder / "checkpoints").absolute(), options=options) as saved,
+        StopRequest() as stop,
+    ):
         if saved.latest_step() is not None:
             state = saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state))
         start = int(state.step)
@@ -165,7 +172,9 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
                 at = step % chunks
                 if at == 0:  # a new epoch begins without memory
                     state = state._replace(carry=net.initial_carry(state.params, (config.rows,)))
-                state, metrics = train_step(state, chunk(corpus.train, at * config.window, config.window, classes))
+                state, metrics = train_step(
+                    state, chunk(corpus.train, at * config.window, config.window, classes)
+                )
                 bar.update()
                 done = step + 1
                 if done % 20 == 0:
@@ -207,8 +216,14 @@ def draw(run: Run, corpus: Corpus) -> None:
         axes.plot(*zip(*points, strict=True), label=label, **style)
     for k, nats in enumerate(corpus.kgrams):
         axes.axhline(nats, color="0.5", lw=1, ls="--")
-        axes.annotate(f"k = {k}: {nats:.2f}", (0.99, nats), xycoords=("axes fraction", "data"), va="bottom", ha="right")
-    axes.set(xlabel="step", ylabel="nats per character", title="An Elman network trained by BPTT, and k-grams (dashed) on the same text")
+        axes.annotate(
+            f"k = {k}: {nats:.2f}", (0.99, nats), xycoords=("axes fraction", "data"), va="bottom", ha="right"
+        )
+    axes.set(
+        xlabel="step",
+        ylabel="nats per character",
+        title="An Elman network trained by BPTT, and k-grams (dashed) on the same text",
+    )
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
     figure.savefig(run.folder / "learning_curve.png", dpi=150)
     plt.close(figure)
@@ -232,8 +247,13 @@ def main(config: Config) -> None:
     draw(run, corpus)
     key = jax.random.key(config.seed)
     print(f"--- a sample\n{write_text(net, params, corpus, key)}\n---")
-    print(f"parameters sha256 {digest[:16]}, {time.monotonic() - began:.0f} s, {run.folder / 'learning_curve.png'}")
-    met = "beats the bigram (k=1), as expected" if nats < corpus.kgrams[1] else "EXPECTATION NOT MET: the bigram (k=1) is better"
+    print(f"parameters sha256 {digest[:16]}, {time.monotonic() - began:.0f} s")
+    print(run.folder / "learning_curve.png")
+    met = (
+        "beats the bigram (k=1), as expected"
+        if nats < corpus.kgrams[1]
+        else "EXPECTATION NOT MET: the bigram (k=1) is better"
+    )
     print(f"validation {nats:.3f} nats/char; k-grams {baselines}; {met}")
 
 

@@ -154,7 +154,9 @@ def by_jax(e: Example) -> tuple[np.ndarray, ...]:
             s = jnp.tanh(jnp.dot(x_t, w_x) + jnp.dot(s, w_s))
         return jnp.sum((e.d_3 - jax.nn.sigmoid(jnp.dot(s, w_y))) ** 2)
 
-    return tuple(np.asarray(g) for g in jax.grad(e_3, argnums=(0, 1, 2))(*map(jnp.asarray, (e.w_s, e.w_x, e.w_y))))
+    return tuple(
+        np.asarray(g) for g in jax.grad(e_3, argnums=(0, 1, 2))(*map(jnp.asarray, (e.w_s, e.w_x, e.w_y)))
+    )
 
 
 def by_library(e: Example) -> tuple[np.ndarray, ...]:
@@ -219,11 +221,21 @@ def draw(path: Path, e: Example, w: Worked) -> None:
     import matplotlib.pyplot as plt
 
     figure, (net, bars) = plt.subplots(1, 2, figsize=(12, 4.4), width_ratios=(3, 2), layout="constrained")
-    back, ahead = {"arrowstyle": "-|>", "color": "C3", "lw": 1.6}, {"arrowstyle": "-|>", "color": "0.45", "lw": 1.2}
+    back, ahead = (
+        {"arrowstyle": "-|>", "color": "C3", "lw": 1.6},
+        {"arrowstyle": "-|>", "color": "0.45", "lw": 1.2},
+    )
 
     def node(x: float, y: float, name: str, value: float) -> None:
-        net.text(x, y, f"${name}$\n{value:.3f}", ha="center", va="center", zorder=3,
-                 bbox={"boxstyle": "circle,pad=0.35", "fc": "white", "ec": "0.3"})
+        net.text(
+            x,
+            y,
+            f"${name}$\n{value:.3f}",
+            ha="center",
+            va="center",
+            zorder=3,
+            bbox={"boxstyle": "circle,pad=0.35", "fc": "white", "ec": "0.3"},
+        )
 
     def edge(a: tuple[float, float], b: tuple[float, float], forward: str, backward: str = "") -> None:
         step = np.subtract(b, a)
@@ -231,7 +243,9 @@ def draw(path: Path, e: Example, w: Worked) -> None:
         start, end = np.array(a) + 0.27 * step, np.array(b) - 0.27 * step
         wide = 1.0 if step[1] == 0 else 1.45  # text is wider than high: keep it off an upright arrow
         net.annotate("", end + 0.09 * side, start + 0.09 * side, arrowprops=ahead)
-        net.text(*((start + end) / 2 + 0.2 * side), forward, ha="center", va="center", fontsize=9, color="0.35")
+        net.text(
+            *((start + end) / 2 + 0.2 * side), forward, ha="center", va="center", fontsize=9, color="0.35"
+        )
         if backward:
             net.annotate("", start - 0.09 * side, end - 0.09 * side, arrowprops=back)
             middle = (start + end) / 2 - 0.31 * wide * side
@@ -276,7 +290,12 @@ def main(config: Config) -> None:
     worked = work_scalars(scalars), work_matrices(vectors)
     largest = max(show("Scalars", scalars, worked[0]), show("Matrices", vectors, worked[1]))
     lines = [
-        {"example": name, "i": i, "dE3_dW_s": np.asarray(w.terms_w_s[i - 1]).tolist(), "dE3_dW_x": np.asarray(w.terms_w_x[i - 1]).tolist()}
+        {
+            "example": name,
+            "i": i,
+            "dE3_dW_s": np.asarray(w.terms_w_s[i - 1]).tolist(),
+            "dE3_dW_x": np.asarray(w.terms_w_x[i - 1]).tolist(),
+        }
         for name, w in zip(("scalars", "matrices"), worked, strict=True)
         for i in (1, 2, 3)
     ]

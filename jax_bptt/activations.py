@@ -65,7 +65,9 @@ def activation(g: str | Callable[[Array], Array]) -> Activation:
     """
     if isinstance(g, str):
         if g not in _NAMED:
-            raise bad("activation", f"one of {', '.join(_NAMED)}, or a callable", repr(g), "check the spelling")
+            raise bad(
+                "activation", f"one of {', '.join(_NAMED)}, or a callable", repr(g), "check the spelling"
+            )
         return _NAMED[g]
     if not callable(g):
         raise bad("activation", "a name or a callable", g, "pass a function of one number")

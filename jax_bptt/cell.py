@@ -156,7 +156,9 @@ def _make_cell(
 ) -> Cell:
     def initial_carry(params: Any, batch_shape: tuple[int, ...]) -> Any:
         check_batch_shape(batch_shape)
-        return carry_type(*(jnp.zeros((*batch_shape, hidden_size), params.w_h.dtype) for _ in carry_type._fields))
+        return carry_type(
+            *(jnp.zeros((*batch_shape, hidden_size), params.w_h.dtype) for _ in carry_type._fields)
+        )
 
     if init is None:
         init = functools.partial(init_params, input_size=input_size, hidden_size=hidden_size, gates=gates)
@@ -219,6 +221,8 @@ def size(argument: str, value: Any) -> int:
 def check_batch_shape(batch_shape: Any) -> None:
     """ValueError unless batch_shape is a tuple of positive ints."""
     if not isinstance(batch_shape, tuple):
-        raise bad("batch_shape", "a tuple such as (32,), or () for no batch axis", batch_shape, "wrap it in a tuple")
+        raise bad(
+            "batch_shape", "a tuple such as (32,), or () for no batch axis", batch_shape, "wrap it in a tuple"
+        )
     for n in batch_shape:
         size("batch_shape", n)

@@ -107,14 +107,19 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any) -> tuple[Array, Array]:
 
 
 def _check_real_targets(ys: Array, targets: Any) -> None:
-    if jnp.shape(targets) != ys.shape or jnp.result_type(targets) != ys.dtype:
+    if getattr(targets, "shape", None) != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
 
 
 def _check_classes(ys: Array, targets: Any) -> None:
-    integer = jnp.issubdtype(jnp.result_type(targets), jnp.integer)
-    if not integer or jnp.shape(targets) != ys.shape[:-1]:
-        raise bad("targets", f"integer classes {list(ys.shape[:-1])}", targets, "pass class indices, not one-hot rows")
+    shape = getattr(targets, "shape", None)
+    if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise bad(
+            "targets",
+            f"integer classes {list(ys.shape[:-1])}",
+            targets,
+            "pass class indices, not one-hot rows",
+        )
 
 
 def _in_range(ys: Array, targets: Array) -> Array:

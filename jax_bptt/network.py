@@ -1,18 +1,18 @@
 """Layers of cells, a readout and a loss, and the gradient from the loss back to the first W_x.
 
-    article   Y_t = g₂(W_y S_t),   E = Σ_t (d_t − Y_t)²
+article   Y_t = g₂(W_y S_t),   E = Σ_t (d_t − Y_t)²
 
-    forward   h_t = cells(x_t)                  layer by layer, each by `unroll`              (N1)
-              z_t = h_t W_y + b_y                                                             (N2)
-              Y_t = g₂(z_t)                                                                   (N3)
+forward   h_t = cells(x_t)                  layer by layer, each by `unroll`              (N1)
+          z_t = h_t W_y + b_y                                                             (N2)
+          Y_t = g₂(z_t)                                                                   (N3)
 
-    back      dE/dY_t                           from `loss`                                   (N4)
-              δz_t = dE/dY_t g₂′(z_t)                                                         (N5)
-              dE/dW_y = Σ_t h_tᵀ δz_t           two factors: W_y feeds no state               (N6)
-              dE/db_y = Σ_t δz_t                                                              (N7)
-              G_t = δz_t W_yᵀ                   what the loss says to h_t directly            (N8)
-              dE/dW_x, dE/dW_h, dE/dx_t         from G_t: the summed rule, in `gradients`     (N9)
-              G_t of the layer below = dE/dx_t of this one                                    (N10)
+back      dE/dY_t                           from `loss`                                   (N4)
+          δz_t = dE/dY_t g₂′(z_t)                                                         (N5)
+          dE/dW_y = Σ_t h_tᵀ δz_t           two factors: W_y feeds no state               (N6)
+          dE/db_y = Σ_t δz_t                                                              (N7)
+          G_t = δz_t W_yᵀ                   what the loss says to h_t directly            (N8)
+          dE/dW_x, dE/dW_h, dE/dx_t         from G_t: the summed rule, in `gradients`     (N9)
+          G_t of the layer below = dE/dx_t of this one                                    (N10)
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ class Network(NamedTuple):
         return tuple(last), self.readout.forward(params.readout, xs)[1]
 
 
-def readout(hidden_size: int, output_size: int, activation: str | Callable[[Array], Array] = "identity") -> Readout:
+def readout(
+    hidden_size: int, output_size: int, activation: str | Callable[[Array], Array] = "identity"
+) -> Readout:
     """The article's Y_t = g₂(W_y S_t).
 
     Y_t = g₂(h_t W_y + b_y)   (N2, N3)
@@ -204,7 +206,9 @@ def network(cells: Sequence[Cell], readout: Readout) -> Network:
     sizes = [c.hidden_size for c in cells]
     wanted = [c.input_size for c in cells[1:]] + [readout.hidden_size]
     if sizes != wanted:
-        raise bad("cells", f"hidden sizes {wanted}, as the next layers read", str(sizes), "make neighbours agree")
+        raise bad(
+            "cells", f"hidden sizes {wanted}, as the next layers read", str(sizes), "make neighbours agree"
+        )
     return Network(tuple(cells), readout)
 
 
@@ -268,4 +272,6 @@ def _params_of(net: Network) -> NetworkParams:
 def _check(net: Network, params: Any, carry: Any) -> None:
     check_like("params", params, _params_of(net), "make them by net.init(key)")
     if not isinstance(carry, tuple) or len(carry) != len(net.cells):
-        raise bad("carry", f"a tuple of {len(net.cells)}, one per cell", carry, "make it by net.initial_carry")
+        raise bad(
+            "carry", f"a tuple of {len(net.cells)}, one per cell", carry, "make it by net.initial_carry"
+        )

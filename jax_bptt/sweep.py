@@ -167,9 +167,7 @@ def recurrent_gates(cell: Cell, params: Any, h_prev: Array) -> Gates:
 
 def unit_wise(params: Any, rank: int) -> Units:
     """The parameters p that are neither matrices nor biases, shaped to broadcast at this rank."""
-    return {
-        name: against(p, rank) for name, p in params._asdict().items() if name not in _ENGINE_OWNED
-    }
+    return {name: against(p, rank) for name, p in params._asdict().items() if name not in _ENGINE_OWNED}
 
 
 def previous(carry: Any, states: Any) -> Any:

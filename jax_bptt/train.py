@@ -1,8 +1,8 @@
 """Training: one optax update for each chunk of a sequence, the carry kept from chunk to chunk.
 
-    (E, s_T), dE/dθ = value_and_grad(θ, s_0, chunk)                                           (T1)
-    θ ← θ + optimizer(dE/dθ)                                                                  (T2)
-    s_0 of the next chunk = s_T, a number: the gradient is cut there                          (T3)
+(E, s_T), dE/dθ = value_and_grad(θ, s_0, chunk)                                           (T1)
+θ ← θ + optimizer(dE/dθ)                                                                  (T2)
+s_0 of the next chunk = s_T, a number: the gradient is cut there                          (T3)
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def make_train_step(
       ValueError: a wrong network or optimizer here; a wrong batch at the first step.
 
     >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
-    >>> state = jb.init_train_state(jax.random.key(0), net, optax.adam(1e-2), (2,))
-    >>> train_step = jb.make_train_step(net, jb.squared_error, optax.adam(1e-2))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(1e-2), (2,))
+    >>> train_step = jb.make_train_step(net, jb.squared_error, optax.sgd(1e-2))
     >>> state, metrics = train_step(state, Batch(jnp.ones((3, 2, 1)), jnp.zeros((3, 2, 1))))
     >>> int(state.step), bool(metrics.finite)
     (1, True)
@@ -125,7 +125,7 @@ def make_train_step(
         )  # (T1)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)  # (T2)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         metrics = Metrics(error, norm, jnp.isfinite(error) & jnp.isfinite(norm))
         return TrainState(state.step + 1, params, opt_state, carry), metrics  # (T3)
 

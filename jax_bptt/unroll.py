@@ -111,8 +111,9 @@ def _check_xs(xs: Any, input_size: int, dtype: Any) -> Array:
 
 def check_like(argument: str, tree: Any, expected: Any, fix: str) -> None:
     """ValueError unless tree has the structure and the shapes of expected."""
-    if jax.tree.structure(tree) != jax.tree.structure(expected):
-        raise bad(argument, str(jax.tree.structure(expected)), str(jax.tree.structure(tree)), fix)
+    came, wanted_structure = str(jax.tree.structure(tree)), str(jax.tree.structure(expected))
+    if came != wanted_structure:
+        raise bad(argument, wanted_structure, came, fix)
     for (path, leaf), wanted in zip(
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
     ):
@@ -135,7 +136,7 @@ def _check_pointwise(cell: Cell, params: Any, carry: Any, xs: Array) -> None:
         s = cell.step(units, s_prev, u, v)
         check_like("step", s, s_prev, "return the carry type, every leaf shaped like h")
         towards = cell.adjoint(units, cell.linearise(units, s_prev, u, v, s), s)
-        wanted = s_prev, u, v, {name: s_prev.h for name in units}
+        wanted = s_prev, u, v, dict.fromkeys(units, s_prev.h)
         check_like("adjoint", tuple(towards), wanted, "return a StepCotangent of such arrays")
         return towards
 
@@ -145,4 +146,6 @@ def _check_pointwise(cell: Cell, params: Any, carry: Any, xs: Array) -> None:
     captured = [c for c in trace.consts if isinstance(c, jax.core.Tracer)]
     if captured:
         fix = "make values that change or are differentiated a part of params (cell.init)"
-        raise bad("cell", "functions of their arguments alone", f"a captured tracer {describe(captured[0])}", fix)
+        raise bad(
+            "cell", "functions of their arguments alone", f"a captured tracer {describe(captured[0])}", fix
+        )

@@ -15,7 +15,7 @@ import pytest
 
 import jax_bptt as jb
 
-I, H = 3, 4
+I, H = 3, 4  # noqa: E741
 
 
 class CellRow(NamedTuple):
@@ -151,7 +151,9 @@ def _plain_leaky(np, p, s, x):
 CELLS = {
     "elman-tanh": CellRow(jb.elman(I, H), _plain_elman(lambda np, z: np.tanh(z))),
     "elman-sigmoid": CellRow(jb.elman(I, H, "sigmoid"), _plain_elman(_sigmoid)),
-    "elman-relu": CellRow(jb.elman(I, H, "relu"), _plain_elman(lambda np, z: np.where(np.real(z) > 0, z, 0 * z))),
+    "elman-relu": CellRow(
+        jb.elman(I, H, "relu"), _plain_elman(lambda np, z: np.where(np.real(z) > 0, z, 0 * z))
+    ),
     "elman-identity": CellRow(jb.elman(I, H, "identity"), _plain_elman(lambda np, z: z)),
     "elman-callable": CellRow(jb.elman(I, H, _softsign_like), _plain_elman(lambda np, z: z / (1 + z * z))),
     "one-unit": CellRow(jb.elman(I, 1), _plain_elman(lambda np, z: np.tanh(z))),

@@ -101,7 +101,9 @@ def test_inside_a_larger_model():
 def test_cotangents_on_one_output_only():
     case = make("gated-by-vjp", 5, (2,))
     for d_carry, d_hs in ((0.0, 1.0), (1.0, 0.0)):
-        part = case._replace(d_carry=jax.tree.map(lambda z, s=d_carry: s * z, case.d_carry), d_hs=d_hs * case.d_hs)
+        part = case._replace(
+            d_carry=jax.tree.map(lambda z, s=d_carry: s * z, case.d_carry), d_hs=d_hs * case.d_hs
+        )
         found, wanted = w.manual(part, jb.full()), w.by_autodiff(part)
         assert not w.wrong(found, wanted, EXACT)
 
@@ -136,7 +138,9 @@ def test_relu_at_exactly_zero_has_slope_zero():
     params = jb.Params(jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))
     for method in METHODS.values():
         d_b = jax.grad(
-            lambda p, m=method: jb.unroll(cell, p, jb.Carry(jnp.zeros(1)), jnp.ones((2, 1)), gradient=m)[1].sum()
+            lambda p, m=method: jb.unroll(cell, p, jb.Carry(jnp.zeros(1)), jnp.ones((2, 1)), gradient=m)[
+                1
+            ].sum()
         )(params).b
         assert float(d_b[0]) == 0
 

@@ -98,10 +98,12 @@ def ratios(found: Any, wanted: Any) -> dict[str, float]:
     """‖found − wanted‖ / ‖wanted‖ for each leaf, by name; a NaN counts as infinite."""
     names = ("params", "carry", "xs")
     out = {}
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
-    ):
-        name = names[path[0].idx] + jax.tree_util.keystr(path[1:]) if hasattr(path[0], "idx") else jax.tree_util.keystr(path)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+        name = (
+            names[path[0].idx] + jax.tree_util.keystr(path[1:])
+            if hasattr(path[0], "idx")
+            else jax.tree_util.keystr(path)
+        )
         ratio = np.linalg.norm(np.ravel(a) - np.ravel(b)) / np.linalg.norm(np.ravel(b))
         out[name] = float(ratio) if np.isfinite(ratio) else np.inf
     return out

@@ -1,0 +1,18 @@
+"""optax under strict dtype promotion: its own arithmetic mixes int32 counts with floats."""
+
+import jax
+import optax
+
+
+def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer, allowed the standard promotion inside."""
+
+    def update(*args):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(*args)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+ADAM = lenient(optax.adam(1e-2))
+SGD = optax.sgd(0.1)

@@ -1,0 +1,130 @@
+"""Speed guarded without a clock: what the compiled loops hold, memory, and how often tracing happens."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from optimizers import ADAM, SGD
+
+import jax_bptt as jb
+
+T, B, INPUT, HIDDEN = 64, 8, 16, 32
+
+
+def _compiled(cell, method, wrt=(0, 1, 2), steps=T):
+    params = cell.init(jax.random.key(0))
+    xs = jnp.ones((steps, B, cell.input_size))
+
+    def loss(params, carry, xs):
+        return jnp.sum(jb.unroll(cell, params, carry, xs, gradient=method)[1] ** 2)
+
+    return (
+        jax.jit(jax.value_and_grad(loss, wrt)).lower(params, cell.initial_carry(params, (B,)), xs).compile()
+    )
+
+
+def _loop_dots(compiled) -> list[int]:
+    """Matrix products in the body of each while loop, called computations included."""
+    bodies: dict[str, str] = {}
+    for block in re.split(r"\n(?=\S)", compiled.as_text()):
+        if match := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", block):
+            bodies[match[1]] = block
+
+    def dots(name: str) -> int:
+        called = re.findall(r"(?:calls|to_apply|body)=%([\w.\-]+)", bodies[name])
+        products = re.findall(r"= \S+ dot\(|custom_call_target=\"[^\"]*(?:matmul|dot)[^\"]*\"", bodies[name])
+        return len(products) + sum(map(dots, called))
+
+    loops = re.findall(r" while\(.*?body=%([\w.\-]+)", compiled.as_text())
+    return sorted(map(dots, loops))
+
+
+def _four_gates(units, s, u, v):
+    i, f, g, o = (jnp.tanh(a + b) for a, b in zip(u, v, strict=True))
+    return jb.Carry(i * f + g * o * s.h)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        jb.elman(INPUT, HIDDEN),
+        jb.elman(INPUT, HIDDEN, jnp.sin),
+        jb.make_cell(INPUT, HIDDEN, _four_gates, gates=4),
+    ],
+    ids=["elman", "elman-callable", "four-gates-by-vjp"],
+)
+def test_full_has_one_dot_in_each_loop(cell):
+    assert _loop_dots(_compiled(cell, jb.full())) == [1, 1]
+
+
+def test_the_count_sees_the_products_of_autodiff():
+    """Negative control: JAX's transpose of the plain scan has x W_x and h W_h forward and three dots back."""
+    assert _loop_dots(_compiled(jb.elman(INPUT, HIDDEN), jb.autodiff(), wrt=0)) == [2, 3]
+
+
+def test_training_has_one_dot_in_each_loop_of_each_layer():
+    net = jb.network([jb.elman(INPUT, HIDDEN), jb.elman(HIDDEN, HIDDEN)], jb.readout(HIDDEN, 5))
+    state = jb.init_train_state(jax.random.key(0), net, SGD, (B,))
+    step = jb.make_train_step(net, jb.softmax_cross_entropy, SGD)
+    batch = jb.Batch(jnp.ones((T, B, INPUT)), jnp.zeros((T, B), int))
+    assert _loop_dots(step.lower(state, batch).compile()) == [1, 1, 1, 1]
+
+
+def test_temporaries_grow_with_the_states_only():
+    """At most 7 arrays [T, B, H] for an Elman cell: states, slopes, G, λ, δz and what feeds them."""
+    cell = jb.elman(INPUT, HIDDEN)
+    small, large = (_compiled(cell, jb.full(), steps=n * T).memory_analysis() for n in (1, 2))
+    per_step = (large.temp_size_in_bytes - small.temp_size_in_bytes) / T
+    assert per_step <= 7 * B * HIDDEN * jnp.result_type(float).itemsize
+
+
+def test_no_product_is_made_for_gradients_nobody_asked_for():
+    """Without xs among the arguments of jax.grad, dx_t = du_t W_xᵀ is not computed."""
+    cell = jb.elman(INPUT, HIDDEN)
+    count = [_compiled(cell, jb.full(), wrt=wrt).as_text().count(" dot(") for wrt in (0, (0, 2))]
+    assert count[1] - count[0] == 1
+
+
+def test_named_scopes_reach_the_profile():
+    text = _compiled(jb.elman(INPUT, HIDDEN), jb.full()).as_text()
+    for scope in ("bptt/forward", "bptt/linearise", "bptt/sweep", "bptt/contract"):
+        assert scope in text
+
+
+def test_factories_are_cached():
+    assert jb.elman(3, 5) is jb.elman(input_size=3, hidden_size=5, activation="tanh")
+    assert jb.elman(3, 5, jnp.sin) is jb.elman(3, 5, jnp.sin)
+    assert jb.make_cell(3, 5, _four_gates, gates=4) is jb.make_cell(3, 5, _four_gates, gates=4)
+    assert jb.full() == jb.full()
+    assert jb.network([jb.elman(3, 5)], jb.readout(5, 2)) == jb.network([jb.elman(3, 5)], jb.readout(5, 2))
+
+
+def test_a_cell_made_anew_is_not_traced_anew():
+    traces = []
+
+    def step(units, s, u, v):
+        traces.append(1)
+        return jb.Carry(jnp.tanh(u[0] + v[0]))
+
+    @jax.jit
+    def loss(params, xs):
+        cell = jb.make_cell(3, 5, step)
+        return jnp.sum(jb.unroll(cell, params, cell.initial_carry(params, ()), xs)[1])
+
+    params = jb.make_cell(3, 5, step).init(jax.random.key(0))
+    gradient = jax.jit(jax.grad(loss))
+    for _ in range(3):
+        gradient(params, jnp.ones((7, 3)))
+    once = len(traces)
+    gradient(params, jnp.zeros((7, 3)))
+    assert len(traces) == once
+
+
+def test_training_compiles_once():
+    net = jb.network([jb.elman(3, 5)], jb.readout(5, 2))
+    state = jb.init_train_state(jax.random.key(0), net, ADAM, (2,))
+    step = jb.make_train_step(net, jb.squared_error, ADAM)
+    for i in range(4):
+        state, _ = step(state, jb.Batch(jnp.full((7, 2, 3), float(i)), jnp.zeros((7, 2, 2))))
+    assert step._cache_size() == 1

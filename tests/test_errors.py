@@ -1,0 +1,249 @@
+"""Bad input is refused at trace time, by a ValueError that says argument, expected, got, remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jax_bptt as jb
+
+CELL = jb.elman(3, 5)
+PARAMS = CELL.init(jax.random.key(0))
+CARRY = CELL.initial_carry(PARAMS, (2,))
+XS = jnp.ones((7, 2, 3))
+NET = jb.network([CELL], jb.readout(5, 2))
+NET_PARAMS = NET.init(jax.random.key(0))
+NET_CARRY = NET.initial_carry(NET_PARAMS, (2,))
+SGD = optax.sgd(0.1)
+
+
+def _unroll(cell=CELL, params=PARAMS, carry=CARRY, xs=XS, **kwargs):
+    return jb.unroll(cell, params, carry, xs, **kwargs)
+
+
+def _loss_and_grads(loss=jb.squared_error, xs=XS, targets=None, carry=NET_CARRY, params=NET_PARAMS):
+    targets = jnp.zeros((7, 2, 2)) if targets is None else targets
+    return jb.value_and_grad(NET, loss)(params, carry, xs, targets)
+
+
+def _cell(step, **kwargs):
+    cell = jb.make_cell(3, 5, step, **kwargs)
+    return _unroll(cell=cell)
+
+
+def _train(batch):
+    state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))
+    return jb.make_train_step(NET, jb.squared_error, SGD)(state, batch)
+
+
+BAD = {
+    "no time axis": (
+        lambda: _unroll(xs=jnp.ones(3)),
+        r"xs: expected one array \[T, ..., 3\], got float64\[3\]",
+    ),
+    "wrong input size": (
+        lambda: _unroll(xs=jnp.ones((7, 2, 4))),
+        r"xs: .* got float64\[7,2,4\]; time comes first",
+    ),
+    "empty sequence": (lambda: _unroll(xs=jnp.ones((0, 2, 3))), r"xs: .* empty axes, got float64\[0,2,3\]"),
+    "empty batch": (lambda: _unroll(xs=jnp.ones((7, 0, 3))), r"xs: .* empty axes, got float64\[7,0,3\]"),
+    "ragged list": (
+        lambda: _unroll(xs=[jnp.ones((4, 3)), jnp.ones((6, 3))]),
+        r"xs: expected one array .* got list; stack the steps; pad sequences of unequal length",
+    ),
+    "integers": (
+        lambda: _unroll(xs=jnp.ones((7, 2, 3), int)),
+        r"xs: expected float64 .* int64\[7,2,3\]; one-hot",
+    ),
+    "bools": (lambda: _unroll(xs=jnp.ones((7, 2, 3), bool)), r"xs: expected float64 .* bool\[7,2,3\]"),
+    "complex": (lambda: _unroll(xs=jnp.ones((7, 2, 3), complex)), r"xs: expected float64 .* complex128"),
+    "other precision": (
+        lambda: _unroll(xs=XS.astype("float32")),
+        r"xs: expected float64 .* cast by xs.astype",
+    ),
+    "carry of other rows": (
+        lambda: _unroll(carry=CELL.initial_carry(PARAMS, (4,))),
+        r"carry\.h: expected shape \[2,5\], got float64\[4,5\]; make it by cell.initial_carry",
+    ),
+    "carry of other precision": (
+        lambda: _unroll(carry=jb.Carry(CARRY.h.astype("float32"))),
+        r"carry\.h: expected one floating dtype, that of params.w_x, got float32\[2,5\]; cast it to float64",
+    ),
+    "bare array as carry": (lambda: _unroll(carry=CARRY.h), r"carry: expected PyTreeDef.*Carry"),
+    "params of another size": (
+        lambda: _unroll(params=jb.elman(3, 6).init(jax.random.key(0))),
+        r"params\.w_x: expected shape \[3,5\], got float64\[3,6\]; make them by cell.init",
+    ),
+    "params of mixed precision": (
+        lambda: _unroll(params=PARAMS._replace(b=PARAMS.b.astype("float32"))),
+        r"params\.b: expected one floating dtype",
+    ),
+    "integer params": (
+        lambda: _unroll(params=jax.tree.map(lambda p: p.astype(int), PARAMS)),
+        r"xs: expected int64 as params|params\.w_x: expected one floating dtype",
+    ),
+    "params as a dict": (lambda: _unroll(params=PARAMS._asdict()), r"params: expected PyTreeDef"),
+    "params with None": (lambda: _unroll(params=PARAMS._replace(b=None)), r"params: expected PyTreeDef"),
+    "factory as cell": (lambda: _unroll(cell=jb.elman), r"cell: expected a Cell, got function"),
+    "factory as gradient": (
+        lambda: _unroll(gradient=jb.full),
+        r"gradient: .* got function; pass jb.full\(\)",
+    ),
+    "name as gradient": (lambda: _unroll(gradient="full"), r"gradient: expected a gradient method, got full"),
+    "zero size": (lambda: jb.elman(0, 5), r"input_size: expected an integer >= 1, got 0"),
+    "float size": (lambda: jb.elman(3, 5.0), r"hidden_size: expected an integer >= 1, got 5.0"),
+    "unknown activation": (
+        lambda: jb.elman(3, 5, "tahn"),
+        r"activation: expected one of tanh, .* got 'tahn'",
+    ),
+    "activation of no kind": (lambda: jb.elman(3, 5, 7), r"activation: expected a name or a callable, got 7"),
+    "softmax as activation": (
+        lambda: _unroll(cell=jb.elman(3, 5, jax.nn.softmax)),
+        r"activation: expected a pointwise function, got an error on a single number",
+    ),
+    "activation that adds an axis": (
+        lambda: _unroll(cell=jb.elman(3, 5, lambda z: jnp.stack([z, z]))),
+        r"activation: expected float64\[\] from float64\[\], got float64\[2\]",
+    ),
+    "activation that changes dtype": (
+        lambda: _unroll(cell=jb.elman(3, 5, lambda z: z > 0)),
+        r"activation: expected float64\[\] from float64\[\], got bool\[\]",
+    ),
+    "batch shape as int": (lambda: CELL.initial_carry(PARAMS, 2), r"batch_shape: expected a tuple .* got 2"),
+    "negative batch": (lambda: CELL.initial_carry(PARAMS, (-1,)), r"batch_shape: .* got -1"),
+    "step of another shape": (
+        lambda: _cell(lambda units, s, u, v: jb.Carry(u[0].sum(-1))),
+        r"step\.h: expected shape \[2,5\], got float64\[2\]; return the carry type",
+    ),
+    "step without carry type": (
+        lambda: _cell(lambda units, s, u, v: u[0] + v[0]),
+        r"step: expected PyTreeDef.*Carry.*return the carry type",
+    ),
+    "adjoint of another shape": (
+        lambda: _cell(
+            lambda units, s, u, v: jb.Carry(u[0] + v[0]),
+            linearise=lambda units, s_prev, u, v, s: (),
+            adjoint=lambda units, a, lam: jb.StepCotangent(lam, (lam.h,), (lam.h, lam.h), {}),
+        ),
+        r"adjoint: expected PyTreeDef.*return a StepCotangent",
+    ),
+    "adjoint alone": (
+        lambda: jb.make_cell(3, 5, lambda *a: a[1], adjoint=lambda *a: a),
+        r"linearise, adjoint: expected both or neither, got adjoint alone",
+    ),
+    "carry type without h": (
+        lambda: jb.make_cell(3, 5, lambda *a: a[1], carry_type=tuple),
+        r"carry_type: expected a NamedTuple class with a field h",
+    ),
+    "one cell, no list": (
+        lambda: jb.network(CELL, jb.readout(5, 2)),
+        r"cells: expected a list of cells, got Cell",
+    ),
+    "no cells": (lambda: jb.network([], jb.readout(5, 2)), r"cells: expected a list of cells, got list"),
+    "sizes that do not meet": (
+        lambda: jb.network([jb.elman(3, 5), jb.elman(4, 6)], jb.readout(6, 2)),
+        r"cells: expected hidden sizes \[4, 6\], as the next layers read, got \[5, 6\]",
+    ),
+    "readout that does not fit": (
+        lambda: jb.network([CELL], jb.readout(4, 2)),
+        r"cells: expected hidden sizes \[4\], .* got \[5\]",
+    ),
+    "readout of no kind": (lambda: jb.network([CELL], 2), r"readout: expected a Readout, got 2"),
+    "network carry of one cell": (
+        lambda: _loss_and_grads(carry=(*NET_CARRY, *NET_CARRY)),
+        r"carry: expected a tuple of 1, one per cell",
+    ),
+    "network params of another net": (
+        lambda: _loss_and_grads(params=NET_PARAMS.cells[0]),
+        r"params: expected PyTreeDef.*NetworkParams",
+    ),
+    "targets that would broadcast": (
+        lambda: _loss_and_grads(targets=jnp.zeros((7, 1, 2))),
+        r"targets: expected an array like ys, float64\[7, 2, 2\], got float64\[7,1,2\]",
+    ),
+    "targets of other precision": (
+        lambda: _loss_and_grads(targets=jnp.zeros((7, 2, 2), "float32")),
+        r"targets: expected an array like ys",
+    ),
+    "one-hot classes": (
+        lambda: _loss_and_grads(jb.softmax_cross_entropy),
+        r"targets: expected integer classes \[7, 2\], got float64\[7,2,2\]; pass class indices",
+    ),
+    "classes of another shape": (
+        lambda: _loss_and_grads(jb.softmax_cross_entropy, targets=jnp.zeros((7, 1), int)),
+        r"targets: expected integer classes \[7, 2\], got int64\[7,1\]",
+    ),
+    "list of targets": (
+        lambda: _loss_and_grads(targets=[[0.0]]),
+        r"targets: expected an array like ys.* got list",
+    ),
+    "loss that is not a scalar": (
+        lambda: _loss_and_grads(lambda ys, d: (ys - d) ** 2),
+        r"loss: expected a scalar float64, got float64\[7,2,2\]; sum or average",
+    ),
+    "loss of no kind": (
+        lambda: _loss_and_grads("mse"),
+        r"loss: expected a function \(ys, targets\) -> scalar, got mse",
+    ),
+    "batch as a tuple": (lambda: _train((XS, XS)), r"batch: expected a Batch, got tuple; pass jb.Batch"),
+    "integer batch": (
+        lambda: _train(jb.Batch(jnp.ones((7, 2, 3), int), jnp.zeros((7, 2, 2)))),
+        r"xs: expected float64 as params, got int64",
+    ),
+    "batch of other rows": (
+        lambda: _train(jb.Batch(jnp.ones((7, 4, 3)), jnp.zeros((7, 4, 2)))),
+        r"carry\.h: expected shape \[4,5\], got float64\[2,5\]",
+    ),
+    "cell as network": (
+        lambda: jb.make_train_step(CELL, jb.squared_error, SGD),
+        r"net: expected a Network, got Cell",
+    ),
+    "optimizer of no kind": (
+        lambda: jb.make_train_step(NET, jb.squared_error, 0.1),
+        r"optimizer: expected an optax optimizer, got 0.1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_message(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+def test_a_captured_tracer_is_refused(transform):
+    """Its gradient would be zero without a word; as a parameter it is right."""
+
+    def loss(slope):
+        cell = jb.elman(3, 5, lambda z: jnp.tanh(slope * z))
+        return jnp.sum(jb.unroll(cell, PARAMS, CARRY, XS)[1])
+
+    with pytest.raises(ValueError, match=r"cell: .* got a captured tracer float64\[\]; make values"):
+        transform(loss)(1.5)
+
+
+def test_autodiff_takes_a_captured_tracer():
+    def loss(slope, method):
+        cell = jb.elman(3, 5, lambda z: jnp.tanh(slope * z))
+        return jnp.sum(jb.unroll(cell, PARAMS, CARRY, XS, gradient=method)[1])
+
+    found = jax.grad(loss)(1.5, jb.autodiff())
+    difference = (loss(1.5 + 1e-5, jb.full()) - loss(1.5 - 1e-5, jb.full())) / 2e-5
+    assert abs(float(found - difference)) < 1e-7 * abs(float(found))
+
+
+def test_errors_come_at_trace_time():
+    with pytest.raises(ValueError, match="xs"):
+        jax.eval_shape(
+            lambda xs: jb.unroll(CELL, PARAMS, CARRY, xs), jax.ShapeDtypeStruct((7, 2, 9), XS.dtype)
+        )
+
+
+def test_nan_is_not_hidden():
+    carry, hs = _unroll(xs=XS.at[3, 0, 0].set(np.nan))
+    assert np.isnan(hs[3:, 0]).all()
+    assert not np.isnan(hs[:, 1]).any()
+    assert np.isnan(carry.h[0]).all()

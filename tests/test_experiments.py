@@ -1,0 +1,215 @@
+"""The scripts a person runs: the worked example, k-grams, and a character model that survives a kill."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import char_lm, runs, worked_example
+from experiments.kgrams import kgram_nats
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("which", ["scalars", "matrices"])
+def test_the_three_terms_sum_to_jax_grad(which):
+    if which == "scalars":
+        example = worked_example.SCALARS
+        worked = worked_example.work_scalars(example)
+    else:
+        example = worked_example.matrices()
+        worked = worked_example.work_matrices(example)
+    sums = sum(worked.terms_w_s), sum(worked.terms_w_x), worked.dw_y
+    for by in (worked_example.by_jax, worked_example.by_library):
+        for found, wanted in zip(sums, by(example), strict=True):
+            assert np.linalg.norm(found - wanted) < 1e-12 * np.linalg.norm(wanted)
+
+
+def test_worked_example_says_what_it_shows(tmp_path, capsys):
+    worked_example.main(worked_example.Config(out=tmp_path))
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.endswith("(expected below 1e-12: met)")
+    assert (tmp_path / "terms.png").stat().st_size > 10_000
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_missing_term_would_be_seen(capsys):
+    """Negative control of the comparison that worked_example prints."""
+    worked = worked_example.work_scalars(worked_example.SCALARS)
+    spoiled = worked._replace(terms_w_s=[0 * worked.terms_w_s[0], *worked.terms_w_s[1:]])
+    assert worked_example.show("spoiled", worked_example.SCALARS, spoiled) > 0.1
+
+
+def _witten_bell(train, text, classes, k):
+    """The same by dictionaries, one character at a time."""
+    seen = defaultdict(Counter)
+    for i in range(len(train)):
+        for length in range(min(i, k) + 1):
+            seen[tuple(train[i - length : i])][train[i]] += 1
+
+    nats = 0.0
+    for i in range(1, len(text)):
+        p = 1 / classes
+        for length in range(min(i, k) + 1):
+            here = seen[tuple(text[i - length : i])]
+            if here:
+                p = (here[text[i]] + len(here) * p) / (here.total() + len(here))
+        nats -= math.log(p)
+    return nats / (len(text) - 1)
+
+
+def test_kgrams_equal_counting_one_by_one():
+    draw = np.random.default_rng(0)
+    train, text = draw.integers(0, 4, 300), draw.integers(0, 6, 80)  # classes 4 and 5 were never seen
+    found = kgram_nats(train, text, 6, 3)
+    assert np.allclose(
+        found, [_witten_bell(train.tolist(), text.tolist(), 6, k) for k in range(4)], rtol=1e-12
+    )
+
+
+def test_kgram_probabilities_sum_to_one():
+    train, context = np.random.default_rng(0).integers(0, 5, 200), [3, 1, 4]
+    p = [np.exp(-3 * kgram_nats(train, np.array([*context, c]), 5, 3)[3]) for c in range(5)]
+    start = np.exp(-2 * kgram_nats(train, np.array(context), 5, 3)[3])
+    assert abs(sum(p) / start - 1) < 1e-12
+
+
+def test_the_network_and_the_kgrams_score_the_same_characters():
+    corpus = char_lm.load(char_lm.Config())
+    valid, train = corpus.valid, corpus.train
+    assert (valid[1:, 0] == valid[:-1, -1]).all()
+    assert (train[1:, 0] == train[:-1, -1]).all()
+    text = np.append(valid[:, :-1].reshape(-1), valid[-1, -1])
+    assert len(text) - 1 == valid[:, 1:].size
+    assert (text[1:] == valid[:, 1:].reshape(-1)).all()
+
+
+SMALL = ["--hidden", "24", "--rows", "8", "--window", "16", "--epochs", "3", "--every", "20"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    from pydoc_data.topics import topics
+
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(topics[t] for t in sorted(topics))[:20_000], encoding="utf-8")
+    return path
+
+
+def _command(text, out, *more):
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.char_lm",
+        *SMALL,
+        "--text",
+        str(text),
+        "--out",
+        str(out),
+        *more,
+    ]
+    return {
+        "args": command,
+        "cwd": ROOT,
+        "env": environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
+
+
+def _finish(text, out, *more):
+    return subprocess.run(**_command(text, out, *more), text=True, check=False)
+
+
+def _interrupt(text, out, number):
+    """Start, wait until metrics of a later checkpoint are there, send the signal."""
+    process = subprocess.Popen(**_command(text, out))
+    steps = out / "checkpoints"
+    while process.poll() is None and len(list(steps.glob("[0-9]*"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate()
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    return out, _finish(text, out)
+
+
+def test_char_lm_ends_with_what_it_showed(uninterrupted):
+    out, ended = uninterrupted
+    assert ended.returncode == 0, ended.stdout
+    assert "k-grams k=0" in ended.stdout.splitlines()[-1]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["valid"] < summary["kgrams"][0]
+    assert (out / "learning_curve.png").stat().st_size > 10_000
+    about = json.loads((out / "run.json").read_text())
+    assert {"config", "versions", "device"} <= about.keys()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len([m for m in lines if "loss" in m]) == lines[-1]["step"] // 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_cut_short_ends_with_the_same_parameters_bit_for_bit(number, text, uninterrupted, tmp_path):
+    code = _interrupt(text, tmp_path, number)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 1)
+    assert not (tmp_path / "summary.json").exists()
+    ended = _finish(text, tmp_path)
+    assert ended.returncode == 0, ended.stdout
+    for name in ("summary.json", "metrics.jsonl"):
+        assert (tmp_path / name).read_text() == (uninterrupted[0] / name).read_text()
+
+
+def test_a_finished_run_is_not_run_again(text, uninterrupted):
+    out, first = uninterrupted
+    before = (out / "metrics.jsonl").read_text()
+    again = _finish(text, out)
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert (out / "metrics.jsonl").read_text() == before
+
+
+def test_another_configuration_is_refused(text, uninterrupted):
+    ended = _finish(text, uninterrupted[0], "--seed", "1")
+    assert ended.returncode == 1
+    assert "holds a run with seed=0 (now 1); choose another --out" in ended.stdout
+
+
+def test_a_text_that_is_too_short_is_refused(tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    ended = _finish(short, tmp_path / "out")
+    assert ended.returncode == 1
+    assert "too few for 8 rows of 16" in ended.stdout
+
+
+def test_a_torn_metrics_line_is_left_out(tmp_path):
+    run = runs.Run(tmp_path, char_lm.Config(out=tmp_path))
+    run.record(step=1, loss=2.0)
+    run.record(step=2, loss=1.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert [m["step"] for m in run.metrics()] == [1, 2]
+    run.keep_metrics_up_to(1)
+    assert [m["step"] for m in run.metrics()] == [1]
+
+
+def test_validation_covers_ragged_lengths():
+    """The last, shorter part of the validation rows counts as much as it is long."""
+    corpus = char_lm.load(char_lm.Config())
+    net, _ = char_lm.build(char_lm.Config(hidden=8), len(corpus.alphabet), 1)
+    params = net.init(jax.random.key(0))
+    whole = char_lm.validate(net, params, corpus, char_lm.Config(window=10_000))
+    parts = char_lm.validate(net, params, corpus, char_lm.Config(window=13))
+    assert abs(whole - parts) < 1e-10

@@ -1,0 +1,92 @@
+"""The house keeps its floors: who imports whom, what is needed at run time, what importing does."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jax_bptt"
+FLOORS = [
+    ["errors"],
+    ["activations"],
+    ["cell"],
+    ["cells"],
+    ["sweep"],
+    ["gradients"],
+    ["unroll", "loss"],
+    ["network"],
+    ["train"],
+    ["__init__"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from (
+                [node.module] if node.module != "jax_bptt" else [f"jax_bptt.{n.name}" for n in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            yield from (n.name for n in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_rooms_below_it(path):
+    for name in _imports(path):
+        package, _, rest = name.partition(".")
+        if package == "jax_bptt":
+            room = rest.split(".")[0]
+            assert room == _room(path) or FLOOR[room] < FLOOR[_room(path)], name
+        else:
+            assert package in {*sys.stdlib_module_names, "jax", "numpy", "optax", "chex"}, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_file_outgrows_one_idea(path):
+    assert len(path.read_text().splitlines()) <= 350
+
+
+def test_every_public_function_has_its_docstring():
+    import jax_bptt as jb
+
+    for name in ("elman", "make_cell", "unroll", "readout", "network", "value_and_grad", "make_train_step"):
+        doc = getattr(jb, name).__doc__
+        assert all(part in doc for part in ("Args:", "Returns:", "Raises:")), name
+
+
+def test_run_time_dependencies():
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert sorted(n.split(">")[0] for n in needs) == ["chex", "jax", "jaxlib", "optax"]
+
+
+def test_importing_does_no_work_and_changes_no_configuration():
+    program = """
+import sys, jax
+before = dict(jax.config.values)
+import jax_bptt
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized(), "a backend was started"
+assert dict(jax.config.values) == before, "the configuration changed"
+extras = {"tyro", "tqdm", "matplotlib", "orbax"} & sys.modules.keys()
+assert not extras, extras
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_the_top_level_holds_what_it_should():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    shown = {name for name in top if not name.startswith(".")}
+    assert shown == {"pyproject.toml", "README.md", "LICENSE", "jax_bptt", "tests", "experiments"}

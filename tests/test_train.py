@@ -1,0 +1,90 @@
+"""The training step: optax updates, the carry from chunk to chunk, donation, metrics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import witnesses as w
+from cases import METHODS
+from optimizers import ADAM, SGD, lenient
+
+import jax_bptt as jb
+
+NET = jb.network([jb.elman(3, 6), jb.elman(6, 5)], jb.readout(5, 2))
+
+
+def _batch(seed, steps=4, rows=2):
+    k = jax.random.split(jax.random.key(seed))
+    return jb.Batch(jax.random.normal(k[0], (steps, rows, 3)), jax.random.normal(k[1], (steps, rows, 2)))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_two_steps_equal_two_updates_by_hand(method):
+    """The carry goes on into the second chunk, its gradient does not."""
+    state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))
+    params, carry = jax.tree.map(jnp.copy, (state.params, state.carry))
+    step = jb.make_train_step(NET, jb.squared_error, SGD, gradient=method)
+    for seed in range(2):
+        batch = _batch(seed)
+        state, metrics = step(state, batch)
+
+        def loss(params, carry=carry, batch=batch):
+            last, ys = NET.apply(params, carry, batch.xs, gradient=jb.autodiff())
+            return jb.squared_error(ys, batch.targets), last
+
+        (error, carry), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        assert abs(float(metrics.loss) - float(error)) < 1e-12 * float(error)
+        assert abs(float(metrics.grad_norm) - float(optax.tree.norm(grads))) < 1e-10
+        assert bool(metrics.finite)
+    assert int(state.step) == 2
+    assert not w.wrong((state.params, state.carry), (params, carry), 1e-12)
+
+
+def test_the_state_that_goes_in_is_donated():
+    state = jb.init_train_state(jax.random.key(0), NET, ADAM, (2,))
+    jb.make_train_step(NET, jb.squared_error, ADAM)(state, _batch(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_an_optimizer_that_keeps_the_parameters_shares_no_buffer_with_them():
+    optimizer = lenient(optax.contrib.schedule_free_sgd(0.1))
+    state = jb.init_train_state(jax.random.key(0), NET, optimizer, (2,))
+    state, metrics = jb.make_train_step(NET, jb.squared_error, optimizer)(state, _batch(0))
+    assert bool(metrics.finite)
+
+
+def test_a_batch_that_is_not_finite_is_reported():
+    state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))
+    batch = _batch(0)
+    _, metrics = jb.make_train_step(NET, jb.squared_error, SGD)(
+        state, batch._replace(xs=batch.xs.at[0, 0, 0].set(jnp.nan))
+    )
+    assert not bool(metrics.finite)
+    assert np.isnan(metrics.loss)
+
+
+def test_training_is_a_function_of_key_and_data():
+    ends = []
+    for _ in range(2):
+        state = jb.init_train_state(jax.random.key(7), NET, ADAM, (2,))
+        step = jb.make_train_step(NET, jb.squared_error, ADAM)
+        for seed in range(3):
+            state, _ = step(state, _batch(seed))
+        ends.append(state)
+    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, ends), strict=True))
+
+
+def test_it_learns_to_remember():
+    """Say what came three steps ago."""
+    net = jb.network([jb.elman(1, 16)], jb.readout(16, 1))
+    state = jb.init_train_state(jax.random.key(0), net, ADAM, (8,))
+    step = jb.make_train_step(net, lambda ys, d: jnp.mean((ys - d) ** 2), ADAM)
+    stream = jax.random.normal(jax.random.key(1), (300 * 10 + 3, 8, 1))
+    losses = []
+    for i in range(300):
+        xs, targets = stream[3 + 10 * i : 13 + 10 * i], stream[10 * i : 10 * i + 10]
+        state, metrics = step(state, jb.Batch(xs, targets))
+        losses.append(float(metrics.loss))
+    assert np.mean(losses[-20:]) < 0.1 * np.mean(losses[:5])
