@@ -111,9 +111,10 @@ def _check_xs(xs: Any, input_size: int, dtype: Any) -> Array:
 
 def check_like(argument: str, tree: Any, expected: Any, fix: str) -> None:
     """ValueError unless tree has the structure and the shapes of expected."""
-    came, wanted_structure = str(jax.tree.structure(tree)), str(jax.tree.structure(expected))
-    if came != wanted_structure:
-        raise bad(argument, wanted_structure, came, fix)
+    came: Any = jax.tree.structure(tree)
+    structure: Any = jax.tree.structure(expected)
+    if came != structure:
+        raise bad(argument, str(structure), str(came), fix)
     for (path, leaf), wanted in zip(
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
     ):

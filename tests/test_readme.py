@@ -21,7 +21,7 @@ def test_the_python_blocks_run_as_they_stand():
 
 
 def test_there_are_exactly_two_set_up_commands():
-    commands = re.findall(r"```\n(.*?)\n```", README, re.S)
+    commands = re.findall(r"^```\n(python.*)\n```$", README, re.M)
     assert commands == [
         'python -m pip install -e ".[experiments]" && python -m experiments.char_lm',
         'python -m pip install -e ".[test]" && python -m pytest',
