@@ -158,7 +158,9 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
     net, optimizer = build(config, classes, steps)
     train_step = jb.make_train_step(net, jb.softmax_cross_entropy, optimizer)
     state = jb.init_train_state(jax.random.key(config.seed), net, optimizer, (config.rows,))
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
     with (
         ocp.CheckpointManager((run.folder / "checkpoints").absolute(), options=options) as saved,
         StopRequest() as stop,

@@ -1,7 +1,9 @@
 """Speed guarded without a clock: what the compiled loops hold, memory, and how often tracing happens."""
 
+import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -100,25 +102,18 @@ def test_factories_are_cached():
     assert jb.network([jb.elman(3, 5)], jb.readout(5, 2)) == jb.network([jb.elman(3, 5)], jb.readout(5, 2))
 
 
-def test_a_cell_made_anew_is_not_traced_anew():
-    traces = []
+def test_a_network_made_anew_is_not_traced_anew():
+    """As a static argument it is the same value, so that nothing recompiles."""
 
-    def step(units, s, u, v):
-        traces.append(1)
-        return jb.Carry(jnp.tanh(u[0] + v[0]))
+    @functools.partial(jax.jit, static_argnums=0)
+    @chex.assert_max_traces(n=1)
+    def gradient(net, params, carry, xs):
+        return jb.value_and_grad(net, lambda ys, _: jnp.sum(ys**2))(params, carry, xs, None)
 
-    @jax.jit
-    def loss(params, xs):
-        cell = jb.make_cell(3, 5, step)
-        return jnp.sum(jb.unroll(cell, params, cell.initial_carry(params, ()), xs)[1])
-
-    params = jb.make_cell(3, 5, step).init(jax.random.key(0))
-    gradient = jax.jit(jax.grad(loss))
     for _ in range(3):
-        gradient(params, jnp.ones((7, 3)))
-    once = len(traces)
-    gradient(params, jnp.zeros((7, 3)))
-    assert len(traces) == once
+        net = jb.network([jb.elman(3, 5), jb.make_cell(5, 5, _four_gates, gates=4)], jb.readout(5, 2))
+        params = net.init(jax.random.key(0))
+        gradient(net, params, net.initial_carry(params, ()), jnp.ones((7, 3)))
 
 
 def test_training_compiles_once():

@@ -1,6 +1,7 @@
 """The house keeps its floors: who imports whom, what is needed at run time, what importing does."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -54,6 +55,17 @@ def test_a_room_imports_only_rooms_below_it(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_file_outgrows_one_idea(path):
     assert len(path.read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_equation_of_a_derivation_labels_a_line_of_code(path):
+    text = path.read_text()
+    derivation = ast.get_docstring(ast.parse(text)) or ""
+    stated = set(re.findall(r"\(([A-Z]\d+)\)", derivation))
+    labelled = {
+        label for comment in re.findall(r"#(.*)", text) for label in re.findall(r"\b[A-Z]\d+", comment)
+    }
+    assert stated == labelled
 
 
 def test_every_public_function_has_its_docstring():

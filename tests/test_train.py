@@ -1,5 +1,6 @@
 """The training step: optax updates, the carry from chunk to chunk, donation, metrics."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +74,7 @@ def test_training_is_a_function_of_key_and_data():
         for seed in range(3):
             state, _ = step(state, _batch(seed))
         ends.append(state)
-    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, ends), strict=True))
+    chex.assert_trees_all_equal(*ends)
 
 
 def test_it_learns_to_remember():
