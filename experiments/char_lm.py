@@ -5,7 +5,8 @@
 
 The text is cut into rows that are read side by side, `window` characters a step; the carry goes on
 from chunk to chunk, the gradient does not. The last tenth is kept for validation. Beside the network
-stand the k-grams, k = 0..3, counted on the same training text and scored on the same characters.
+stand the k-grams, k = 0..3, counted on the training text (the network passes over the few characters
+at the end of each row that do not fill a window) and scored on the same validation characters.
 
 Expectation: below the bigram (k = 1) in validation nats per character.
 
@@ -19,6 +20,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,23 +67,41 @@ class Config:
     """Result folder."""
 
 
+def check(config: Config) -> None:
+    """SystemExit where an option can not be meant."""
+    for name in ("hidden", "window", "rows", "epochs", "every"):
+        if getattr(config, name) < 1:
+            raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least 1")
+    for name in ("learning_rate", "clip"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give a positive number")
+
+
 class Corpus(NamedTuple):
     """A text as class codes: alphabet, train [B, L+1] and valid [B, L'+1], rows of one length."""
 
+    sha256: str
     alphabet: str
     train: np.ndarray
     valid: np.ndarray
     kgrams: np.ndarray  # validation nats per character, k = 0..3
 
 
-def load(config: Config) -> Corpus:
-    """The text in rows; each row begins with the last character of the row before it."""
-    if config.text is None:
+def read(path: Path | None) -> str:
+    """The text to learn."""
+    if path is None:
         from pydoc_data.topics import topics
 
-        text = "\n".join(topics[name] for name in sorted(topics))
-    else:
-        text = config.text.read_text(encoding="utf-8")
+        return "\n".join(topics[name] for name in sorted(topics))
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"cannot read --text {path} as UTF-8: {error}") from None
+
+
+def load(config: Config) -> Corpus:
+    """The text in rows; each row begins with the last character of the row before it."""
+    text = read(config.text)
     alphabet = "".join(sorted(set(text)))
     codes = np.searchsorted(np.array(list(alphabet)), np.array(list(text)))
     cut = len(codes) * 9 // 10
@@ -96,7 +117,8 @@ def load(config: Config) -> Corpus:
             f"the text has {len(codes)} characters, too few for {config.rows} rows of {config.window}"
         )
     scored = np.append(valid[:, :-1].reshape(-1), valid[-1, -1])
-    return Corpus(alphabet, train, valid, kgram_nats(codes[:cut], scored, len(alphabet), 3))
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return Corpus(sha256, alphabet, train, valid, kgram_nats(codes[:cut], scored, len(alphabet), 3))
 
 
 def build(config: Config, classes: int, steps: int) -> tuple[jb.Network, Any]:
@@ -161,10 +183,8 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
-    with (
-        ocp.CheckpointManager((run.folder / "checkpoints").absolute(), options=options) as saved,
-        StopRequest() as stop,
-    ):
+    folder = (run.folder / "checkpoints").absolute()
+    with ocp.CheckpointManager(folder, options=options) as saved, StopRequest() as stop:
         if saved.latest_step() is not None:
             state = saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state))
         start = int(state.step)
@@ -174,35 +194,43 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
                 at = step % chunks
                 if at == 0:  # a new epoch begins without memory
                     state = state._replace(carry=net.initial_carry(state.params, (config.rows,)))
-                state, metrics = train_step(
-                    state, chunk(corpus.train, at * config.window, config.window, classes)
-                )
+                batch = chunk(corpus.train, at * config.window, config.window, classes)
+                state, metrics = train_step(state, batch)
                 bar.update()
-                done = step + 1
-                if done % 20 == 0:
-                    _note(run, bar, done, metrics)
-                if done % config.every == 0 or done == steps:
-                    _note_validation(run, bar, done, validate(net, state.params, corpus, config))
-                    if done % (5 * config.every) == 0:
-                        key = jax.random.fold_in(jax.random.key(config.seed), done)
-                        bar.write(f"--- step {done}\n{write_text(net, state.params, corpus, key)}")
-                if stop.came or done % config.every == 0 or done == steps:
-                    saved.save(done, args=ocp.args.StandardSave(state), force=True)
-                if stop.came:
-                    return net, state.params, done == steps
+                stopping, mark = stop.came, (step + 1) % config.every == 0 or step + 1 == steps
+                if mark or stopping or (step + 1) % 20 == 0:
+                    report(config, run, corpus, net, state, metrics, bar, mark)
+                if mark or stopping:
+                    saved.save(step + 1, args=ocp.args.StandardSave(state), force=True)
+                if stopping:
+                    return net, state.params, step + 1 == steps
     return net, state.params, True
 
 
-def _note(run: Run, bar: Any, step: int, metrics: jb.Metrics) -> None:
+def report(
+    config: Config,
+    run: Run,
+    corpus: Corpus,
+    net: jb.Network,
+    state: jb.TrainState,
+    metrics: jb.Metrics,
+    bar: Any,
+    mark: bool,
+) -> None:
+    """Loss every 20 steps; validation at a mark, every fifth time with a sample; SystemExit at a NaN."""
+    done = int(state.step)
     if not metrics.finite:
-        raise SystemExit(f"step {step}: the loss or its gradient is not finite; lower --learning-rate")
-    run.record(step=step, loss=float(metrics.loss), grad_norm=float(metrics.grad_norm))
-    bar.set_postfix_str(f"loss {float(metrics.loss):.3f} nats/char")
-
-
-def _note_validation(run: Run, bar: Any, step: int, nats: float) -> None:
-    run.record(step=step, valid=nats)
-    bar.write(f"step {step}: validation {nats:.3f} nats/char")
+        raise SystemExit(f"step {done}: the loss or its gradient is not finite; lower --learning-rate")
+    if done % 20 == 0:
+        run.record(step=done, loss=float(metrics.loss), grad_norm=float(metrics.grad_norm))
+        bar.set_postfix_str(f"loss {float(metrics.loss):.3f} nats/char")
+    if mark:
+        nats = validate(net, state.params, corpus, config)
+        run.record(step=done, valid=nats)
+        bar.write(f"step {done}: validation {nats:.3f} nats/char")
+    if done % (5 * config.every) == 0:
+        key = jax.random.fold_in(jax.random.key(config.seed), done)
+        bar.write(f"--- step {done}\n{write_text(net, state.params, corpus, key)}")
 
 
 def draw(run: Run, corpus: Corpus) -> None:
@@ -234,7 +262,11 @@ def draw(run: Run, corpus: Corpus) -> None:
 def main(config: Config) -> None:
     """Train, then say how the network compares with counting."""
     began = time.monotonic()
-    run, corpus = Run(config.out, config), load(config)
+    check(config)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal can not
+    corpus = load(config)
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
+    run = Run(config.out, settings | {"text_sha256": corpus.sha256})
     sizes = f"{corpus.train.size} training and {corpus.valid.size} validation characters"
     print(f"{sizes}, {len(corpus.alphabet)} different; results in {run.folder}")
     net, params, ended = train(config, run, corpus)

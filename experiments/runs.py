@@ -6,7 +6,6 @@ dropped, so the finished folder is that of an uninterrupted run.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -25,24 +24,27 @@ class Run:
 
     Args:
       folder: created if missing.
-      config: a dataclass of plain values and paths.
+      config: all that the results depend on, by name, plain values and paths.
 
     Raises:
       SystemExit: the folder holds a run of another configuration, or cannot be written.
     """
 
-    def __init__(self, folder: Path, config: Any) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._hold_to({k: _plain(v) for k, v in dataclasses.asdict(config).items()})
+            self._hold_to({k: str(v) if isinstance(v, Path) else v for k, v in config.items()})
         except OSError as error:
             raise SystemExit(f"cannot write results to {folder}: {error}; choose another --out") from None
 
     def _hold_to(self, config: dict[str, Any]) -> None:
         path = self.folder / "run.json"
         if path.exists():
-            before = json.loads(path.read_text())["config"]
+            try:
+                before = json.loads(path.read_text())["config"]
+            except (ValueError, KeyError):
+                raise SystemExit(f"{path} is not the record of a run; choose another --out") from None
             other = sorted(k for k in before.keys() | config if before.get(k) != config.get(k))
             if other:
                 was = ", ".join(f"{k}={before.get(k)} (now {config.get(k)})" for k in other)
@@ -96,7 +98,3 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

@@ -53,15 +53,12 @@ class Example(NamedTuple):
 
 
 class Worked(NamedTuple):
-    """States, output, error and the terms of the chain rule, i = 1, 2, 3."""
+    """Every quantity of the chain rule by its name, and the terms for i = 1, 2, 3."""
 
-    s: list[Any]
-    y_3: Any
-    e_3: Any
+    values: dict[str, Any]  # S_1 .. E_3, then the factors
     terms_w_s: list[Any]
     terms_w_x: list[Any]
     dw_y: Any
-    factors: dict[str, Any]
 
 
 SCALARS = Example(*(np.array(v) for v in (0.9, 0.8, 1.2, 0.5, [0.6, -0.4, 0.7], 0.1)))
@@ -85,7 +82,7 @@ def work_scalars(e: Example) -> Worked:
     s_1 = np.tanh(e.w_x * x_1 + e.w_s * e.s_0)
     s_2 = np.tanh(e.w_x * x_2 + e.w_s * s_1)
     s_3 = np.tanh(e.w_x * x_3 + e.w_s * s_2)
-    y_3 = sigmoid(e.w_y * s_3)
+    y_1, y_2, y_3 = sigmoid(e.w_y * s_1), sigmoid(e.w_y * s_2), sigmoid(e.w_y * s_3)
     e_3 = (e.d_3 - y_3) ** 2
 
     de_3_dy_3 = -2 * (e.d_3 - y_3)
@@ -107,42 +104,47 @@ def work_scalars(e: Example) -> Worked:
         de_3_dy_3 * dy_3_ds_3 * ds_3_dw_x,
     ]
     dw_y = de_3_dy_3 * dy_3_dw_y
-    factors = {
-        "dE_3/dY_3": de_3_dy_3,
-        "dY_3/dS_3": dy_3_ds_3,
-        "dS_3/dS_2": ds_3_ds_2,
-        "dS_2/dS_1": ds_2_ds_1,
+    values = {
+        **{"S_1": s_1, "S_2": s_2, "S_3": s_3, "Y_1": y_1, "Y_2": y_2, "Y_3": y_3, "E_3": e_3},
+        **{"dE_3/dY_3": de_3_dy_3, "dY_3/dS_3": dy_3_ds_3, "dY_3/dW_y": dy_3_dw_y},
+        **{"dS_3/dS_2": ds_3_ds_2, "dS_2/dS_1": ds_2_ds_1},
+        **{"dS_3/dW_s": ds_3_dw_s, "dS_2/dW_s": ds_2_dw_s, "dS_1/dW_s": ds_1_dw_s},
+        **{"dS_3/dW_x": ds_3_dw_x, "dS_2/dW_x": ds_2_dw_x, "dS_1/dW_x": ds_1_dw_x},
     }
-    return Worked([s_1, s_2, s_3], y_3, e_3, terms_w_s, terms_w_x, dw_y, factors)
+    return Worked(values, terms_w_s, terms_w_x, dw_y)
 
 
 def work_matrices(e: Example) -> Worked:
-    """The same sums with vectors: a factor becomes a Jacobian, a term an outer product."""
+    """The same sums with vectors: a factor becomes a Jacobian, a term an outer product.
+
+    dS_i/dW_s is a tensor; (dE_3/dS_i)(dS_i/dW_s) is the outer product of S_{i−1} with dE_3/dZ_i,
+    Z_i = X_i W_x + S_{i−1} W_s being what g₁ is applied to, and with X_i in the place of S_{i−1} for W_x.
+    """
     s = [e.s_0]
     for x_t in e.x:
         s.append(np.tanh(x_t @ e.w_x + s[-1] @ e.w_s))
-    y_3 = sigmoid(s[3] @ e.w_y)
+    y_1, y_2, y_3 = (sigmoid(s_t @ e.w_y) for s_t in s[1:])
     e_3 = np.sum((e.d_3 - y_3) ** 2)
 
     de_3_dy_3 = -2 * (e.d_3 - y_3)
     dy_3_ds_3 = np.diag(y_3 * (1 - y_3)) @ e.w_y.T
     ds_3_ds_2 = np.diag(1 - s[3] ** 2) @ e.w_s.T
     ds_2_ds_1 = np.diag(1 - s[2] ** 2) @ e.w_s.T
-    de_3_ds = {  # dE_3/dS_i: the product of Jacobians that vanishes or explodes
-        3: de_3_dy_3 @ dy_3_ds_3,
-        2: de_3_dy_3 @ dy_3_ds_3 @ ds_3_ds_2,
-        1: de_3_dy_3 @ dy_3_ds_3 @ ds_3_ds_2 @ ds_2_ds_1,
-    }
-    terms_w_s = [np.outer(s[i - 1], de_3_ds[i] * (1 - s[i] ** 2)) for i in (1, 2, 3)]
-    terms_w_x = [np.outer(e.x[i - 1], de_3_ds[i] * (1 - s[i] ** 2)) for i in (1, 2, 3)]
+    de_3_ds_3 = de_3_dy_3 @ dy_3_ds_3
+    de_3_ds_2 = de_3_dy_3 @ dy_3_ds_3 @ ds_3_ds_2
+    de_3_ds_1 = de_3_dy_3 @ dy_3_ds_3 @ ds_3_ds_2 @ ds_2_ds_1
+    de_3_dz = [d * (1 - s_i**2) for d, s_i in zip((de_3_ds_1, de_3_ds_2, de_3_ds_3), s[1:], strict=True)]
+
+    terms_w_s = [np.outer(s_before, d) for s_before, d in zip(s[:3], de_3_dz, strict=True)]
+    terms_w_x = [np.outer(x_i, d) for x_i, d in zip(e.x, de_3_dz, strict=True)]
     dw_y = np.outer(s[3], de_3_dy_3 * y_3 * (1 - y_3))
-    factors = {
-        "dE_3/dY_3": de_3_dy_3,
-        "dY_3/dS_3": dy_3_ds_3,
-        "dS_3/dS_2": ds_3_ds_2,
-        "dS_2/dS_1": ds_2_ds_1,
+    values = {
+        **{"S_1": s[1], "S_2": s[2], "S_3": s[3], "Y_1": y_1, "Y_2": y_2, "Y_3": y_3, "E_3": e_3},
+        **{"dE_3/dY_3": de_3_dy_3, "dY_3/dS_3": dy_3_ds_3, "dS_3/dS_2": ds_3_ds_2, "dS_2/dS_1": ds_2_ds_1},
+        **{"dE_3/dS_3": de_3_ds_3, "dE_3/dS_2": de_3_ds_2, "dE_3/dS_1": de_3_ds_1},
+        **{"dE_3/dZ_3": de_3_dz[2], "dE_3/dZ_2": de_3_dz[1], "dE_3/dZ_1": de_3_dz[0]},
     }
-    return Worked(s[1:], y_3, e_3, terms_w_s, terms_w_x, dw_y, factors)
+    return Worked(values, terms_w_s, terms_w_x, dw_y)
 
 
 def by_jax(e: Example) -> tuple[np.ndarray, ...]:
@@ -180,31 +182,37 @@ def by_library(e: Example) -> tuple[np.ndarray, ...]:
 def show(title: str, e: Example, w: Worked) -> float:
     """Print one example; returns the largest difference, as a ratio of norms."""
     print(f"\n{title}\n{'=' * len(title)}")
-    for t, s_t in enumerate(w.s, start=1):
-        print(f"S_{t} = {_text(s_t)}")
-    print(f"Y_3 = {_text(w.y_3)}\nE_3 = {_text(w.e_3)}\n")
-    for name, value in w.factors.items():
-        print(f"{name} = {_text(value, 12)}")
+    given = {"W_x": e.w_x, "W_s": e.w_s, "W_y": e.w_y, "S_0": e.s_0}
+    given |= {f"X_{t}": x_t for t, x_t in enumerate(e.x, start=1)} | {"d_3": e.d_3}
+    for name, value in {**given, **w.values}.items():
+        print(f"{name:9s} = {_text(value, 12)}")
 
-    jax_w_s, jax_w_x, jax_w_y = by_jax(e)
-    lib_w_s, lib_w_x, lib_w_y = by_library(e)
+    from_jax, from_library = by_jax(e), by_library(e)
+    rows = (("W_s", w.terms_w_s), ("W_x", w.terms_w_x), ("W_y", [w.dw_y]))
     differences = []
-    for name, terms, from_jax, from_library in (
-        ("W_s", w.terms_w_s, jax_w_s, lib_w_s),
-        ("W_x", w.terms_w_x, jax_w_x, lib_w_x),
-        ("W_y", [w.dw_y], jax_w_y, lib_w_y),
-    ):
-        print(f"\ndE_3/d{name}")
-        if len(terms) > 1:
+    for (weight, terms), by_grad, by_hand in zip(rows, from_jax, from_library, strict=True):
+        print(f"\ndE_3/d{weight}")
+        if weight == "W_y":
+            print(f"  two factors      {_text(w.dw_y)}{_product(w, 'dE_3/dY_3 dY_3/dW_y')}")
+        else:
             for i in (3, 2, 1):
-                print(f"  term i = {i}       {_text(terms[i - 1])}")
-        label = "sum of terms" if len(terms) > 1 else "two factors "
-        print(f"  {label}     {_text(sum(terms))}")
-        print(f"  jax.grad         {_text(from_jax)}")
-        print(f"  value_and_grad   {_text(from_library)}")
-        differences += [_ratio(sum(terms), from_jax), _ratio(from_library, from_jax)]
+                links = "".join(f" dS_{j}/dS_{j - 1}" for j in range(3, i, -1))
+                formula = f"dE_3/dY_3 dY_3/dS_3{links} dS_{i}/d{weight}"
+                print(f"  term i = {i}       {_text(terms[i - 1])}{_product(w, formula)}")
+            print(f"  sum of terms     {_text(sum(terms))}")
+        print(f"  jax.grad         {_text(by_grad)}")
+        print(f"  value_and_grad   {_text(by_hand)}")
+        differences += [_ratio(sum(terms), by_grad), _ratio(by_hand, by_grad)]
     print(f"\nlargest difference, ratio of norms: {max(differences):.1e}")
     return max(differences)
+
+
+def _product(w: Worked, formula: str) -> str:
+    """The formula, and where all its factors are numbers, the numbers."""
+    factors = [w.values.get(name) for name in formula.split()]
+    if any(f is None or np.ndim(f) for f in factors):
+        return ""
+    return f" = {formula} = " + " * ".join(f"{f:.4f}" for f in factors)
 
 
 def _text(value: Any, indent: int = 19) -> str:
@@ -251,18 +259,18 @@ def draw(path: Path, e: Example, w: Worked) -> None:
             middle = (start + end) / 2 - 0.31 * wide * side
             net.text(*middle, backward, ha="center", va="center", fontsize=9, color="C3")
 
-    for t, s_t in enumerate([e.s_0, *w.s]):
-        node(1.6 * t, 1.3, f"S_{t}", float(s_t))
+    for t in range(4):
+        node(1.6 * t, 1.3, f"S_{t}", float(w.values[f"S_{t}"] if t else e.s_0))
         if t:
             node(1.6 * t, 0, f"X_{t}", float(e.x[t - 1]))
             edge((1.6 * t, 0), (1.6 * t, 1.3), "$W_x$")
             name = f"dS_{t}/dS_{t - 1}"
-            factor = f"${name}$\n{float(w.factors[name]):.3f}" if name in w.factors else ""
+            factor = f"${name}$\n{float(w.values[name]):.3f}" if name in w.values else ""
             edge((1.6 * (t - 1), 1.3), (1.6 * t, 1.3), "$W_s$", factor)
-    node(4.8, 2.6, "Y_3", float(w.y_3))
-    node(6.4, 2.6, "E_3", float(w.e_3))
-    edge((4.8, 1.3), (4.8, 2.6), "$W_y$", f"$dY_3/dS_3$\n{float(w.factors['dY_3/dS_3']):.3f}")
-    edge((4.8, 2.6), (6.4, 2.6), "", f"$dE_3/dY_3$\n{float(w.factors['dE_3/dY_3']):.3f}")
+    node(4.8, 2.6, "Y_3", float(w.values["Y_3"]))
+    node(6.4, 2.6, "E_3", float(w.values["E_3"]))
+    edge((4.8, 1.3), (4.8, 2.6), "$W_y$", f"$dY_3/dS_3$\n{float(w.values['dY_3/dS_3']):.3f}")
+    edge((4.8, 2.6), (6.4, 2.6), "", f"$dE_3/dY_3$\n{float(w.values['dE_3/dY_3']):.3f}")
     net.set(xlim=(-0.5, 6.9), ylim=(-0.5, 3.1), aspect="equal")
     net.set_axis_off()
     net.set_title("three steps unrolled: forward in grey, the chain rule back in red")
@@ -285,7 +293,7 @@ def draw(path: Path, e: Example, w: Worked) -> None:
 def main(config: Config) -> None:
     """Work both examples, draw the first."""
     jax.config.update("jax_enable_x64", True)
-    run = Run(config.out, config)
+    run = Run(config.out, {})
     scalars, vectors = SCALARS, matrices()
     worked = work_scalars(scalars), work_matrices(vectors)
     largest = max(show("Scalars", scalars, worked[0]), show("Matrices", vectors, worked[1]))

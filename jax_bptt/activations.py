@@ -1,21 +1,21 @@
 """Activations g and their derivatives g′, which a cell and a readout share.
 
-    s = g(z)         (G1)
-    g′(z)            (G2)   written with s where that needs no second transcendental
+    s = g(z)         (P1)
+    g′(z)            (P2)   written with s where that needs no second transcendental
 
     tanh       g′ = 1 − s²
     sigmoid    g′ = s (1 − s)
     relu       g′ = 1 where s > 0, else 0     (0 at exactly z = 0, as jax.nn.relu)
     identity   g′ = 1
 
-Any other g is a callable; its g′ is taken by jax.jvp. It is mapped over single numbers, so it is
+Any other g is a callable; its g′ is taken by jax.vjp. It is mapped over single numbers, so it is
 pointwise by construction.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import jax
@@ -29,8 +29,8 @@ class Activation(NamedTuple):
     """A pointwise function and its derivative.
 
     Attributes:
-      g: z -> s, any shape to the same shape (G1).
-      slope: (z, s) -> g′(z), same shape (G2).
+      g: z -> s, any shape to the same shape (P1).
+      slope: (z, s) -> g′(z), same shape (P2).
     """
 
     g: Callable[[Array], Array]
@@ -45,7 +45,6 @@ _NAMED = {
 }
 
 
-@functools.lru_cache(maxsize=256)
 def activation(g: str | Callable[[Array], Array]) -> Activation:
     """The activation of a name, or of any callable on single numbers.
 
@@ -55,10 +54,11 @@ def activation(g: str | Callable[[Array], Array]) -> Activation:
       g: "tanh", "relu", "sigmoid", "identity", or a callable from a scalar to a scalar.
 
     Returns:
-      The `Activation`.
+      The `Activation`; the same object for the same g.
 
     Raises:
-      ValueError: an unknown name, or a callable that is not a function of one number.
+      ValueError: an unknown name, or (when it is first traced) a callable that is not a function of
+        one number.
 
     >>> float(activation("tanh").slope(jnp.zeros(()), jnp.zeros(())))
     1.0
@@ -69,14 +69,18 @@ def activation(g: str | Callable[[Array], Array]) -> Activation:
                 "activation", f"one of {', '.join(_NAMED)}, or a callable", repr(g), "check the spelling"
             )
         return _NAMED[g]
-    if not callable(g):
-        raise bad("activation", "a name or a callable", g, "pass a function of one number")
+    if not callable(g) or not isinstance(g, Hashable):
+        raise bad("activation", "a name or a hashable callable", g, "pass a function of one number")
+    return _of_callable(g)
 
+
+@functools.lru_cache(maxsize=256)
+def _of_callable(g: Callable[[Array], Array]) -> Activation:
     def pointwise(z: Array) -> Array:
-        return functools.reduce(lambda f, _: jax.vmap(f), range(z.ndim), _checked(g))(z)  # (G1)
+        return functools.reduce(lambda f, _: jax.vmap(f), range(z.ndim), _checked(g))(z)  # (P1)
 
     def slope(z: Array, s: Array) -> Array:
-        return jax.jvp(pointwise, (z,), (jnp.ones_like(z),))[1]  # (G2)
+        return jax.vjp(pointwise, z)[1](jnp.ones_like(z))[0]  # (P2)
 
     return Activation(pointwise, slope)
 
@@ -88,10 +92,10 @@ def _checked(g: Callable[[Array], Array]) -> Callable[[Array], Array]:
     def scalar(z: Array) -> Array:
         try:
             s = g(z)
-        except (TypeError, ValueError, IndexError) as error:
+        except Exception as error:
             message = f"an error on a single number: {error}"
             raise bad("activation", "a pointwise function", message, fix) from error
-        if jnp.shape(s) != () or jnp.result_type(s) != z.dtype:
+        if getattr(s, "shape", None) != () or s.dtype != z.dtype:
             raise bad("activation", f"{z.dtype}[] from {z.dtype}[]", s, fix)
         return s
 

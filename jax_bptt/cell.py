@@ -8,7 +8,7 @@ A cell knows its step and the adjoint of that step. It knows nothing about time,
 gradients of matrices: those are in `sweep`. Its adjoint comes in two parts, so that the engine can do
 the first for all time steps at once and only the second, which is linear in λ, inside the loop:
 
-    a_t = linearise(s_{t−1}, u_t, v_t, s_t)            whatever the derivative of step needs
+    a_t = linearise(s_{t−1}, u_t, v_t, s_t)            what the derivative of step needs, as arrays
     (∂s_t/∂(s_{t−1}, u_t, v_t, p))ᵀ λ_t = adjoint(a_t, λ_t)
 
 p are the unit-wise parameters (a leak rate, a peephole): one number per unit, shape [H].
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +134,11 @@ def make_cell(
     >>> make_cell(3, 5, leaky)
     Cell(input_size=3, hidden_size=5, gates=1)
     """
-    if "h" not in getattr(carry_type, "_fields", ()):
+    optional = {"init": init, "linearise": linearise, "adjoint": adjoint}
+    for name, f in {"step": step, **{k: v for k, v in optional.items() if v is not None}}.items():
+        if not (callable(f) and isinstance(f, Hashable)):
+            raise bad(name, "a hashable function", f, "see jb.Cell for what it takes and returns")
+    if not isinstance(carry_type, type) or "h" not in getattr(carry_type, "_fields", ()):
         raise bad("carry_type", "a NamedTuple class with a field h", carry_type, "name what the cell emits h")
     if (linearise is None) != (adjoint is None):
         lone = "adjoint alone" if linearise is None else "linearise alone"
@@ -181,11 +185,15 @@ def init_params(key: Array, input_size: int, hidden_size: int, gates: int) -> Pa
     Returns:
       `Params` in the default float dtype.
 
+    Raises:
+      ValueError: a key that is none.
+
     Reference: Saxe et al. 2014 (orthogonal initial weights).
 
     >>> init_params(jax.random.key(0), 3, 5, gates=4).w_h.shape
     (5, 20)
     """
+    check_key(key)
     dtype = jnp.result_type(float)
     key_x, *keys_h = jax.random.split(key, 1 + gates)
     orthogonal = jax.nn.initializers.orthogonal()
@@ -213,9 +221,16 @@ def size(argument: str, value: Any) -> int:
         number = operator.index(value)
     except TypeError:
         raise bad(argument, "an integer >= 1", value, "sizes are Python integers") from None
-    if number < 1:
-        raise bad(argument, "an integer >= 1", number, "sizes count units")
+    if number < 1 or isinstance(value, bool):
+        raise bad(argument, "an integer >= 1", value, "sizes count units or rows")
     return number
+
+
+def check_key(key: Any) -> None:
+    """ValueError unless key is a PRNG key, of jax.random.key or the older raw kind."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        raise bad("key", "a PRNG key", key, "make one by jax.random.key(seed)")
 
 
 def check_batch_shape(batch_shape: Any) -> None:

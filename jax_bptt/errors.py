@@ -11,7 +11,7 @@ def bad(argument: str, expected: str, got: Any, fix: str) -> ValueError:
     Args:
       argument: name of the argument, as the caller wrote it.
       expected: what would have been right.
-      got: what came; arrays are shown as dtype and shape.
+      got: what came; see `describe`.
       fix: what to do about it.
 
     Returns:
@@ -25,11 +25,23 @@ def bad(argument: str, expected: str, got: Any, fix: str) -> ValueError:
 
 
 def describe(value: Any) -> str:
-    """A short text for any value: arrays as dtype and shape, text as it is, the rest by type."""
+    """A short text for any value: arrays as dtype and shape, small containers of them, the rest by type.
+
+    >>> describe({"w": np.zeros((3, 2)), "b": None})
+    '{w: float64[3,2], b: None}'
+    """
     if isinstance(value, str):
         return value
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if value is None or isinstance(value, (int, float)):
         return repr(value)
-    return type(value).__name__
+    name = type(value).__name__
+    if isinstance(value, (dict, list, tuple)) and len(value) <= 8 and not any(map(callable, value)):
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in value.items()) + "}"
+        fields = getattr(value, "_fields", None)
+        if fields:
+            return f"{name}({', '.join(f'{k}={describe(v)}' for k, v in zip(fields, value, strict=True))})"
+        return f"{name} of {', '.join(map(describe, value)) or 'nothing'}"
+    return name

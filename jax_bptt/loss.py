@@ -1,10 +1,10 @@
 """Losses E(Y, d) and their derivative by the outputs, dE/dY_t, where the way back begins.
 
-    squared error (the article's)     E = Σ_t Σ (d_t − Y_t)²                                  (E1)
-                                      dE/dY_t = −2 (d_t − Y_t)                                (E2)
+    squared error (the article's)     E = Σ_t Σ (d_t − Y_t)²                                  (D1)
+                                      dE/dY_t = −2 (d_t − Y_t)                                (D2)
 
-    softmax cross-entropy, N rows     E = −1/N Σ log p[d],   p = softmax(Y)                   (E3)
-                                      dE/dY = (p − onehot(d)) / N                             (E4)
+    softmax cross-entropy, N rows     E = −1/N Σ log p[d],   p = softmax(Y)                   (D3)
+                                      dE/dY = (p − onehot(d)) / N                             (D4)
 
 Any other loss is a callable (ys, targets) -> scalar; its dE/dY is taken by jax.vjp, which involves
 no time: Y_t is where it stops.
@@ -12,11 +12,12 @@ no time: Y_t is where it stops.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -28,7 +29,7 @@ Loss = Callable[[Array, Any], Array]
 def squared_error(ys: Array, targets: Array) -> Array:
     """The article's error: the sum of squares over time, rows and outputs.
 
-    E = Σ_t Σ (d_t − Y_t)²   (E1)
+    E = Σ_t Σ (d_t − Y_t)²   (D1)
 
     Args:
       ys: Y, [T, ..., O].
@@ -43,25 +44,25 @@ def squared_error(ys: Array, targets: Array) -> Array:
     >>> float(squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])))
     4.0
     """
-    _check_real_targets(ys, targets)
-    return optax.squared_error(ys, targets).sum()  # (E1)
+    targets = _real_targets(ys, targets)
+    return optax.squared_error(ys, targets).sum()  # (D1)
 
 
 def _squared_error_by_ys(ys: Array, targets: Array) -> Array:
-    return -2 * (targets - ys)  # (E2)
+    return -2 * (targets - ys)  # (D2)
 
 
 def softmax_cross_entropy(ys: Array, targets: Array) -> Array:
     """The mean cross-entropy of integer classes, in nats per step and row.
 
-    E = −1/N Σ log softmax(Y)[d]   (E3)
+    E = −1/N Σ log softmax(Y)[d]   (D3)
 
     Args:
       ys: logits Y, [T, ..., O].
       targets: classes d, integers in 0..O−1, [T, ...].
 
     Returns:
-      E in nats, a scalar; NaN where a class is out of range.
+      E in nats, a scalar; it and its derivative are NaN where a class is out of range.
 
     Raises:
       ValueError: targets that are not integers, or not of the shape of ys without its last axis.
@@ -69,14 +70,14 @@ def softmax_cross_entropy(ys: Array, targets: Array) -> Array:
     >>> round(float(softmax_cross_entropy(jnp.zeros((7, 2, 4)), jnp.ones((7, 2), int))), 4)
     1.3863
     """
-    _check_classes(ys, targets)
+    targets = _classes(ys, targets)
     nats = optax.softmax_cross_entropy_with_integer_labels(ys, targets)
-    return jnp.where(_in_range(ys, targets), nats, jnp.nan).mean()  # (E3)
+    return (nats * _one_in_range(ys, targets)).mean()  # (D3)
 
 
 def _softmax_cross_entropy_by_ys(ys: Array, targets: Array) -> Array:
     p_minus_d = jax.nn.softmax(ys) - jax.nn.one_hot(targets, ys.shape[-1], dtype=ys.dtype)
-    return jnp.where(_in_range(ys, targets)[..., None], p_minus_d, jnp.nan) / targets.size  # (E4)
+    return p_minus_d * _one_in_range(ys, targets)[..., None] / targets.size  # (D4)
 
 
 _BY_YS = {squared_error: _squared_error_by_ys, softmax_cross_entropy: _softmax_cross_entropy_by_ys}
@@ -96,22 +97,32 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any) -> tuple[Array, Array]:
     Raises:
       ValueError: a loss that is not a scalar of the dtype of ys.
     """
-    if not callable(loss):
-        raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
+    check_loss(loss)
     if loss in _BY_YS:
         return loss(ys, targets), _BY_YS[loss](ys, targets)
-    error, pullback = jax.vjp(lambda ys: loss(ys, targets), ys)
-    if jnp.shape(error) != () or error.dtype != ys.dtype:
-        raise bad("loss", f"a scalar {ys.dtype}", error, "sum or average over time, rows and outputs")
+    shape = jax.eval_shape(lambda ys: loss(ys, targets), ys)
+    if getattr(shape, "shape", None) != () or shape.dtype != ys.dtype:
+        raise bad("loss", f"a scalar {ys.dtype}", shape, "sum or average over time, rows and outputs")
+    error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, targets)), ys)
     return error, pullback(jnp.ones_like(error))[0]
 
 
-def _check_real_targets(ys: Array, targets: Any) -> None:
+def check_loss(loss: Any) -> None:
+    """ValueError unless loss is a hashable function."""
+    if not (callable(loss) and isinstance(loss, Hashable)):
+        raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
+
+
+def _real_targets(ys: Any, targets: Any) -> Array:
+    _check_ys(ys)
+    targets = jnp.asarray(targets) if isinstance(targets, np.ndarray) else targets
     if getattr(targets, "shape", None) != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
+    return targets
 
 
-def _check_classes(ys: Array, targets: Any) -> None:
+def _classes(ys: Any, targets: Any) -> Array:
+    _check_ys(ys)
     shape = getattr(targets, "shape", None)
     if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
         raise bad(
@@ -120,7 +131,15 @@ def _check_classes(ys: Array, targets: Any) -> None:
             targets,
             "pass class indices, not one-hot rows",
         )
+    return jnp.asarray(targets)
 
 
-def _in_range(ys: Array, targets: Array) -> Array:
-    return (targets >= 0) & (targets < ys.shape[-1])
+def _check_ys(ys: Any) -> None:
+    if not (hasattr(ys, "dtype") and jnp.issubdtype(ys.dtype, jnp.floating)):
+        raise bad("ys", "a floating array [T, ..., O]", ys, "pass what net.apply returns")
+
+
+def _one_in_range(ys: Array, targets: Array) -> Array:
+    """1 where the class is one of the O; NaN where it is not, so that no number comes of a wrong label."""
+    in_range = (targets >= 0) & (targets < ys.shape[-1])
+    return jnp.where(in_range, jnp.ones((), ys.dtype), jnp.nan)

@@ -27,13 +27,23 @@ from jax import Array
 
 from jax_bptt.activations import Activation
 from jax_bptt.activations import activation as activation_of
-from jax_bptt.cell import Cell, check_batch_shape, size
+from jax_bptt.arguments import (
+    as_arrays,
+    check_like,
+    check_method,
+    check_params,
+    check_step,
+    check_xs,
+    parameter_shapes,
+)
+from jax_bptt.cell import Cell, check_batch_shape, check_key, size
 from jax_bptt.errors import bad
+from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.loss import Loss, value_and_slope
+from jax_bptt.loss import Loss, check_loss, value_and_slope
 from jax_bptt.sweep import against, sum_of_outer_products, sum_over_rows
-from jax_bptt.unroll import check_like, check_sequence, unroll
+from jax_bptt.unroll import unroll
 
 
 class ReadoutParams(NamedTuple):
@@ -63,6 +73,7 @@ class Readout(NamedTuple):
 
     def init(self, key: Array) -> ReadoutParams:
         """Lecun-normal W_y and zero b_y, in the default float dtype; key from jax.random.key."""
+        check_key(key)
         dtype = jnp.result_type(float)
         w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
         return ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
@@ -114,6 +125,7 @@ class Network(NamedTuple):
         Returns:
           `NetworkParams` in the default float dtype.
         """
+        check_key(key)
         key_readout, *keys = jax.random.split(key, 1 + len(self.cells))
         cells = tuple(cell.init(k) for cell, k in zip(self.cells, keys, strict=True))
         return NetworkParams(cells, self.readout.init(key_readout))
@@ -129,6 +141,7 @@ class Network(NamedTuple):
           One carry per layer, leaves [*batch_shape, H].
         """
         check_batch_shape(batch_shape)
+        check_params(params, _parameter_shapes(self), "make them by net.init(key)")
         return tuple(c.initial_carry(p, batch_shape) for c, p in zip(self.cells, params.cells, strict=True))
 
     def apply(
@@ -150,7 +163,7 @@ class Network(NamedTuple):
         Raises:
           ValueError: at trace time, naming the argument, what was expected and what came.
         """
-        _check(self, params, carry)
+        params, carry, xs = _check(self, params, carry, xs, gradient)
         last = []
         for cell, p, s_0 in zip(self.cells, params.cells, carry, strict=True):
             s_last, xs = unroll(cell, p, s_0, xs, gradient=gradient)  # (N1)
@@ -199,7 +212,7 @@ def network(cells: Sequence[Cell], readout: Readout) -> Network:
     >>> ys.shape
     (7, 2)
     """
-    if isinstance(cells, Cell) or not cells or not all(isinstance(c, Cell) for c in cells):
+    if not (isinstance(cells, (list, tuple)) and cells and all(isinstance(c, Cell) for c in cells)):
         raise bad("cells", "a list of cells", cells, "pass [jb.elman(input_size, hidden_size)]")
     if not isinstance(readout, Readout):
         raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
@@ -239,14 +252,15 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
     >>> grads.readout.w_y.shape
     (4, 1)
     """
+    check_network(net)
+    check_loss(loss)
 
     def run(
         params: NetworkParams, carry: Any, xs: Array, targets: Any, *, gradient: GradientMethod = full()
     ) -> tuple[tuple[Array, Any], NetworkParams]:
-        _check(net, params, carry)
+        params, carry, xs = _check(net, params, carry, xs, gradient)
         last, kept = [], []
         for cell, p, s_0 in zip(net.cells, params.cells, carry, strict=True):
-            xs = check_sequence(cell, p, s_0, xs, gradient)
             (s_last, xs), residuals = gradient.forward(cell, p, s_0, xs)  # (N1)
             last.append(s_last)
             kept.append(residuals)
@@ -264,14 +278,28 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
     return run
 
 
+def check_network(net: Any) -> None:
+    """ValueError unless net is a network."""
+    if not isinstance(net, Network):
+        raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")
+
+
 @functools.lru_cache(maxsize=256)
-def _params_of(net: Network) -> NetworkParams:
-    return jax.eval_shape(lambda: net.init(jax.random.key(0)))
+def _parameter_shapes(net: Network) -> NetworkParams:
+    readout = jax.eval_shape(lambda: net.readout.init(jax.random.key(0)))
+    return NetworkParams(tuple(map(parameter_shapes, net.cells)), readout)
 
 
-def _check(net: Network, params: Any, carry: Any) -> None:
-    check_like("params", params, _params_of(net), "make them by net.init(key)")
-    if not isinstance(carry, tuple) or len(carry) != len(net.cells):
-        raise bad(
-            "carry", f"a tuple of {len(net.cells)}, one per cell", carry, "make it by net.initial_carry"
-        )
+def _check(net: Network, params: Any, carry: Any, xs: Any, gradient: Any) -> tuple[NetworkParams, Any, Array]:
+    """params, carry and xs as arrays, or a ValueError that says which argument is wrong."""
+    check_method(gradient)
+    params, carry = as_arrays((params, carry))
+    dtype = check_params(params, _parameter_shapes(net), "make them by net.init(key)")
+    xs = check_xs(xs, net.cells[0].input_size, dtype)
+    rows = xs.shape[1:-1]
+    zeros = jax.eval_shape(lambda: net.initial_carry(params, rows))
+    check_like("carry", carry, zeros, dtype, f"make it by net.initial_carry(params, {rows})")
+    if gradient != autodiff():
+        for cell, p, s_0 in zip(net.cells, params.cells, carry, strict=True):
+            check_step(cell, p, s_0)
+    return params, carry, xs

@@ -34,6 +34,7 @@ to 1.6, feature-major arrays [T, features, B] 1.0 to 1.5 (2.3 at B = 1).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -89,7 +90,8 @@ def linearise(cell: Cell, params: Any, carry: Any, xs: Array, states: Any) -> An
         s_prev = previous(carry, states)
         u = input_gates(cell, params, xs)
         v = recurrent_gates(cell, params, s_prev.h)
-        return cell.linearise(unit_wise(params, rank=xs.ndim), s_prev, u, v, states)  # (L1)
+        every_t = jax.vmap(functools.partial(cell.linearise, unit_wise(params, rank=xs.ndim - 1)))
+        return every_t(s_prev, u, v, states)  # (L1)
 
 
 def sweep(cell: Cell, params: Any, a: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any]:
@@ -141,7 +143,8 @@ def contract(
       dE/dparams, like params, and dE/dx_1..dE/dx_T, [T, ..., I].
     """
     with jax.named_scope("bptt/contract"):
-        towards = cell.adjoint(unit_wise(params, rank=xs.ndim), a, lam)  # (C1)
+        every_t = jax.vmap(functools.partial(cell.adjoint, unit_wise(params, rank=xs.ndim - 1)))
+        towards = every_t(a, lam)  # (C1)
         d_u, d_v = joined(towards.u), joined(towards.v)
         gradient = {
             "w_h": sum_of_outer_products(previous(carry, states).h, d_v),  # (C2)

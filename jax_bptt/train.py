@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jax_bptt.arguments import check_method
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.loss import Loss
-from jax_bptt.network import Network, NetworkParams, value_and_grad
+from jax_bptt.network import Network, NetworkParams, check_network, value_and_grad
 
 
 class TrainState(NamedTuple):
@@ -81,7 +82,8 @@ def init_train_state(
     Raises:
       ValueError: a wrong optimizer or batch shape.
     """
-    _check(net, optimizer)
+    check_network(net)
+    _check_optimizer(optimizer)
     params = net.init(key)
     carry = net.initial_carry(params, batch_shape)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
@@ -114,12 +116,12 @@ def make_train_step(
     >>> int(state.step), bool(metrics.finite)
     (1, True)
     """
-    _check(net, optimizer)
+    _check_optimizer(optimizer)
+    check_method(gradient)
     loss_and_grads = value_and_grad(net, loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if not isinstance(batch, Batch):
-            raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
+        _check_state_and_batch(optimizer, state, batch)
         (error, carry), grads = loss_and_grads(
             state.params, state.carry, batch.xs, batch.targets, gradient=gradient
         )  # (T1)
@@ -132,8 +134,19 @@ def make_train_step(
     return jax.jit(train_step, donate_argnames="state")
 
 
-def _check(net: Any, optimizer: Any) -> None:
-    if not isinstance(net, Network):
-        raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")
+def _check_optimizer(optimizer: Any) -> None:
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
+
+
+def _check_state_and_batch(optimizer: optax.GradientTransformation, state: Any, batch: Any) -> None:
+    if not isinstance(state, TrainState):
+        raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
+    if not isinstance(batch, Batch):
+        raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
+    came: Any = jax.tree.structure(state.opt_state)
+    structure: Any = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
+    if came != structure:
+        raise bad(
+            "state.opt_state", str(structure), str(came), "train with the optimizer of init_train_state"
+        )

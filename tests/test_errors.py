@@ -1,5 +1,7 @@
 """Bad input is refused at trace time, by a ValueError that says argument, expected, got, remedy."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,24 @@ def _cell(step, **kwargs):
     return _unroll(cell=cell)
 
 
+class _Extra(NamedTuple):
+    w_x: jax.Array
+    w_h: jax.Array
+    b: jax.Array
+    k: jax.Array
+
+
+def _with_extra(k):
+    """A cell with one more parameter; only shape [H] is unit-wise."""
+    cell = jb.make_cell(
+        3,
+        5,
+        lambda units, s, u, v: jb.Carry(units["k"] * u[0] + v[0]),
+        init=lambda key: _Extra(*CELL.init(key), k),
+    )
+    return jb.unroll(cell, cell.init(jax.random.key(0)), CARRY, XS)
+
+
 def _train(batch):
     state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))
     return jb.make_train_step(NET, jb.squared_error, SGD)(state, batch)
@@ -50,7 +70,7 @@ BAD = {
     "empty batch": (lambda: _unroll(xs=jnp.ones((7, 0, 3))), r"xs: .* empty axes, got float64\[7,0,3\]"),
     "ragged list": (
         lambda: _unroll(xs=[jnp.ones((4, 3)), jnp.ones((6, 3))]),
-        r"xs: expected one array .* got list; stack the steps; pad sequences of unequal length",
+        r"xs: expected one array .* got list of float64\[4,3\], float64\[6,3\]; stack the steps; pad",
     ),
     "integers": (
         lambda: _unroll(xs=jnp.ones((7, 2, 3), int)),
@@ -68,23 +88,32 @@ BAD = {
     ),
     "carry of other precision": (
         lambda: _unroll(carry=jb.Carry(CARRY.h.astype("float32"))),
-        r"carry\.h: expected one floating dtype, that of params.w_x, got float32\[2,5\]; cast it to float64",
+        r"carry\.h: expected float64, one dtype throughout, got float32\[2,5\]; cast it by astype",
     ),
-    "bare array as carry": (lambda: _unroll(carry=CARRY.h), r"carry: expected PyTreeDef.*Carry"),
+    "bare array as carry": (
+        lambda: _unroll(carry=CARRY.h),
+        r"carry: expected Carry\(h=float64\[2,5\]\), got float64\[2,5\]",
+    ),
     "params of another size": (
         lambda: _unroll(params=jb.elman(3, 6).init(jax.random.key(0))),
         r"params\.w_x: expected shape \[3,5\], got float64\[3,6\]; make them by cell.init",
     ),
     "params of mixed precision": (
         lambda: _unroll(params=PARAMS._replace(b=PARAMS.b.astype("float32"))),
-        r"params\.b: expected one floating dtype",
+        r"params\.b: expected float64, one dtype throughout, got float32\[5\]",
     ),
     "integer params": (
         lambda: _unroll(params=jax.tree.map(lambda p: p.astype(int), PARAMS)),
-        r"xs: expected int64 as params|params\.w_x: expected one floating dtype",
+        r"params: expected floating arrays Params\(.*got Params\(w_x=int64\[3,5\]",
     ),
-    "params as a dict": (lambda: _unroll(params=PARAMS._asdict()), r"params: expected PyTreeDef"),
-    "params with None": (lambda: _unroll(params=PARAMS._replace(b=None)), r"params: expected PyTreeDef"),
+    "params as a dict": (
+        lambda: _unroll(params=PARAMS._asdict()),
+        r"params: expected Params\(.*got \{b: float64",
+    ),
+    "params with None": (
+        lambda: _unroll(params=PARAMS._replace(b=None)),
+        r"params: .* got Params\(.*b=None\)",
+    ),
     "factory as cell": (lambda: _unroll(cell=jb.elman), r"cell: expected a Cell, got function"),
     "factory as gradient": (
         lambda: _unroll(gradient=jb.full),
@@ -97,7 +126,10 @@ BAD = {
         lambda: jb.elman(3, 5, "tahn"),
         r"activation: expected one of tanh, .* got 'tahn'",
     ),
-    "activation of no kind": (lambda: jb.elman(3, 5, 7), r"activation: expected a name or a callable, got 7"),
+    "activation of no kind": (
+        lambda: jb.elman(3, 5, 7),
+        r"activation: expected a name or a hashable callable, got 7",
+    ),
     "softmax as activation": (
         lambda: _unroll(cell=jb.elman(3, 5, jax.nn.softmax)),
         r"activation: expected a pointwise function, got an error on a single number",
@@ -118,7 +150,7 @@ BAD = {
     ),
     "step without carry type": (
         lambda: _cell(lambda units, s, u, v: u[0] + v[0]),
-        r"step: expected PyTreeDef.*Carry.*return the carry type",
+        r"step: expected Carry\(h=float64\[2,5\]\), got float64\[2,5\]; return the carry type",
     ),
     "adjoint of another shape": (
         lambda: _cell(
@@ -126,7 +158,7 @@ BAD = {
             linearise=lambda units, s_prev, u, v, s: (),
             adjoint=lambda units, a, lam: jb.StepCotangent(lam, (lam.h,), (lam.h, lam.h), {}),
         ),
-        r"adjoint: expected PyTreeDef.*return a StepCotangent",
+        r"adjoint: expected StepCotangent\(.*return a StepCotangent",
     ),
     "adjoint alone": (
         lambda: jb.make_cell(3, 5, lambda *a: a[1], adjoint=lambda *a: a),
@@ -140,7 +172,10 @@ BAD = {
         lambda: jb.network(CELL, jb.readout(5, 2)),
         r"cells: expected a list of cells, got Cell",
     ),
-    "no cells": (lambda: jb.network([], jb.readout(5, 2)), r"cells: expected a list of cells, got list"),
+    "no cells": (
+        lambda: jb.network([], jb.readout(5, 2)),
+        r"cells: expected a list of cells, got list of nothing",
+    ),
     "sizes that do not meet": (
         lambda: jb.network([jb.elman(3, 5), jb.elman(4, 6)], jb.readout(6, 2)),
         r"cells: expected hidden sizes \[4, 6\], as the next layers read, got \[5, 6\]",
@@ -152,11 +187,11 @@ BAD = {
     "readout of no kind": (lambda: jb.network([CELL], 2), r"readout: expected a Readout, got 2"),
     "network carry of one cell": (
         lambda: _loss_and_grads(carry=(*NET_CARRY, *NET_CARRY)),
-        r"carry: expected a tuple of 1, one per cell",
+        r"carry: expected tuple of Carry\(h=float64\[2,5\]\), got tuple of Carry.*, Carry.*; make it by net",
     ),
     "network params of another net": (
         lambda: _loss_and_grads(params=NET_PARAMS.cells[0]),
-        r"params: expected PyTreeDef.*NetworkParams",
+        r"params: expected NetworkParams\(.*, got Params\(.*; make them by net.init",
     ),
     "targets that would broadcast": (
         lambda: _loss_and_grads(targets=jnp.zeros((7, 1, 2))),
@@ -186,18 +221,121 @@ BAD = {
         lambda: _loss_and_grads("mse"),
         r"loss: expected a function \(ys, targets\) -> scalar, got mse",
     ),
-    "batch as a tuple": (lambda: _train((XS, XS)), r"batch: expected a Batch, got tuple; pass jb.Batch"),
+    "batch as a tuple": (
+        lambda: _train((XS, XS)),
+        r"batch: expected a Batch, got tuple of .*; pass jb.Batch",
+    ),
     "integer batch": (
         lambda: _train(jb.Batch(jnp.ones((7, 2, 3), int), jnp.zeros((7, 2, 2)))),
         r"xs: expected float64 as params, got int64",
     ),
     "batch of other rows": (
         lambda: _train(jb.Batch(jnp.ones((7, 4, 3)), jnp.zeros((7, 4, 2)))),
-        r"carry\.h: expected shape \[4,5\], got float64\[2,5\]",
+        r"carry\[0\]\.h: expected shape \[4,5\], got float64\[2,5\]; make it by net.initial_carry",
     ),
     "cell as network": (
         lambda: jb.make_train_step(CELL, jb.squared_error, SGD),
         r"net: expected a Network, got Cell",
+    ),
+    "shared parameter that is not unit-wise": (
+        lambda: _with_extra(jnp.zeros(1)),
+        r"init: k: expected shape \[5\], got float64\[1\]; beside w_x",
+    ),
+    "scalar parameter": (
+        lambda: _with_extra(jnp.zeros(())),
+        r"init: k: expected shape \[5\], got float64\[\]",
+    ),
+    "init of too few gates": (
+        lambda: _cell(lambda units, s, u, v: s, gates=2, init=CELL.init),
+        r"init: w_x: expected shape \[3,10\], got float64\[3,5\]",
+    ),
+    "init without a bias": (
+        lambda: _cell(lambda units, s, u, v: s, init=lambda key: CELL.init(key)[:2]),
+        r"init: expected a NamedTuple with w_x, w_h, b, got tuple of",
+    ),
+    "step of another dtype": (
+        lambda: _cell(lambda units, s, u, v: jb.Carry(u[0].astype("float32"))),
+        r"step\.h: expected float64, one dtype throughout, got float32\[2,5\]",
+    ),
+    "adjoint of another dtype": (
+        lambda: _cell(
+            lambda units, s, u, v: jb.Carry(u[0] + v[0]),
+            linearise=lambda units, s_prev, u, v, s: (),
+            adjoint=lambda units, a, lam: jb.StepCotangent(lam, (lam.h,), (lam.h.astype("float32"),), {}),
+        ),
+        r"adjoint\.v\[0\]: expected float64, one dtype throughout, got float32",
+    ),
+    "adjoint without its type": (
+        lambda: _cell(
+            lambda units, s, u, v: jb.Carry(u[0] + v[0]),
+            linearise=lambda units, s_prev, u, v, s: (),
+            adjoint=lambda units, a, lam: None,
+        ),
+        r"adjoint: expected StepCotangent\(.*got None",
+    ),
+    "step of no kind": (lambda: jb.make_cell(3, 5, None), r"step: expected a hashable function, got None"),
+    "init of no kind": (
+        lambda: jb.make_cell(3, 5, lambda *a: a[1], init="zeros"),
+        r"init: expected a hashable function, got zeros",
+    ),
+    "bool as size": (lambda: jb.elman(True, 5), r"input_size: expected an integer >= 1, got True"),
+    "list as activation": (
+        lambda: jb.elman(3, 5, ["tanh"]),
+        r"activation: expected a name or a hashable callable",
+    ),
+    "activation without a value": (
+        lambda: _unroll(cell=jb.elman(3, 5, lambda z: None)),
+        r"activation: expected float64\[\] from float64\[\], got None",
+    ),
+    "activation that raises": (
+        lambda: _unroll(cell=jb.elman(3, 5, lambda z: {}[0])),
+        r"activation: expected a pointwise function, got an error on a single number",
+    ),
+    "texts": (lambda: _unroll(xs=np.array([["a", "b", "c"]])), r"xs: expected float64 as params"),
+    "number as key": (lambda: CELL.init(0), r"key: expected a PRNG key, got 0; make one by jax.random.key"),
+    "number as network key": (lambda: NET.init(0), r"key: expected a PRNG key, got 0"),
+    "readout of other precision": (
+        lambda: _loss_and_grads(
+            params=NET_PARAMS._replace(
+                readout=jax.tree.map(lambda p: p.astype("float32"), NET_PARAMS.readout)
+            )
+        ),
+        r"params\.readout\.w_y: expected float64, one dtype throughout, got float32",
+    ),
+    "second layer's params": (
+        lambda: jb.network([CELL, jb.elman(5, 5)], jb.readout(5, 2)).apply(
+            jb.NetworkParams((PARAMS, PARAMS), NET_PARAMS.readout), (CARRY, CARRY), XS
+        ),
+        r"params\.cells\[1\]\.w_x: expected shape \[5,5\], got float64\[3,5\]",
+    ),
+    "carry of cell params": (
+        lambda: NET.initial_carry(PARAMS, (2,)),
+        r"params: expected NetworkParams\(.*make them by net.init",
+    ),
+    "cell in value_and_grad": (lambda: jb.value_and_grad(CELL, jb.squared_error), r"net: expected a Network"),
+    "loss that also returns more": (
+        lambda: _loss_and_grads(lambda ys, d: (ys.sum(), ys)),
+        r"loss: expected a scalar float64, got tuple of float64\[\], float64\[7,2,2\]",
+    ),
+    "loss of lists": (lambda: jb.squared_error([1.0], [1.0]), r"ys: expected a floating array"),
+    "integer logits": (
+        lambda: jb.softmax_cross_entropy(jnp.zeros((7, 2), int), jnp.zeros(7, int)),
+        r"ys: expected a floating array .* got int64\[7,2\]",
+    ),
+    "name as gradient of training": (
+        lambda: jb.make_train_step(NET, jb.squared_error, SGD, gradient="full"),
+        r"gradient: expected a gradient method, got full",
+    ),
+    "no loss": (lambda: jb.make_train_step(NET, None, SGD), r"loss: expected a function"),
+    "params as state": (
+        lambda: jb.make_train_step(NET, jb.squared_error, SGD)(NET_PARAMS, jb.Batch(XS, XS[..., :2])),
+        r"state: expected a TrainState, got NetworkParams",
+    ),
+    "state of another optimizer": (
+        lambda: jb.make_train_step(NET, jb.squared_error, optax.adam(0.1))(
+            jb.init_train_state(jax.random.key(0), NET, SGD, (2,)), jb.Batch(XS, XS[..., :2])
+        ),
+        r"state\.opt_state: expected .*train with the optimizer of init_train_state",
     ),
     "optimizer of no kind": (
         lambda: jb.make_train_step(NET, jb.squared_error, 0.1),

@@ -186,6 +186,70 @@ def test_another_configuration_is_refused(text, uninterrupted):
     assert "holds a run with seed=0 (now 1); choose another --out" in ended.stdout
 
 
+def test_a_changed_text_is_refused(text, uninterrupted):
+    path = uninterrupted[0] / "run.json"
+    about = json.loads(path.read_text())
+    about["config"]["text_sha256"] = "another"
+    other = uninterrupted[0].with_name("changed")
+    other.mkdir()
+    (other / "run.json").write_text(json.dumps(about))
+    ended = _finish(text, other)
+    assert ended.returncode == 1
+    assert "holds a run with text_sha256=another" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rows", "0"], "--rows 0: give a number of at least 1"),
+        (["--every", "-20"], "--every -20: give a number of at least 1"),
+        (["--learning-rate", "nan"], "--learning-rate nan: give a positive number"),
+        (["--text", "missing.txt"], "cannot read --text missing.txt as UTF-8"),
+        (["--learning-rate", "1e38"], "is not finite; lower --learning-rate"),
+    ],
+)
+def test_options_that_cannot_be_meant(options, message, text, tmp_path):
+    ended = _finish(text, tmp_path / "out", *options)
+    assert ended.returncode == 1
+    assert message in ended.stdout
+    assert "Traceback" not in ended.stdout
+    assert not list((tmp_path / "out").glob("checkpoints/[0-9]*"))  # nothing that is not a number is saved
+    if "finite" not in message:
+        assert not (tmp_path / "out").exists()  # a slip does not claim the folder
+
+
+def test_a_chunk_asks_for_the_next_character():
+    corpus = char_lm.load(char_lm.Config())
+    batch = char_lm.chunk(corpus.train, 64, 16, len(corpus.alphabet))
+    now = np.argmax(batch.xs, -1)
+    assert (now == corpus.train[:, 64:80].T).all()
+    assert (batch.targets[:-1] == now[1:]).all()
+    assert (batch.targets[-1] == corpus.train[:, 80]).all()
+
+
+def test_an_epoch_begins_without_memory(text, tmp_path, monkeypatch):
+    """The carry that a step begins with is zero exactly at the first chunk of an epoch."""
+    config = char_lm.Config(text=text, hidden=8, rows=8, window=500, epochs=2, every=10, out=tmp_path)
+    make, begun = char_lm.jb.make_train_step, []
+
+    def recording(*args):
+        step = make(*args)
+
+        def run(state, batch):
+            begun.append(bool(np.any(state.carry[0].h)))
+            return step(state, batch)
+
+        return run
+
+    monkeypatch.setattr(char_lm.jb, "make_train_step", recording)
+    corpus = char_lm.load(config)
+    chunks = (corpus.train.shape[1] - 1) // config.window
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+        char_lm.train(config, runs.Run(tmp_path, {}), corpus)
+    assert chunks > 1
+    assert begun == [i % chunks != 0 for i in range(2 * chunks)]
+
+
 def test_a_text_that_is_too_short_is_refused(tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("too short")
@@ -195,7 +259,7 @@ def test_a_text_that_is_too_short_is_refused(tmp_path):
 
 
 def test_a_torn_metrics_line_is_left_out(tmp_path):
-    run = runs.Run(tmp_path, char_lm.Config(out=tmp_path))
+    run = runs.Run(tmp_path, {})
     run.record(step=1, loss=2.0)
     run.record(step=2, loss=1.0)
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -122,15 +122,70 @@ def test_reverse_over_reverse():
     assert not w.wrong(found, wanted, EXACT)
 
 
-def test_autodiff_takes_hessians_and_jvps():
+def test_second_derivatives():
+    """Forward over reverse works with every method; forward mode of the unroll itself with autodiff."""
     case = make("elman-tanh", 3, ())
 
-    def loss(w_h):
+    def loss(w_h, method):
         params = case.params._replace(w_h=w_h)
-        return jnp.sum(jb.unroll(case.row.cell, params, case.carry, case.xs, gradient=jb.autodiff())[1] ** 2)
+        return jnp.sum(jb.unroll(case.row.cell, params, case.carry, case.xs, gradient=method)[1] ** 2)
 
-    hessian = jax.hessian(loss)(case.params.w_h)
-    assert np.allclose(hessian, np.transpose(hessian, (2, 3, 0, 1)), atol=1e-12)
+    found, wanted = (jax.hessian(loss)(case.params.w_h, m) for m in METHODS.values())
+    assert not w.wrong({"w_h": found}, {"w_h": wanted}, EXACT)
+    forward = jax.jacfwd(loss)(case.params.w_h, jb.autodiff())
+    assert not w.wrong({"w_h": jax.grad(loss)(case.params.w_h, jb.full())}, {"w_h": forward}, EXACT)
+
+
+def _batch_centred(units, s, u, v):
+    z = u[0] + v[0]
+    return jb.Carry(jnp.tanh(z - jnp.broadcast_to(z.mean(0, keepdims=True), z.shape)))
+
+
+def _scaled(units, s, u, v):
+    return jb.Carry((u[0] + v[0]) * jnp.broadcast_to(jnp.arange(1.0, 5.0), u[0].shape))
+
+
+def _slope_without_time(units, s_prev, u, v, s):
+    return jnp.arange(1.0, 5.0)
+
+
+def _by_slope_without_time(units, a, lam):
+    d_z = lam.h * jnp.broadcast_to(a, lam.h.shape)
+    return jb.StepCotangent(jb.Carry(jnp.zeros_like(d_z)), (d_z,), (d_z,), {})
+
+
+@jax.custom_vjp
+def _straight_through_sign(z):
+    return jnp.sign(z)
+
+
+_straight_through_sign.defvjp(lambda z: (jnp.sign(z), None), lambda _, d: (d,))
+
+UNUSUAL = {
+    "step that mixes the rows of a batch": (jb.make_cell(3, 4, _batch_centred), (3,)),
+    "slope that is the same at every t, T = H": (
+        jb.make_cell(3, 4, _scaled, linearise=_slope_without_time, adjoint=_by_slope_without_time),
+        (),
+    ),
+    "activation with its own vjp": (jb.elman(3, 4, _straight_through_sign), (2,)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_cells_have_the_right_gradient(name):
+    cell, rows = UNUSUAL[name]
+    keys = jax.random.split(jax.random.key(0), 4)
+    params, xs = cell.init(keys[0]), jax.random.normal(keys[1], (4, *rows, 3))
+    carry = jb.Carry(jax.random.normal(keys[2], (*rows, 4)))
+    weights = jax.random.normal(keys[3], (4, *rows, 4))
+
+    def loss(params, carry, xs, method):
+        return jnp.sum(weights * jb.unroll(cell, params, carry, xs, gradient=method)[1])
+
+    found, wanted = (jax.grad(loss, (0, 2))(params, carry, xs, m) for m in METHODS.values())
+    if name.startswith("step that mixes"):  # a bias common to all rows drops out
+        found, wanted = (jax.tree.map(lambda z: z, (g[0]._replace(b=xs), g[1])) for g in (found, wanted))
+    assert not w.wrong(found, wanted, EXACT)
 
 
 def test_relu_at_exactly_zero_has_slope_zero():

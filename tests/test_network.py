@@ -168,6 +168,18 @@ def test_a_class_out_of_range_is_not_a_number(label):
     )
     assert np.isnan(error)
     assert np.isnan(grads.readout.w_y).any()
+    slope = jax.grad(jb.softmax_cross_entropy)(jnp.zeros((2, O)), jnp.array([0, label]))
+    assert np.isnan(slope[1]).all()
+    assert np.isfinite(slope[0]).all()
+
+
+def test_numpy_in_double_precision_is_taken_in_jax_precision():
+    """With x64 off JAX casts NumPy's float64; params, carry, xs and targets alike."""
+    net, *args = _problem(NETWORKS["one layer"], "identity", jb.squared_error)
+    args = jax.tree.map(np.asarray, args)
+    with jax.enable_x64(False):
+        (error, _), grads = jb.value_and_grad(net, jb.squared_error)(*args)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((error, grads))} == {"float32"}
 
 
 def test_nan_reaches_the_loss_and_every_gradient():

@@ -24,6 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.activations import Activation
 from jax_bptt.activations import activation as activation_of
 from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, make_cell
 
@@ -49,13 +50,13 @@ def elman(input_size: int, hidden_size: int, activation: str | Callable[[Array],
     >>> elman(3, 5) is elman(3, 5, activation="tanh")
     True
     """
-    step, linearise, adjoint = _pointwise(activation)
+    step, linearise, adjoint = _pointwise(activation_of(activation))
     return make_cell(input_size, hidden_size, step, linearise=linearise, adjoint=adjoint)
 
 
 @functools.lru_cache(maxsize=256)
-def _pointwise(activation: str | Callable[[Array], Array]) -> tuple[Callable[..., Any], ...]:
-    g, slope = activation_of(activation)
+def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
+    g, slope = activation
 
     def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
         z = u[0] + v[0]  # (F1)

@@ -1,7 +1,7 @@
 """The gradient that JAX makes: the plain scan, one step after the other, left to jax.grad.
 
 It shares no code with the hand-derived methods but the cell's step, so it is the readable reference
-that they are checked against, and it takes every transform of JAX (jvp, hessian).
+that they are checked against, and it takes every transform of JAX, forward mode (jvp) included.
 """
 
 from __future__ import annotations

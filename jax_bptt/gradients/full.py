@@ -21,8 +21,8 @@ def full() -> GradientMethod:
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t,   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t
 
-    Time O(T), memory O(T·B·H) for the states and λ. First derivatives in reverse mode, and reverse
-    mode over them; for jvp, hessian and other forward-mode uses take `autodiff`.
+    Time O(T), memory O(T·B·H) for the states and λ. Reverse mode, and any mode over it
+    (grad of grad, hessian); for jvp and jacfwd of the unroll itself take `autodiff`.
 
     Returns:
       The `GradientMethod`.
