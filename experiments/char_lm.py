@@ -72,6 +72,8 @@ def check(config: Config) -> None:
     for name in ("hidden", "window", "rows", "epochs", "every"):
         if getattr(config, name) < 1:
             raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least 1")
+    if not 0 <= config.seed < 2**32:
+        raise SystemExit(f"--seed {config.seed}: give a number from 0 to {2**32 - 1}")
     for name in ("learning_rate", "clip"):
         if not 0 < getattr(config, name) < math.inf:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give a positive number")
@@ -265,7 +267,7 @@ def main(config: Config) -> None:
     check(config)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal can not
     corpus = load(config)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "text")}
     run = Run(config.out, settings | {"text_sha256": corpus.sha256})
     sizes = f"{corpus.train.size} training and {corpus.valid.size} validation characters"
     print(f"{sizes}, {len(corpus.alphabet)} different; results in {run.folder}")

@@ -42,8 +42,8 @@ class Run:
         path = self.folder / "run.json"
         if path.exists():
             try:
-                before = json.loads(path.read_text())["config"]
-            except (ValueError, KeyError):
+                before = dict(json.loads(path.read_text())["config"])
+            except (ValueError, KeyError, TypeError):
                 raise SystemExit(f"{path} is not the record of a run; choose another --out") from None
             other = sorted(k for k in before.keys() | config if before.get(k) != config.get(k))
             if other:

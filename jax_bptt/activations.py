@@ -87,16 +87,16 @@ def _of_callable(g: Callable[[Array], Array]) -> Activation:
 
 def _checked(g: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """g on one number, refusing whatever is not a function of one number (softmax, a layer norm)."""
-    fix = "write it for a single number; normalisations over units are not activations"
 
     def scalar(z: Array) -> Array:
         try:
             s = g(z)
         except Exception as error:
             message = f"an error on a single number: {error}"
+            fix = "write it for a single number; normalisations over units are not activations"
             raise bad("activation", "a pointwise function", message, fix) from error
         if getattr(s, "shape", None) != () or s.dtype != z.dtype:
-            raise bad("activation", f"{z.dtype}[] from {z.dtype}[]", s, fix)
+            raise bad("activation", f"{z.dtype}[] from {z.dtype}[]", s, "return one number of the dtype of z")
         return s
 
     return scalar

@@ -66,7 +66,7 @@ def check_xs(xs: Any, input_size: int, dtype: Any) -> Array:
 
 
 def check_like(argument: str, tree: Any, expected: Any, dtype: Any, fix: str) -> None:
-    """ValueError unless tree has the structure and shapes of expected, every leaf of this dtype."""
+    """ValueError unless tree is like expected in structure and shapes, and of this dtype if not None."""
     came: Any = jax.tree.structure(tree)
     structure: Any = jax.tree.structure(expected)
     if came != structure:
@@ -77,7 +77,7 @@ def check_like(argument: str, tree: Any, expected: Any, dtype: Any, fix: str) ->
         name = argument + jax.tree_util.keystr(path)
         if getattr(leaf, "shape", None) != wanted.shape:
             raise bad(name, f"shape [{','.join(map(str, wanted.shape))}]", leaf, fix)
-        if leaf.dtype != dtype:
+        if dtype is not None and leaf.dtype != dtype:
             raise bad(name, f"{dtype}, one dtype throughout", leaf, f"cast it by astype({str(dtype)!r})")
 
 

@@ -116,11 +116,13 @@ def make_cell(
     Args:
       input_size: I.
       hidden_size: H.
-      step: (units, s_prev, u, v) -> s, pointwise; u and v are tuples of `gates` arrays shaped like
+      step: (units, s_prev, u, v) -> s, pointwise, a function of its arguments and of constants made
+        outside jit; u and v are tuples of `gates` arrays shaped like
         h, units holds the parameters other than w_x, w_h, b, b_h, shaped to broadcast against h.
       gates: G.
       carry_type: NamedTuple class of the state, with a field h.
-      init: key -> params; None for `init_params`, which has no unit-wise parameters.
+      init: key -> params, in JAX (it is traced for its shapes); None for `init_params`, which has no
+        unit-wise parameters.
       linearise, adjoint: the hand-derived derivative (see `Cell`), both or neither; where they are
         None, jax.vjp of one step takes their place.
 
@@ -161,7 +163,7 @@ def _make_cell(
     def initial_carry(params: Any, batch_shape: tuple[int, ...]) -> Any:
         check_batch_shape(batch_shape)
         return carry_type(
-            *(jnp.zeros((*batch_shape, hidden_size), params.w_h.dtype) for _ in carry_type._fields)
+            *(jnp.zeros((*batch_shape, hidden_size), jnp.result_type(params.w_h)) for _ in carry_type._fields)
         )
 
     if init is None:
@@ -174,7 +176,8 @@ def _make_cell(
 def init_params(key: Array, input_size: int, hidden_size: int, gates: int) -> Params:
     """Lecun-normal input weights, one orthogonal recurrent block per gate, zero bias.
 
-    W_x ~ N(0, 1/I);  W_hᵀ W_h = 1 per gate, so that gradients start without a preferred scale;  b = 0
+    Var W_x = 1/I, a truncated normal;  W_hᵀ W_h = 1 per gate, so that no gradient grows or shrinks by
+    W_h alone;  b = 0
 
     Args:
       key: a key from jax.random.key.

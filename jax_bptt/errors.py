@@ -41,7 +41,7 @@ def describe(value: Any) -> str:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in value.items()) + "}"
         fields = getattr(value, "_fields", None)
-        if fields:
+        if fields is not None:
             return f"{name}({', '.join(f'{k}={describe(v)}' for k, v in zip(fields, value, strict=True))})"
         return f"{name} of {', '.join(map(describe, value)) or 'nothing'}"
     return name

@@ -44,7 +44,7 @@ def squared_error(ys: Array, targets: Array) -> Array:
     >>> float(squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])))
     4.0
     """
-    targets = _real_targets(ys, targets)
+    ys, targets = _real(ys, targets)
     return optax.squared_error(ys, targets).sum()  # (D1)
 
 
@@ -70,12 +70,13 @@ def softmax_cross_entropy(ys: Array, targets: Array) -> Array:
     >>> round(float(softmax_cross_entropy(jnp.zeros((7, 2, 4)), jnp.ones((7, 2), int))), 4)
     1.3863
     """
-    targets = _classes(ys, targets)
+    ys, targets = _classes(ys, targets)
     nats = optax.softmax_cross_entropy_with_integer_labels(ys, targets)
     return (nats * _one_in_range(ys, targets)).mean()  # (D3)
 
 
 def _softmax_cross_entropy_by_ys(ys: Array, targets: Array) -> Array:
+    ys, targets = _classes(ys, targets)
     p_minus_d = jax.nn.softmax(ys) - jax.nn.one_hot(targets, ys.shape[-1], dtype=ys.dtype)
     return p_minus_d * _one_in_range(ys, targets)[..., None] / targets.size  # (D4)
 
@@ -95,14 +96,14 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any) -> tuple[Array, Array]:
       E, a scalar, and dE/dY, like ys.
 
     Raises:
-      ValueError: a loss that is not a scalar of the dtype of ys.
+      ValueError: a loss that is not a floating scalar.
     """
     check_loss(loss)
     if loss in _BY_YS:
         return loss(ys, targets), _BY_YS[loss](ys, targets)
-    shape = jax.eval_shape(lambda ys: loss(ys, targets), ys)
-    if getattr(shape, "shape", None) != () or shape.dtype != ys.dtype:
-        raise bad("loss", f"a scalar {ys.dtype}", shape, "sum or average over time, rows and outputs")
+    error = jax.eval_shape(lambda ys: loss(ys, targets), ys)
+    if getattr(error, "shape", None) != () or not jnp.issubdtype(error.dtype, jnp.floating):
+        raise bad("loss", "a floating scalar", error, "sum or average over time, rows and outputs")
     error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, targets)), ys)
     return error, pullback(jnp.ones_like(error))[0]
 
@@ -113,30 +114,27 @@ def check_loss(loss: Any) -> None:
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
 
 
-def _real_targets(ys: Any, targets: Any) -> Array:
-    _check_ys(ys)
-    targets = jnp.asarray(targets) if isinstance(targets, np.ndarray) else targets
+def _real(ys: Any, targets: Any) -> tuple[Array, Array]:
+    ys, targets = _outputs(ys), jnp.asarray(targets) if isinstance(targets, np.ndarray) else targets
     if getattr(targets, "shape", None) != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
-    return targets
+    return ys, targets
 
 
-def _classes(ys: Any, targets: Any) -> Array:
-    _check_ys(ys)
+def _classes(ys: Any, targets: Any) -> tuple[Array, Array]:
+    ys = _outputs(ys)
     shape = getattr(targets, "shape", None)
     if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise bad(
-            "targets",
-            f"integer classes {list(ys.shape[:-1])}",
-            targets,
-            "pass class indices, not one-hot rows",
-        )
-    return jnp.asarray(targets)
+        fix = "pass class indices, not one-hot rows"
+        raise bad("targets", f"integer classes {list(ys.shape[:-1])}", targets, fix)
+    targets = jnp.asarray(targets)
+    return ys, targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets  # O may exceed 8 bits
 
 
-def _check_ys(ys: Any) -> None:
+def _outputs(ys: Any) -> Array:
     if not (hasattr(ys, "dtype") and jnp.issubdtype(ys.dtype, jnp.floating)):
         raise bad("ys", "a floating array [T, ..., O]", ys, "pass what net.apply returns")
+    return jnp.asarray(ys)
 
 
 def _one_in_range(ys: Array, targets: Array) -> Array:

@@ -30,7 +30,7 @@ def unroll(
 
     Args:
       cell: the cell, from `elman` or `make_cell`.
-      params: from `cell.init`, float32 or float64.
+      params: from `cell.init`, all of one floating dtype.
       carry: s_0, from `cell.initial_carry` or an earlier call, leaves [..., H], dtype of params.
       xs: [T, ..., I] with T >= 1, time first, any number of batch axes, also none; dtype of params.
       gradient: how jax.grad goes backwards: `full` (by hand) or `autodiff` (JAX's own).

@@ -215,7 +215,7 @@ BAD = {
     ),
     "loss that is not a scalar": (
         lambda: _loss_and_grads(lambda ys, d: (ys - d) ** 2),
-        r"loss: expected a scalar float64, got float64\[7,2,2\]; sum or average",
+        r"loss: expected a floating scalar, got float64\[7,2,2\]; sum or average",
     ),
     "loss of no kind": (
         lambda: _loss_and_grads("mse"),
@@ -315,7 +315,7 @@ BAD = {
     "cell in value_and_grad": (lambda: jb.value_and_grad(CELL, jb.squared_error), r"net: expected a Network"),
     "loss that also returns more": (
         lambda: _loss_and_grads(lambda ys, d: (ys.sum(), ys)),
-        r"loss: expected a scalar float64, got tuple of float64\[\], float64\[7,2,2\]",
+        r"loss: expected a floating scalar, got tuple of float64\[\], float64\[7,2,2\]",
     ),
     "loss of lists": (lambda: jb.squared_error([1.0], [1.0]), r"ys: expected a floating array"),
     "integer logits": (
@@ -335,7 +335,16 @@ BAD = {
         lambda: jb.make_train_step(NET, jb.squared_error, optax.adam(0.1))(
             jb.init_train_state(jax.random.key(0), NET, SGD, (2,)), jb.Batch(XS, XS[..., :2])
         ),
-        r"state\.opt_state: expected .*train with the optimizer of init_train_state",
+        r"state\.opt_state: expected .*use the optimizer and the network",
+    ),
+    "state of another network": (
+        lambda: jb.make_train_step(NET, jb.squared_error, optax.trace(0.9))(
+            jb.init_train_state(jax.random.key(0), NET, optax.trace(0.9), (2,))._replace(
+                opt_state=optax.trace(0.9).init(jax.tree.map(lambda p: p[None], NET_PARAMS))
+            ),
+            jb.Batch(XS, XS[..., :2]),
+        ),
+        r"state\.opt_state\.trace\.cells\[0\]\.w_x: expected shape \[3,5\], got float64\[1,3,5\]",
     ),
     "optimizer of no kind": (
         lambda: jb.make_train_step(NET, jb.squared_error, 0.1),

@@ -201,6 +201,7 @@ def test_a_changed_text_is_refused(text, uninterrupted):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--seed", "99999999999999999999999"], "--seed 99999999999999999999999: give a number from 0"),
         (["--rows", "0"], "--rows 0: give a number of at least 1"),
         (["--every", "-20"], "--every -20: give a number of at least 1"),
         (["--learning-rate", "nan"], "--learning-rate nan: give a positive number"),

@@ -179,7 +179,30 @@ def test_numpy_in_double_precision_is_taken_in_jax_precision():
     args = jax.tree.map(np.asarray, args)
     with jax.enable_x64(False):
         (error, _), grads = jb.value_and_grad(net, jb.squared_error)(*args)
+        assert net.initial_carry(args[0], (2,))[0].h.dtype == "float32"
+        assert float(jb.squared_error(np.ones((3, 1)), np.zeros((3, 1)))) == 3
+        assert np.isfinite(jb.softmax_cross_entropy(np.zeros((3, 4)), np.ones(3, int)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves((error, grads))} == {"float32"}
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(256, "uint8"), (300, "uint8"), (128, "int8"), (6, "uint64")])
+def test_narrow_and_unsigned_classes(classes, dtype):
+    ys, targets = (
+        jax.random.normal(jax.random.key(0), (4, classes)),
+        jnp.array([0, 1, 5, min(classes, 120) - 1]),
+    )
+    found = value_and_slope(jb.softmax_cross_entropy, ys, targets.astype(dtype))
+    assert not w.wrong(found, jax.value_and_grad(jb.softmax_cross_entropy)(ys, targets), 1e-14)
+
+
+def test_a_loss_in_higher_precision_than_the_network():
+    net, *args, targets = _problem(NETWORKS["one layer"], "tanh", jb.squared_error, dtype="float32")
+    (error, _), grads = jb.value_and_grad(net, lambda ys, d: jnp.sum((ys - d).astype("float64") ** 2))(
+        *args, targets
+    )
+    assert error.dtype == "float64"
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(grads)} == {"float32"}
+    assert not w.wrong(grads, jb.value_and_grad(net, jb.squared_error)(*args, targets)[1], 1e-5)
 
 
 def test_nan_reaches_the_loss_and_every_gradient():

@@ -1,6 +1,6 @@
 """Backpropagation through every step: linearise, sweep, contract, over the whole sequence.
 
-Kept from the forward pass: s_0, the inputs and the states s_1..s_T, nothing else. The
+Kept from the forward pass beside what went in: the states s_1..s_T, nothing else. The
 pre-activations come back by one product each where the cell's derivative needs them; the Elman cell
 with a named activation does not (g′ is a function of h), and XLA then drops those products.
 """
