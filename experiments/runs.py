@@ -24,7 +24,7 @@ class Run:
 
     Args:
       folder: created if missing.
-      config: all that the results depend on, by name, plain values and paths.
+      config: all that the results depend on, by name, plain values.
 
     Raises:
       SystemExit: the folder holds a run of another configuration, or cannot be written.
@@ -34,7 +34,7 @@ class Run:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._hold_to({k: str(v) if isinstance(v, Path) else v for k, v in config.items()})
+            self._hold_to(config)
         except OSError as error:
             raise SystemExit(f"cannot write results to {folder}: {error}; choose another --out") from None
 

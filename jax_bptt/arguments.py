@@ -22,14 +22,21 @@ def check_unroll(cell: Any, params: Any, carry: Any, xs: Any, gradient: Any) -> 
     if not isinstance(cell, Cell):
         raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
     check_method(gradient)
+    params, carry, xs = check_inputs("cell", cell, parameter_shapes(cell), cell.input_size, params, carry, xs)
+    check_steps(gradient, [cell], [params], [carry])
+    return params, carry, xs
+
+
+def check_inputs(
+    name: str, owner: Any, shapes: Any, input_size: int, params: Any, carry: Any, xs: Any
+) -> tuple[Any, Any, Array]:
+    """params, carry and xs as arrays that fit each other and their owner, a cell or a network."""
     params, carry = as_arrays((params, carry))
-    dtype = check_params(params, parameter_shapes(cell), "make them by cell.init(key)")
-    xs = check_xs(xs, cell.input_size, dtype)
+    dtype = check_params(params, shapes, f"make them by {name}.init(key)")
+    xs = check_xs(xs, input_size, dtype)
     rows = xs.shape[1:-1]
-    zeros = jax.eval_shape(lambda: cell.initial_carry(params, rows))
-    check_like("carry", carry, zeros, dtype, f"make it by cell.initial_carry(params, {rows})")
-    if gradient != autodiff():
-        check_step(cell, params, carry)
+    zeros = jax.eval_shape(lambda: owner.initial_carry(params, rows))
+    check_like("carry", carry, zeros, dtype, f"make it by {name}.initial_carry(params, {rows})")
     return params, carry, xs
 
 
@@ -97,6 +104,13 @@ def parameter_shapes(cell: Cell) -> Any:
                 f"init: {name}", shape, p, "beside w_x, w_h, b, b_h, parameters have one number per unit"
             )
     return params
+
+
+def check_steps(gradient: GradientMethod, cells: Any, params: Any, carries: Any) -> None:
+    """`check_step` of every layer, but for autodiff, to which any step is welcome."""
+    if gradient != autodiff():
+        for cell, p, s_0 in zip(cells, params, carries, strict=True):
+            check_step(cell, p, s_0)
 
 
 def check_step(cell: Cell, params: Any, carry: Any) -> None:

@@ -27,23 +27,14 @@ from jax import Array
 
 from jax_bptt.activations import Activation
 from jax_bptt.activations import activation as activation_of
-from jax_bptt.arguments import (
-    as_arrays,
-    check_like,
-    check_method,
-    check_params,
-    check_step,
-    check_xs,
-    parameter_shapes,
-)
+from jax_bptt.arguments import check_inputs, check_method, check_params, check_steps, parameter_shapes
 from jax_bptt.cell import Cell, check_batch_shape, check_key, size
 from jax_bptt.errors import bad
-from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.loss import Loss, check_loss, value_and_slope
 from jax_bptt.sweep import against, sum_of_outer_products, sum_over_rows
-from jax_bptt.unroll import unroll
+from jax_bptt.unroll import run_checked
 
 
 class ReadoutParams(NamedTuple):
@@ -166,7 +157,7 @@ class Network(NamedTuple):
         params, carry, xs = _check(self, params, carry, xs, gradient)
         last = []
         for cell, p, s_0 in zip(self.cells, params.cells, carry, strict=True):
-            s_last, xs = unroll(cell, p, s_0, xs, gradient=gradient)  # (N1)
+            s_last, xs = run_checked(cell, p, s_0, xs, gradient)  # (N1)
             last.append(s_last)
         return tuple(last), self.readout.forward(params.readout, xs)[1]
 
@@ -293,13 +284,7 @@ def _parameter_shapes(net: Network) -> NetworkParams:
 def _check(net: Network, params: Any, carry: Any, xs: Any, gradient: Any) -> tuple[NetworkParams, Any, Array]:
     """params, carry and xs as arrays, or a ValueError that says which argument is wrong."""
     check_method(gradient)
-    params, carry = as_arrays((params, carry))
-    dtype = check_params(params, _parameter_shapes(net), "make them by net.init(key)")
-    xs = check_xs(xs, net.cells[0].input_size, dtype)
-    rows = xs.shape[1:-1]
-    zeros = jax.eval_shape(lambda: net.initial_carry(params, rows))
-    check_like("carry", carry, zeros, dtype, f"make it by net.initial_carry(params, {rows})")
-    if gradient != autodiff():
-        for cell, p, s_0 in zip(net.cells, params.cells, carry, strict=True):
-            check_step(cell, p, s_0)
+    shapes, input_size = _parameter_shapes(net), net.cells[0].input_size
+    params, carry, xs = check_inputs("net", net, shapes, input_size, params, carry, xs)
+    check_steps(gradient, net.cells, params.cells, carry)
     return params, carry, xs

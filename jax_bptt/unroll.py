@@ -50,7 +50,13 @@ def unroll(
     >>> carry.h.shape, hs.shape
     ((2, 5), (7, 2, 5))
     """
-    params, carry, xs = check_unroll(cell, params, carry, xs, gradient)
+    return run_checked(cell, *check_unroll(cell, params, carry, xs, gradient), gradient)
+
+
+def run_checked(
+    cell: Cell, params: Any, carry: Any, xs: Array, gradient: GradientMethod
+) -> tuple[Any, Array]:
+    """`unroll` of arguments that have been checked."""
     if gradient == autodiff():  # no custom_vjp, so that forward mode (jvp) works too
         return plain_scan(cell, params, carry, xs)
     return _with_gradient(cell, gradient)(params, carry, xs)

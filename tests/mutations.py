@@ -23,12 +23,10 @@ class Mutation(NamedTuple):
 
 
 def _backward(
-    linearise: Any = sweep.linearise,
     of_a: Any = lambda a: a,
     of_w_h: Any = lambda w_h: w_h,
     of_d_carry: Any = lambda d_carry: d_carry,
     of_d_hs: Any = lambda d_hs: d_hs,
-    of_lam: Any = lambda lam: lam,
     contract: Any = sweep.contract,
     of_d_params: Any = lambda d_params: d_params,
 ) -> Callable[..., Any]:
@@ -36,10 +34,10 @@ def _backward(
 
     def backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Any) -> Any:
         params, carry, xs, states = residuals
-        a = of_a(linearise(cell, params, carry, xs, states))
+        a = of_a(sweep.linearise(cell, params, carry, xs, states))
         swept = params._replace(w_h=of_w_h(params.w_h))
         d_carry, lam = sweep.sweep(cell, swept, a, of_d_carry(d_carry), of_d_hs(d_hs))
-        d_params, d_xs = contract(cell, params, carry, xs, states, a, of_lam(lam))
+        d_params, d_xs = contract(cell, params, carry, xs, states, a, lam)
         return of_d_params(d_params), d_carry, d_xs
 
     return backward
