@@ -163,7 +163,7 @@ def _write(net: jb.Network, params: Any, key: Array, prompt: Array, length: int)
         return (carry, ys[0]), code
 
     carry, ys = net.apply(
-        params, net.initial_carry(params, ()), jax.nn.one_hot(prompt, net.cells[0].input_size)
+        params, net.initial_carry(params, ()), jax.nn.one_hot(prompt, net.layers[0].input_size)
     )
     return jax.lax.scan(step, (carry, ys[-1]), jax.random.split(key, length))[1]
 

@@ -14,30 +14,67 @@ from jax_bptt.cell import Cell, StepCotangent
 from jax_bptt.errors import bad, describe
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sweep import input_gates, recurrent_gates, unit_wise
+from jax_bptt.products import has_recurrent_product, unit_wise
+from jax_bptt.sequence import Sequence
+from jax_bptt.step_cell import StepCell
+from jax_bptt.sweep import engine_of
 
 
-def check_unroll(cell: Any, params: Any, carry: Any, xs: Any, gradient: Any) -> tuple[Any, Any, Array]:
-    """params, carry and xs of `unroll` as arrays, or a ValueError that says which argument is wrong."""
-    if not isinstance(cell, Cell):
+def check_unroll(
+    cell: Any, params: Any, carry: Any, sequence: Sequence, gradient: Any, reverse: Any
+) -> tuple[Any, Any, Sequence]:
+    """params, carry and sequence of `unroll` as arrays, or a ValueError that says which is wrong."""
+    if not isinstance(cell, (Cell, StepCell)):
         raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
+    if not isinstance(reverse, bool):
+        raise bad("reverse", "True or False", reverse, "a mask or lengths go into mask")
     check_method(gradient)
-    params, carry, xs = check_inputs("cell", cell, parameter_shapes(cell), cell.input_size, params, carry, xs)
-    check_steps(gradient, [cell], [params], [carry])
-    return params, carry, xs
+    params, carry, sequence = check_inputs(
+        "cell", cell, parameter_shapes(cell), cell.input_size, params, carry, sequence
+    )
+    check_steps(gradient, [cell], [params], sequence.xs.shape[1:-1])
+    return params, carry, sequence
 
 
 def check_inputs(
-    name: str, owner: Any, shapes: Any, input_size: int, params: Any, carry: Any, xs: Any
-) -> tuple[Any, Any, Array]:
-    """params, carry and xs as arrays that fit each other and their owner, a cell or a network."""
+    name: str, owner: Any, shapes: Any, input_size: int, params: Any, carry: Any, sequence: Sequence
+) -> tuple[Any, Any, Sequence]:
+    """params, carry and sequence as arrays that fit each other and their owner, a cell or a network."""
     params, carry = as_arrays((params, carry))
     dtype = check_params(params, shapes, f"make them by {name}.init(key)")
-    xs = check_xs(xs, input_size, dtype)
+    xs = check_xs(sequence.xs, input_size, dtype)
     rows = xs.shape[1:-1]
-    zeros = jax.eval_shape(lambda: owner.initial_carry(params, rows))
-    check_like("carry", carry, zeros, dtype, f"make it by {name}.initial_carry(params, {rows})")
-    return params, carry, xs
+    if carry is not None:
+        initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
+        check_like(
+            "carry",
+            _filled(carry, initial),
+            initial,
+            dtype,
+            f"make it by {name}.initial_carry(params, {rows})",
+        )
+    marks = {
+        mark: check_mark(mark, getattr(sequence, mark), xs.shape[:-1]) for mark in ("mask", "reset", "cut")
+    }
+    return params, carry, Sequence(xs, **marks)
+
+
+def _filled(carry: Any, initial: Any) -> Any:
+    """carry with the initial one in the place of every None, where the two have one structure."""
+    try:
+        return jax.tree.map(lambda c, i: i if c is None else c, carry, initial, is_leaf=lambda c: c is None)
+    except ValueError:
+        return carry
+
+
+def check_mark(name: str, mark: Any, shape: tuple[int, ...]) -> Array | None:
+    """A mask, reset or cut as a bool array [T, ...], or None."""
+    if mark is None:
+        return None
+    if getattr(mark, "shape", None) != shape or mark.dtype != bool:
+        fix = "one bool for each step and row; from lengths by jb.mask_of_lengths(lengths, T)"
+        raise bad(name, f"bool[{','.join(map(str, shape))}]", mark, fix)
+    return jnp.asarray(mark)
 
 
 def check_method(gradient: Any) -> None:
@@ -89,52 +126,68 @@ def check_like(argument: str, tree: Any, expected: Any, dtype: Any, fix: str) ->
 
 
 @functools.lru_cache(maxsize=256)
-def parameter_shapes(cell: Cell) -> Any:
+def parameter_shapes(cell: Any) -> Any:
     """What cell.init makes, as shapes; ValueError unless the engine knows what each parameter is for."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
+    if isinstance(cell, StepCell):
+        check_params(params, params, "init returns a pytree of floating arrays")
+        return params
     names, wide = getattr(params, "_fields", ()), cell.gates * cell.hidden_size
     if not {"w_x", "w_h", "b"} <= set(names):
         raise bad("init", "a NamedTuple with w_x, w_h, b", params, "return jb.Params or one with more fields")
     layout = {"w_x": (cell.input_size, wide), "w_h": (cell.hidden_size, wide), "b": (wide,), "b_h": (wide,)}
     for name, p in zip(names, params, strict=True):
-        wanted = layout.get(name, (cell.hidden_size,))
-        if getattr(p, "shape", None) != wanted:
-            shape = f"shape [{','.join(map(str, wanted))}]"
-            raise bad(
-                f"init: {name}", shape, p, "beside w_x, w_h, b, b_h, parameters have one number per unit"
-            )
+        shape, wanted = getattr(p, "shape", None), layout.get(name, (cell.hidden_size,))
+        if shape != wanted and not (name == "w_h" and shape == (cell.hidden_size,)):
+            shown = f"shape [{','.join(map(str, wanted))}]"
+            fix = "beside w_x, w_h, b, b_h, parameters have one number per unit"
+            raise bad(f"init: {name}", shown, p, fix)
     return params
 
 
-def check_steps(gradient: GradientMethod, cells: Any, params: Any, carries: Any) -> None:
-    """`check_step` of every layer, but for autodiff, to which any step is welcome."""
+def check_steps(gradient: GradientMethod, cells: Any, params: Any, rows: tuple[int, ...]) -> None:
+    """`check_step` of every cell, but for autodiff, to which any step is welcome."""
     if gradient != autodiff():
-        for cell, p, s_0 in zip(cells, params, carries, strict=True):
-            check_step(cell, p, s_0)
+        for cell, p in zip(cells, params, strict=True):
+            check_step(cell, p, rows)
 
 
-def check_step(cell: Cell, params: Any, carry: Any) -> None:
+def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
     """One abstract step and its adjoint: right shapes, and nothing traced captured from outside."""
-    dtype = carry.h.dtype
+    dtype = jax.tree.leaves(params)[0].dtype
 
-    def once(params: Any, s_prev: Any, x: Array) -> Any:
-        units = unit_wise(params, x.ndim)
-        u, v = input_gates(cell, params, x), recurrent_gates(cell, params, s_prev.h)
-        s = cell.step(units, s_prev, u, v)
-        check_like("step", s, s_prev, dtype, "return the carry type, every leaf like h")
-        towards = cell.adjoint(units, cell.linearise(units, s_prev, u, v, s), s)
-        wanted = StepCotangent(s_prev, u, v, dict.fromkeys(units, s_prev.h))
-        check_like("adjoint", towards, wanted, dtype, "return a StepCotangent, every leaf like h")
-        return towards
+    def once(params: Any, x: Array) -> Any:
+        s_prev, engine = cell.initial_carry(params, rows), engine_of(cell)
+        s = engine.step(cell, params, s_prev, engine.project(cell, params, x))
+        check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
+        every = jax.tree.map(lambda z: z[None], s_prev)
+        a = engine.linearise(cell, params, every, x[None], every)
+        if isinstance(cell, Cell):
+            check_adjoint(cell, params, jax.tree.map(lambda z: z[0], a), s_prev)
+        fixed = engine.before_sweep(cell, params)
+        towards = engine.backward_step(cell, params, fixed, jax.tree.map(lambda z: z[0], a), s_prev)
+        check_like("adjoint", towards, s_prev, dtype, "return the cotangent of s_prev, like the carry")
+        d_params, d_x = engine.contract(cell, params, every, x[None], a, every)
+        check_like("contract", d_params, params, dtype, "return the gradient of params, like params")
+        return towards, d_params, d_x
 
-    x = jax.ShapeDtypeStruct((*carry.h.shape[:-1], cell.input_size), dtype)
-    shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), (params, carry))
-    captured = [c for c in jax.make_jaxpr(once)(*shapes, x).consts if isinstance(c, jax.core.Tracer)]
+    x = jax.ShapeDtypeStruct((*rows, cell.input_size), dtype)
+    shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), params)
+    captured = [c for c in jax.make_jaxpr(once)(shapes, x).consts if isinstance(c, jax.core.Tracer)]
     if captured:
         fix = "make values that change or are differentiated a part of params (cell.init)"
         raise bad(
             "cell", "functions of their arguments alone", f"a captured tracer {describe(captured[0])}", fix
         )
+
+
+def check_adjoint(cell: Cell, params: Any, a: Any, s: Any) -> None:
+    """ValueError unless the adjoint of a pointwise step returns what the engine reads."""
+    units = unit_wise(params, s.h.ndim)
+    towards = cell.adjoint(units, a, s)
+    v = (s.h,) * cell.gates if has_recurrent_product(params) else ()
+    wanted = StepCotangent(s, (s.h,) * cell.gates, v, dict.fromkeys(units, s.h))
+    check_like("adjoint", towards, wanted, s.h.dtype, "return a StepCotangent, every leaf like h")
 
 
 def as_arrays(tree: Any) -> Any:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.errors import bad
+from jax_bptt.initial import Initializer, check_initializer, matrices, orthogonal
 
 Gates = tuple[Array, ...]  # G arrays, one per gate, each shaped like h
 Units = dict[str, Array]  # unit-wise parameters by name, shaped to broadcast against h
@@ -77,22 +78,28 @@ class Cell(NamedTuple):
     Attributes:
       input_size: I, length of x_t.
       hidden_size: H, length of h_t.
-      gates: G, blocks of W_x and W_h.
+      gate_names: of the G blocks of W_x and W_h, in their order.
       step: (units, s_prev, u, v) -> s, pointwise.
       linearise: (units, s_prev, u, v, s) -> a, the derivative of the step, pointwise.
       adjoint: (units, a, lam) -> StepCotangent, pointwise and linear in lam.
       init: key -> params, a NamedTuple with w_x, w_h, b, perhaps b_h [G*H] and unit-wise [H] leaves.
-      initial_carry: (params, batch_shape) -> carry of zeros, leaves [*batch_shape, H].
+      initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, H]: zeros, or for each field
+        such as h the parameter h_0 [H] where there is one (see `learn_carry`).
     """
 
     input_size: int
     hidden_size: int
-    gates: int
+    gate_names: tuple[str, ...]
     step: Callable[[Units, Any, Gates, Gates], Any]
     linearise: Callable[[Units, Any, Gates, Gates, Any], Any]
     adjoint: Callable[[Units, Any, Any], StepCotangent]
     init: Callable[[Array], Any]
     initial_carry: Callable[[Any, tuple[int, ...]], Any]
+
+    @property
+    def gates(self) -> int:
+        """G, the number of gates."""
+        return len(self.gate_names)
 
     def __repr__(self) -> str:
         return f"Cell(input_size={self.input_size}, hidden_size={self.hidden_size}, gates={self.gates})"
@@ -103,7 +110,7 @@ def make_cell(
     hidden_size: int,
     step: Callable[[Units, Any, Gates, Gates], Any],
     *,
-    gates: int = 1,
+    gates: int | tuple[str, ...] = 1,
     carry_type: Any = Carry,
     init: Callable[[Array], Any] | None = None,
     linearise: Callable[[Units, Any, Gates, Gates, Any], Any] | None = None,
@@ -117,10 +124,11 @@ def make_cell(
       input_size: I.
       hidden_size: H.
       step: (units, s_prev, u, v) -> s, pointwise, a function of its arguments and of constants made
-        outside jit; u and v are tuples of `gates` arrays shaped like
-        h, units holds the parameters other than w_x, w_h, b, b_h, shaped to broadcast against h.
-      gates: G.
-      carry_type: NamedTuple class of the state, with a field h.
+        outside jit; u and v are tuples of G arrays shaped like h, units holds the parameters other
+        than w_x, w_h, b, b_h, shaped to broadcast against h. With a w_h of shape [H] there is no
+        recurrent product: v is (), and units holds w_h.
+      gates: G, or the names of the gates, which `check_gradient` then uses.
+      carry_type: NamedTuple class of the state, with a field h; all its fields are shaped like h.
       init: key -> params, in JAX (it is traced for its shapes); None for `init_params`, which has no
         unit-wise parameters.
       linearise, adjoint: the hand-derived derivative (see `Cell`), both or neither; where they are
@@ -137,53 +145,50 @@ def make_cell(
     Cell(input_size=3, hidden_size=5, gates=1)
     """
     optional = {"init": init, "linearise": linearise, "adjoint": adjoint}
-    for name, f in {"step": step, **{k: v for k, v in optional.items() if v is not None}}.items():
-        if not (callable(f) and isinstance(f, Hashable)):
-            raise bad(name, "a hashable function", f, "see jb.Cell for what it takes and returns")
-    if not isinstance(carry_type, type) or "h" not in getattr(carry_type, "_fields", ()):
-        raise bad("carry_type", "a NamedTuple class with a field h", carry_type, "name what the cell emits h")
+    check_functions(step=step, **{name: f for name, f in optional.items() if f is not None})
+    check_carry_type(carry_type)
     if (linearise is None) != (adjoint is None):
         lone = "adjoint alone" if linearise is None else "linearise alone"
         raise bad("linearise, adjoint", "both or neither", lone, "leave both out to have jax.vjp do it")
-    sizes = size("input_size", input_size), size("hidden_size", hidden_size), size("gates", gates)
-    return _make_cell(*sizes, step, carry_type, init, linearise, adjoint)
+    sizes = size("input_size", input_size), size("hidden_size", hidden_size)
+    names = gates if isinstance(gates, tuple) and gates else tuple(map(str, range(size("gates", gates))))
+    return _make_cell(*sizes, names, step, carry_type, init, linearise, adjoint)
 
 
 @functools.lru_cache(maxsize=256)
 def _make_cell(
     input_size: int,
     hidden_size: int,
-    gates: int,
+    names: tuple[str, ...],
     step: Any,
     carry_type: Any,
     init: Any,
     linearise: Any,
     adjoint: Any,
 ) -> Cell:
-    def initial_carry(params: Any, batch_shape: tuple[int, ...]) -> Any:
-        check_batch_shape(batch_shape)
-        return carry_type(
-            *(jnp.zeros((*batch_shape, hidden_size), jnp.result_type(params.w_h)) for _ in carry_type._fields)
-        )
-
     if init is None:
-        init = functools.partial(init_params, input_size=input_size, hidden_size=hidden_size, gates=gates)
+        init = functools.partial(
+            init_params, input_size=input_size, hidden_size=hidden_size, gates=len(names)
+        )
     if adjoint is None:
         linearise, adjoint = keep_point, functools.partial(vjp_of_step, step)
-    return Cell(input_size, hidden_size, gates, step, linearise, adjoint, init, initial_carry)
+    initial_carry = functools.partial(initial_of, carry_type, hidden_size)
+    return Cell(input_size, hidden_size, names, step, linearise, adjoint, init, initial_carry)
 
 
-def init_params(key: Array, input_size: int, hidden_size: int, gates: int) -> Params:
-    """Lecun-normal input weights, one orthogonal recurrent block per gate, zero bias.
+def init_params(
+    key: Array, input_size: int, hidden_size: int, gates: int, recurrent: Initializer = orthogonal()
+) -> Params:
+    """Lecun-normal input weights, one recurrent block per gate, zero bias.
 
-    Var W_x = 1/I, a truncated normal;  W_hᵀ W_h = 1 per gate, so that no gradient grows or shrinks by
-    W_h alone;  b = 0
+    Var W_x = 1/I;  W_hᵀ W_h = 1 per gate unless `recurrent` says otherwise;  b = 0
 
     Args:
       key: a key from jax.random.key.
       input_size: I.
       hidden_size: H.
       gates: G.
+      recurrent: initialiser of each gate's block of W_h.
 
     Returns:
       `Params` in the default float dtype.
@@ -191,18 +196,29 @@ def init_params(key: Array, input_size: int, hidden_size: int, gates: int) -> Pa
     Raises:
       ValueError: a key that is none.
 
-    Reference: Saxe et al. 2014 (orthogonal initial weights).
-
     >>> init_params(jax.random.key(0), 3, 5, gates=4).w_h.shape
     (5, 20)
     """
     check_key(key)
-    dtype = jnp.result_type(float)
-    key_x, *keys_h = jax.random.split(key, 1 + gates)
-    orthogonal = jax.nn.initializers.orthogonal()
-    w_x = jax.nn.initializers.lecun_normal()(key_x, (input_size, gates * hidden_size), dtype)
-    w_h = jnp.concatenate([orthogonal(k, (hidden_size, hidden_size), dtype) for k in keys_h], axis=1)
-    return Params(w_x, w_h, jnp.zeros(gates * hidden_size, dtype))
+    w_x, w_h = matrices(key, input_size, hidden_size, gates, recurrent)
+    return Params(w_x, w_h, jnp.zeros(gates * hidden_size, w_x.dtype))
+
+
+def init_of(
+    input_size: int, hidden_size: int, gates: int, recurrent: Initializer
+) -> Callable[[Array], Params]:
+    """`init_params` of these sizes as a function of the key alone."""
+    check_initializer("recurrent", recurrent)
+    sizes = size("input_size", input_size), size("hidden_size", hidden_size)
+    return lambda key: init_params(key, *sizes, gates, recurrent)
+
+
+def initial_of(carry_type: Any, hidden_size: int, params: Any, batch_shape: tuple[int, ...]) -> Any:
+    """The initial carry: for each field such as h the parameter h_0 in every row, or zeros."""
+    check_batch_shape(batch_shape)
+    shape, dtype = (*batch_shape, hidden_size), jax.tree.leaves(params)[0].dtype
+    learned = (getattr(params, f"{field}_0", jnp.zeros(hidden_size, dtype)) for field in carry_type._fields)
+    return carry_type(*(jnp.broadcast_to(jnp.asarray(s_0), shape) for s_0 in learned))
 
 
 def keep_point(units: Units, s_prev: Any, u: Gates, v: Gates, s: Any) -> Any:
@@ -227,6 +243,19 @@ def size(argument: str, value: Any) -> int:
     if number < 1 or isinstance(value, bool):
         raise bad(argument, "an integer >= 1", value, "sizes count units or rows")
     return number
+
+
+def check_functions(**functions: Any) -> None:
+    """ValueError unless each is a function that can be a key of a cache."""
+    for name, f in functions.items():
+        if not (callable(f) and isinstance(f, Hashable)):
+            raise bad(name, "a hashable function", f, "see jb.Cell and jb.StepCell for what it takes")
+
+
+def check_carry_type(carry_type: Any) -> None:
+    """ValueError unless carry_type is a NamedTuple class with a field h."""
+    if not isinstance(carry_type, type) or "h" not in getattr(carry_type, "_fields", ()):
+        raise bad("carry_type", "a NamedTuple class with a field h", carry_type, "name what the cell emits h")
 
 
 def check_key(key: Any) -> None:

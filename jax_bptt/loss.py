@@ -3,7 +3,7 @@
     squared error (the article's)     E = Σ_t Σ (d_t − Y_t)²                                  (D1)
                                       dE/dY_t = −2 (d_t − Y_t)                                (D2)
 
-    softmax cross-entropy, N rows     E = −1/N Σ log p[d],   p = softmax(Y)                   (D3)
+    softmax cross-entropy of N steps  E = −1/N Σ log p[d],   p = softmax(Y)                   (D3)
                                       dE/dY = (p − onehot(d)) / N                             (D4)
 
 Any other loss is a callable (ys, targets) -> scalar; its dE/dY is taken by jax.vjp, which involves
@@ -12,6 +12,7 @@ no time: Y_t is where it stops.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -22,11 +23,12 @@ import optax
 from jax import Array
 
 from jax_bptt.errors import bad
+from jax_bptt.sequence import select, zeros_like
 
-Loss = Callable[[Array, Any], Array]
+Loss = Callable[..., Array]
 
 
-def squared_error(ys: Array, targets: Array) -> Array:
+def squared_error(ys: Array, targets: Array, mask: Array | None = None) -> Array:
     """The article's error: the sum of squares over time, rows and outputs.
 
     E = Σ_t Σ (d_t − Y_t)²   (D1)
@@ -34,25 +36,27 @@ def squared_error(ys: Array, targets: Array) -> Array:
     Args:
       ys: Y, [T, ..., O].
       targets: d, same shape and dtype.
+      mask: bool [T, ...]; where False a step does not count, whatever stands there; None: all count.
 
     Returns:
       E, a scalar; a sum, not a mean.
 
     Raises:
-      ValueError: targets of another shape or dtype (nothing is broadcast).
+      ValueError: targets or mask of another shape or dtype (nothing is broadcast).
 
     >>> float(squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])))
     4.0
     """
-    ys, targets = _real(ys, targets)
+    ys, targets = _real(ys, targets, mask)
     return optax.squared_error(ys, targets).sum()  # (D1)
 
 
-def _squared_error_by_ys(ys: Array, targets: Array) -> Array:
+def _squared_error_by_ys(ys: Array, targets: Array, mask: Array | None = None) -> Array:
+    ys, targets = _real(ys, targets, mask)
     return -2 * (targets - ys)  # (D2)
 
 
-def softmax_cross_entropy(ys: Array, targets: Array) -> Array:
+def softmax_cross_entropy(ys: Array, targets: Array, mask: Array | None = None) -> Array:
     """The mean cross-entropy of integer classes, in nats per step and row.
 
     E = −1/N Σ log softmax(Y)[d]   (D3)
@@ -60,9 +64,11 @@ def softmax_cross_entropy(ys: Array, targets: Array) -> Array:
     Args:
       ys: logits Y, [T, ..., O].
       targets: classes d, integers in 0..O−1, [T, ...].
+      mask: bool [T, ...]; where False a step does not count, whatever stands there; None: all count.
 
     Returns:
-      E in nats, a scalar; it and its derivative are NaN where a class is out of range.
+      E in nats, a scalar, the mean over the N steps that count; it and its derivative are NaN where a
+      class is out of range, and where nothing counts.
 
     Raises:
       ValueError: targets that are not integers, or not of the shape of ys without its last axis.
@@ -70,40 +76,45 @@ def softmax_cross_entropy(ys: Array, targets: Array) -> Array:
     >>> round(float(softmax_cross_entropy(jnp.zeros((7, 2, 4)), jnp.ones((7, 2), int))), 4)
     1.3863
     """
-    ys, targets = _classes(ys, targets)
+    ys, targets, share = _classes(ys, targets, mask)
     nats = optax.softmax_cross_entropy_with_integer_labels(ys, targets)
-    return (nats * _one_in_range(ys, targets)).mean()  # (D3)
+    return (nats * share).sum()  # (D3)
 
 
-def _softmax_cross_entropy_by_ys(ys: Array, targets: Array) -> Array:
-    ys, targets = _classes(ys, targets)
+def _softmax_cross_entropy_by_ys(ys: Array, targets: Array, mask: Array | None = None) -> Array:
+    ys, targets, share = _classes(ys, targets, mask)
     p_minus_d = jax.nn.softmax(ys) - jax.nn.one_hot(targets, ys.shape[-1], dtype=ys.dtype)
-    return p_minus_d * _one_in_range(ys, targets)[..., None] / targets.size  # (D4)
+    return p_minus_d * share[..., None]  # (D4)
 
 
 _BY_YS = {squared_error: _squared_error_by_ys, softmax_cross_entropy: _softmax_cross_entropy_by_ys}
 
 
-def value_and_slope(loss: Loss, ys: Array, targets: Any) -> tuple[Array, Array]:
+def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> tuple[Array, Array]:
     """E and dE/dY.
 
     Args:
-      loss: one of the above, or any (ys, targets) -> scalar.
+      loss: one of the above, or any (ys, targets) -> scalar, (ys, targets, mask) -> scalar under a mask.
       ys: Y, [T, ..., O].
       targets: whatever the loss takes.
+      mask: bool [T, ...], or None.
 
     Returns:
       E, a scalar, and dE/dY, like ys.
 
     Raises:
-      ValueError: a loss that is not a floating scalar.
+      ValueError: a loss that is not a floating scalar, or takes no mask where there is one.
     """
+    rest = (targets,) if mask is None else (targets, mask)
     if loss in _BY_YS:
-        return loss(ys, targets), _BY_YS[loss](ys, targets)
-    error = jax.eval_shape(lambda ys: loss(ys, targets), ys)
+        return loss(ys, *rest), _BY_YS[loss](ys, *rest)
+    if mask is not None and not _takes(loss, ys, *rest):
+        fix = "write it as (ys, targets, mask), counting where mask is True"
+        raise bad("loss", "a function that takes the mask", loss, fix)
+    error = jax.eval_shape(lambda ys: loss(ys, *rest), ys)
     if getattr(error, "shape", None) != () or not jnp.issubdtype(error.dtype, jnp.floating):
         raise bad("loss", "a floating scalar", error, "sum or average over time, rows and outputs")
-    error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, targets)), ys)
+    error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, *rest)), ys)
     return error, pullback(jnp.ones_like(error))[0]
 
 
@@ -113,21 +124,41 @@ def check_loss(loss: Any) -> None:
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
 
 
-def _real(ys: Any, targets: Any) -> tuple[Array, Array]:
+def _takes(loss: Loss, *args: Any) -> bool:
+    try:
+        inspect.signature(loss).bind(*args)
+    except TypeError:
+        return False
+    return True
+
+
+def _real(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array]:
+    """ys and targets, both zero where they do not count."""
     ys, targets = _outputs(ys), jnp.asarray(targets) if isinstance(targets, np.ndarray) else targets
     if getattr(targets, "shape", None) != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
-    return ys, targets
+    _check_mask(mask, ys)
+    return select(mask, (ys, targets), zeros_like((ys, targets)))
 
 
-def _classes(ys: Any, targets: Any) -> tuple[Array, Array]:
+def _classes(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array, Array]:
+    """ys and targets, both zero where they do not count, and the share of each step in the mean."""
     ys = _outputs(ys)
     shape = getattr(targets, "shape", None)
     if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
         fix = "pass class indices, not one-hot rows"
         raise bad("targets", f"integer classes {list(ys.shape[:-1])}", targets, fix)
     targets = jnp.asarray(targets)
-    return ys, targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets  # O may exceed 8 bits
+    targets = targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets  # O may exceed 8 bits
+    _check_mask(mask, ys)
+    ys, targets = select(mask, (ys, targets), zeros_like((ys, targets)))
+    counts = jnp.ones(targets.shape, ys.dtype) if mask is None else mask.astype(ys.dtype)
+    return ys, targets, counts * _one_in_range(ys, targets) / counts.sum()
+
+
+def _check_mask(mask: Any, ys: Array) -> None:
+    if mask is not None and (getattr(mask, "shape", None) != ys.shape[:-1] or mask.dtype != bool):
+        raise bad("mask", f"bool{list(ys.shape[:-1])}", mask, "one bool for each output")
 
 
 def _outputs(ys: Any) -> Array:

@@ -1,100 +1,86 @@
-"""The forward pass and the three phases of Backpropagation Through Time, once for every cell.
+"""The time loops of Backpropagation Through Time, once for every cell, mask, reset and cut.
 
-    forward    u_t = x_t W_x + b                            all t at once: one product        (F1)
-               v_t = h_{t−1} W_h + b_h                      the only product in the loop      (F2)
-               s_t = step(s_{t−1}, u_t, v_t)                                                  (F3)
+    forward    s_t = step(s̃_{t−1}, x_t) where mask_t, s̃_{t−1} elsewhere                       (F4)
+               s̃_{t−1} is s_{t−1}, or the initial carry where reset_t (`sequence`)
 
 The loss E reads h_1..h_T and the final state s_T. Write G_t for its direct derivative by s_t and
 λ_t = dE/ds_t for the total one. Unrolled in time the network is a deep one whose layers share their
 weights, so the chain rule gives a recursion backwards in t and a sum over t:
 
-    linearise  a_t = the derivative of step at t            parallel in t                     (L1)
-               (u_t and v_t come back by one product each: every h_{t−1} is known by now)
+    linearise  the derivative of step at every t            parallel in t, see `pointwise`
 
     sweep      λ_T = G_T + dE/ds_T                          sequential, linear in λ           (S1)
-               δs_{t−1}, δu_t, δv_t = (∂step_t/∂(s_{t−1}, u_t, v_t))ᵀ λ_t                     (S2)
-               λ_{t−1} = G_{t−1} + δs_{t−1} + δv_t W_hᵀ     the last term into h_{t−1}        (S3)
+               λ̃_{t−1} = (ds_t/ds̃_{t−1})ᵀ λ_t where mask_t, λ_t elsewhere                      (S2)
+               λ_{t−1} = G_{t−1} + λ̃_{t−1}, without it where reset_t or cut_t                 (S3)
+               dE/dstart = Σ_t λ̃_{t−1} where reset_t        into the initial carry            (S4)
 
-    contract   δu_t, δv_t, δp_t = (∂step_t/∂(u_t, v_t, p))ᵀ λ_t           parallel in t       (C1)
-               dE/dW_h = Σ_t h_{t−1}ᵀ δv_t                  one product                       (C2)
-               dE/dW_x = Σ_t x_tᵀ δu_t                      one product                       (C3)
-               dE/db = Σ_t δu_t,  dE/db_h = Σ_t δv_t,  dE/dp = Σ_t δp_t                       (C4)
-               dE/dx_t = δu_t W_xᵀ                                                            (C5)
+    contract   the sum over t, once for each matrix         parallel in t, see `pointwise`
+               with λ_t = 0 where mask is False             such a step read no weight        (S5)
 
-(C2) is the article's summed chain rule dE/dW_s = Σ_t Σ_{i≤t} dE_t/dY_t dY_t/dS_i dS_i/dW_s: the inner
-sum over loss steps t ≥ i is λ_i, which (S3) has already added up; the last factor is the immediate
-derivative, S_{i−1} held fixed. JAX's transpose of a scan instead adds one outer product to dE/dW_h
-at every step, inside the loop.
-
-Arrays are time-major and batch-major, [T, ..., features]. Measured on a 2-core CPU in float32 for the
-Elman cell, against jax.grad of the plain scan, value and gradient: this layout with (C2) and (C3) as
-two-dimensional products 1.1 to 1.9 times as fast, the same with the contraction left over (t, b) 1.0
-to 1.6, feature-major arrays [T, features, B] 1.0 to 1.5 (2.3 at B = 1).
+Of a plain sequence nothing of masks, resets or cuts is in the compiled loops.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell import Cell, Gates, Units
+from jax_bptt import pointwise, stepwise
+from jax_bptt.cell import Cell
+from jax_bptt.sequence import Sequence, select, zeros_like
 
-_ENGINE_OWNED = ("w_x", "w_h", "b", "b_h")
 
-
-def forward(cell: Cell, params: Any, carry: Any, xs: Array) -> tuple[Any, Any]:
+def forward(cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence) -> tuple[Any, Any]:
     """The states of the whole sequence.
 
-    s_t = step(s_{t−1}, x_t W_x + b, h_{t−1} W_h + b_h)   (F1-F3)
+    s_t = step(s̃_{t−1}, x_t)   (F4)
 
     Args:
       cell: the cell.
       params: its parameters.
       carry: s_0, leaves [..., H].
-      xs: x_1..x_T, [T, ..., I].
+      start: the initial carry, like carry; None without resets.
+      sequence: x_1..x_T, [T, ..., I], and the marks.
 
     Returns:
       s_T, leaves [..., H], and s_1..s_T, leaves [T, ..., H].
     """
-    units = unit_wise(params, rank=xs.ndim - 1)
+    engine = engine_of(cell)
 
-    def step(s_prev: Any, u: Gates) -> tuple[Any, Any]:
-        v = recurrent_gates(cell, params, s_prev.h)  # (F2)
-        s = cell.step(units, s_prev, u, v)  # (F3)
+    def step(s_prev: Any, at_t: Any) -> tuple[Any, Any]:
+        u, mask, reset = at_t
+        s_prev = enter(reset, start, s_prev)
+        s = select(mask, engine.step(cell, params, s_prev, u), s_prev)  # (F4)
         return s, s
 
     with jax.named_scope("bptt/forward"):
-        return jax.lax.scan(step, carry, input_gates(cell, params, xs))  # (F1)
+        u = engine.project(cell, params, sequence.xs)
+        return jax.lax.scan(step, carry, (u, sequence.mask, sequence.reset))
 
 
-def linearise(cell: Cell, params: Any, carry: Any, xs: Array, states: Any) -> Any:
+def linearise(cell: Any, params: Any, s_prev: Any, sequence: Sequence, states: Any) -> Any:
     """Phase 1: the derivative of the step at every t.
-
-    a_t = ∂step at (s_{t−1}, u_t, v_t)   (L1)
 
     Args:
       cell: the cell.
       params: its parameters.
-      carry: s_0, leaves [..., H].
-      xs: x_1..x_T, [T, ..., I].
+      s_prev: s̃_0..s̃_{T−1} from `previous`, leaves [T, ..., H].
+      sequence: x_1..x_T and the marks.
       states: s_1..s_T, leaves [T, ..., H].
 
     Returns:
       a_1..a_T, leaves [T, ...].
     """
     with jax.named_scope("bptt/linearise"):
-        s_prev = previous(carry, states)
-        u = input_gates(cell, params, xs)
-        v = recurrent_gates(cell, params, s_prev.h)
-        every_t = jax.vmap(functools.partial(cell.linearise, unit_wise(params, rank=xs.ndim - 1)))
-        return every_t(s_prev, u, v, states)  # (L1)
+        return engine_of(cell).linearise(cell, params, s_prev, sequence.xs, states)
 
 
-def sweep(cell: Cell, params: Any, a: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any]:
+def sweep(
+    cell: Any, params: Any, a: Any, sequence: Sequence, d_carry: Any, d_hs: Array
+) -> tuple[Any, Any, Any]:
     """Phase 2: λ backwards through time.
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t   (S1-S3)
@@ -103,39 +89,48 @@ def sweep(cell: Cell, params: Any, a: Any, d_carry: Any, d_hs: Array) -> tuple[A
       cell: the cell.
       params: its parameters.
       a: a_1..a_T from `linearise`.
+      sequence: the marks.
       d_carry: dE/ds_T, leaves [..., H].
       d_hs: G_1..G_T, [T, ..., H].
 
     Returns:
-      dE/ds_0, leaves [..., H], and λ_1..λ_T, leaves [T, ..., H].
+      dE/ds_0 and dE/dstart (None without resets), leaves [..., H], and λ_1..λ_T, leaves [T, ..., H],
+      zero where a step was masked.
     """
-    units = unit_wise(params, rank=d_hs.ndim - 1)
+    engine = engine_of(cell)
+    fixed = engine.before_sweep(cell, params)
+    d_start = None if sequence.reset is None else zeros_like(d_carry)
 
-    def step(d_s: Any, at_t: tuple[Any, Array]) -> tuple[Any, Any]:
-        a_t, d_h = at_t
+    def step(towards: tuple[Any, Any], at_t: Any) -> tuple[Any, Any]:
+        d_s, d_start = towards
+        a_t, d_h, mask, reset, cut = at_t
         lam = d_s._replace(h=d_s.h + d_h)  # (S1), and G of (S3)
-        towards = cell.adjoint(units, a_t, lam)  # (S2)
-        d_s_prev = towards.carry
-        d_s_prev = d_s_prev._replace(h=d_s_prev.h + joined(towards.v) @ params.w_h.T)  # (S3)
-        return d_s_prev, lam
+        lam_step = select(mask, lam, zeros_like(lam))  # (S5)
+        lam_prev = select(mask, engine.backward_step(cell, params, fixed, a_t, lam_step), lam)  # (S2)
+        if reset is not None:
+            begun = select(reset, lam_prev, zeros_like(lam_prev))
+            d_start = jax.tree.map(jnp.add, d_start, begun)  # (S4)
+            lam_prev = select(reset, zeros_like(lam_prev), lam_prev)  # (S3)
+        if cut is not None:
+            lam_prev = select(cut, zeros_like(lam_prev), lam_prev)  # (S3)
+        return (lam_prev, d_start), lam_step
 
     with jax.named_scope("bptt/sweep"):
-        return jax.lax.scan(step, d_carry, (a, d_hs), reverse=True)
+        marks = sequence.mask, sequence.reset, sequence.cut
+        (d_carry, d_start), lam = jax.lax.scan(step, (d_carry, d_start), (a, d_hs, *marks), reverse=True)
+        return d_carry, d_start, lam
 
 
-def contract(
-    cell: Cell, params: Any, carry: Any, xs: Array, states: Any, a: Any, lam: Any
-) -> tuple[Any, Array]:
+def contract(cell: Any, params: Any, s_prev: Any, sequence: Sequence, a: Any, lam: Any) -> tuple[Any, Array]:
     """Phase 3: the summed chain rule, one product for each matrix.
 
-    dE/dW_h = Σ_t h_{t−1}ᵀ δv_t,   dE/dW_x = Σ_t x_tᵀ δu_t   (C1-C5)
+    dE/dW_h = Σ_t h_{t−1}ᵀ δv_t,   dE/dW_x = Σ_t x_tᵀ δu_t
 
     Args:
       cell: the cell.
       params: its parameters.
-      carry: s_0, leaves [..., H].
-      xs: x_1..x_T, [T, ..., I].
-      states: s_1..s_T, leaves [T, ..., H].
+      s_prev: s̃_0..s̃_{T−1} from `previous`, leaves [T, ..., H].
+      sequence: x_1..x_T and the marks.
       a: a_1..a_T from `linearise`.
       lam: λ_1..λ_T from `sweep`.
 
@@ -143,61 +138,21 @@ def contract(
       dE/dparams, like params, and dE/dx_1..dE/dx_T, [T, ..., I].
     """
     with jax.named_scope("bptt/contract"):
-        every_t = jax.vmap(functools.partial(cell.adjoint, unit_wise(params, rank=xs.ndim - 1)))
-        towards = every_t(a, lam)  # (C1)
-        d_u, d_v = joined(towards.u), joined(towards.v)
-        gradient = {
-            "w_h": sum_of_outer_products(previous(carry, states).h, d_v),  # (C2)
-            "w_x": sum_of_outer_products(xs, d_u),  # (C3)
-            "b": sum_over_rows(d_u),  # (C4)
-            "b_h": sum_over_rows(d_v),  # (C4)
-            **{name: sum_over_rows(d_p) for name, d_p in towards.units.items()},  # (C4)
-        }
-        d_params = type(params)(**{name: gradient[name] for name in params._fields})
-        return d_params, d_u @ params.w_x.T  # (C5)
+        return engine_of(cell).contract(cell, params, s_prev, sequence.xs, a, lam)
 
 
-def input_gates(cell: Cell, params: Any, x: Array) -> Gates:
-    """u = x W_x + b, one array per gate; x is [..., I]."""
-    return split(cell, x @ params.w_x + against(params.b, x.ndim))
+def previous(carry: Any, start: Any, sequence: Sequence, states: Any) -> Any:
+    """s̃_0..s̃_{T−1} from s_0, the initial carry and s_1..s_T: what each step began from."""
+    shifted = jax.tree.map(lambda s_0, s: jnp.concatenate([s_0[None], s[:-1]]), carry, states)
+    every_t = jax.tree.map(lambda s_0: s_0[None], start)
+    return enter(sequence.reset, every_t, shifted)
 
 
-def recurrent_gates(cell: Cell, params: Any, h_prev: Array) -> Gates:
-    """v = h_prev W_h (+ b_h), one array per gate; h_prev is [..., H]."""
-    v = h_prev @ params.w_h
-    return split(cell, v + against(params.b_h, v.ndim) if "b_h" in params._fields else v)
+def enter(reset: Array | None, start: Any, s_prev: Any) -> Any:
+    """s̃_{t−1}: the initial carry where reset, s_{t−1} elsewhere."""
+    return s_prev if reset is None else select(reset, start, s_prev)
 
 
-def unit_wise(params: Any, rank: int) -> Units:
-    """The parameters p that are neither matrices nor biases, shaped to broadcast at this rank."""
-    return {name: against(p, rank) for name, p in params._asdict().items() if name not in _ENGINE_OWNED}
-
-
-def previous(carry: Any, states: Any) -> Any:
-    """s_0..s_{T−1} from s_0 and s_1..s_T."""
-    return jax.tree.map(lambda s_0, s: jnp.concatenate([s_0[None], s[:-1]]), carry, states)
-
-
-def against(p: Array, rank: int) -> Array:
-    """p with leading axes of length one up to this rank."""
-    return p.reshape((1,) * (rank - p.ndim) + p.shape)
-
-
-def split(cell: Cell, z: Array) -> Gates:
-    """[..., G*H] to G arrays [..., H]."""
-    return tuple(jnp.split(z, cell.gates, axis=-1))
-
-
-def joined(gates: Gates) -> Array:
-    """G arrays [..., H] to [..., G*H]."""
-    return jnp.concatenate(gates, axis=-1)
-
-
-def sum_of_outer_products(x: Array, d: Array) -> Array:
-    """Σ xᵀ d over time and every batch axis, as one two-dimensional product: [..., I], [..., J] to [I, J]."""
-    return x.reshape(-1, x.shape[-1]).T @ d.reshape(-1, d.shape[-1])
-
-
-def sum_over_rows(d: Array) -> Array:
-    """Σ d over time and every batch axis: [..., J] to [J]."""
-    return d.reshape(-1, d.shape[-1]).sum(0)
+def engine_of(cell: Any) -> Any:
+    """The five functions of a step that belong to this kind of cell: `pointwise` or `stepwise`."""
+    return pointwise if isinstance(cell, Cell) else stepwise

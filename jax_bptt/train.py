@@ -3,6 +3,8 @@
 (E, s_T), dE/dθ = value_and_grad(θ, s_0, chunk)                                           (T1)
 θ ← θ + optimizer(dE/dθ)                                                                  (T2)
 s_0 of the next chunk = s_T, a number: the gradient is cut there                          (T3)
+
+A cell that reads backwards begins every chunk anew: its sequence ended with the chunk before.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class TrainState(NamedTuple):
       step: number of updates made, int32.
       params: `NetworkParams`.
       opt_state: the optimizer's.
-      carry: s_0 of the next chunk, one per layer.
+      carry: s_0 of the next chunk, one per layer; None for cells that read backwards.
     """
 
     step: Array
@@ -45,10 +47,16 @@ class Batch(NamedTuple):
     Attributes:
       xs: [T, *batch_shape, I].
       targets: what the loss takes, as [T, *batch_shape, O] or integer classes [T, *batch_shape].
+      mask, reset, cut: bool [T, *batch_shape] or None, see `unroll`.
+      key: a key from jax.random.key, of its own for each batch, where the network has dropout.
     """
 
     xs: Array
     targets: Any
+    mask: Array | None = None
+    reset: Array | None = None
+    cut: Array | None = None
+    key: Array | None = None
 
 
 class Metrics(NamedTuple):
@@ -86,7 +94,7 @@ def init_train_state(
     check_network(net)
     _check_optimizer(optimizer)
     params = net.init(key)
-    carry = net.initial_carry(params, batch_shape)
+    carry = net.next_carry(net.initial_carry(params, batch_shape))
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
     return jax.tree.map(jnp.copy, state)
 
@@ -122,9 +130,10 @@ def make_train_step(
     loss_and_grads = value_and_grad(net, loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        _check_state_and_batch(state, batch)
+        _check_state_and_batch(net, state, batch)
+        marks = {"mask": batch.mask, "reset": batch.reset, "cut": batch.cut, "key": batch.key}
         (error, carry), grads = loss_and_grads(
-            state.params, state.carry, batch.xs, batch.targets, gradient=gradient
+            state.params, state.carry, batch.xs, batch.targets, gradient=gradient, **marks
         )  # (T1)
         expected = jax.eval_shape(optimizer.init, state.params)
         fix = "use the optimizer and the network of init_train_state"
@@ -133,7 +142,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(grads)
         metrics = Metrics(error, norm, jnp.isfinite(error) & jnp.isfinite(norm))
-        return TrainState(state.step + 1, params, opt_state, carry), metrics  # (T3)
+        return TrainState(state.step + 1, params, opt_state, net.next_carry(carry)), metrics  # (T3)
 
     return jax.jit(train_step, donate_argnames="state")
 
@@ -143,8 +152,11 @@ def _check_optimizer(optimizer: Any) -> None:
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
-def _check_state_and_batch(state: Any, batch: Any) -> None:
+def _check_state_and_batch(net: Network, state: Any, batch: Any) -> None:
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
     if not isinstance(batch, Batch):
         raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
+    if batch.key is None and any(layer.dropout for layer in net.layers):
+        fix = "pass a new one with every batch; jax.random.fold_in(key, step) makes one"
+        raise bad("batch.key", "a PRNG key for the network's dropout", batch.key, fix)

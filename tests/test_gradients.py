@@ -5,49 +5,74 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import witnesses as w
-from cases import CELLS, METHODS, every_case, make
+from cases import CELLS, MARKS, METHODS, every_case, make
 
 import jax_bptt as jb
 
 EXACT, SINGLE, DIFFERENCES = 1e-12, 1e-5, 1e-7
 
 
-@every_case
-def test_values_equal_those_of_a_plain_scan(name, steps, batch):
-    case = make(name, steps, batch)
-    wanted = w.plain(case)(*case.primals())
-    for method in METHODS.values():
-        assert not w.wrong(w.unrolled(case, method)(*case.primals()), wanted, EXACT)
+def _by_methods(case):
+    """Outputs and gradients of every method, by one compilation."""
+
+    def all_methods(primals):
+        found = {}
+        for name, method in METHODS.items():
+            outputs, pullback = jax.vjp(w.unrolled(case, method), *primals)
+            found[name] = outputs, pullback((case.d_carry, case.d_hs))
+        return found
+
+    return jax.jit(all_methods)(case.primals())
+
+
+def _assert_agreement(case, witnesses):
+    """Values and gradients of every method against an independent scan, and more gradients."""
+    wanted_values, wanted = w.plain(case)(*case.primals()), w.by_autodiff(case)
+    for name, (values, found) in _by_methods(case).items():
+        assert not w.wrong(values, wanted_values, EXACT), name
+        assert not w.wrong(found, wanted, EXACT), name
+        for other, (gradient, tolerance) in witnesses.items():
+            assert not w.wrong(found, gradient, tolerance), (name, other)
 
 
 @every_case
 def test_every_method_agrees_with_every_witness(name, steps, batch):
     case = make(name, steps, batch)
-    wanted = w.by_autodiff(case)
-    differences = w.by_differences(case)
-    forward_mode = w.by_forward_mode(case)
-    for method in METHODS.values():
-        found = w.manual(case, method)
-        disagreements = {
-            "jax.grad of a plain scan": w.wrong(found, wanted, EXACT),
-            "central differences": w.wrong(found, differences, DIFFERENCES),
-            "forward mode": w.wrong(found, forward_mode, EXACT),
-            "<J v, w> = <v, J^T w>": w.broken_identity(case, found, EXACT),
-        }
-        assert not any(disagreements.values()), (method, disagreements)
+    witnesses = {"differences": (w.by_differences(case), DIFFERENCES)}
+    witnesses["forward mode"] = w.by_forward_mode(case), EXACT
+    _assert_agreement(case, witnesses)
 
 
-@every_case
-def test_single_precision(name, steps, batch):
-    case = make(name, steps, batch, "float32")
-    found, wanted = (w.manual(case, method) for method in METHODS.values())
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("marks", MARKS, ids="-".join)
+@pytest.mark.parametrize("name", CELLS)
+def test_masks_resets_and_cuts(name, marks, reverse):
+    if not (marks or reverse):
+        pytest.skip("is above")
+    _assert_agreement(make(name, 5, (3,), marks=marks, reverse=reverse), {})
+
+
+@pytest.mark.parametrize("batch", [(), (2, 2)], ids=str)
+@pytest.mark.parametrize("name", ["elman-tanh", "lstm", "gru-reset-before", "own-attention"])
+def test_marks_without_and_with_two_batch_axes(name, batch):
+    case = make(name, 6, batch, marks=("mask", "reset"))
+    _assert_agreement(case, {"differences": (w.by_differences(case), DIFFERENCES)})
+    gap = w.broken_identity(case, w.manual(case, jb.full()), EXACT)
+    assert not gap
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_single_precision(name):
+    case = make(name, 7, (2,), "float32", marks=("mask", "reset", "cut"))
+    found, wanted = (gradient for _, gradient in _by_methods(case).values())
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
     assert not w.wrong(found, wanted, SINGLE)
 
 
+@pytest.mark.parametrize("marks", [(), ("mask", "reset", "cut")], ids=["plain", "marked"])
 @pytest.mark.parametrize("name", CELLS)
-def test_full_equals_numpy_by_complex_step(name):
-    case = make(name, 7, (2,))
+def test_full_equals_numpy_by_complex_step(name, marks):
+    case = make(name, 5, (2,), marks=marks, reverse=bool(marks))
     assert not w.wrong(w.manual(case, jb.full()), w.by_complex_step(case), EXACT)
 
 
@@ -68,7 +93,7 @@ def test_the_scalar_case_in_closed_form():
     assert abs(float(jax.grad(last)(params).w_h[0, 0]) - expected) < 1e-13 * expected
 
 
-@pytest.mark.parametrize("name", ["elman-tanh", "gated-by-vjp", "leaky-by-hand"])
+@pytest.mark.parametrize("name", ["elman-tanh", "lstm-peephole", "own-attention"])
 def test_vmap_over_networks_equals_a_loop(name):
     cases = [make(name, 5, (2,)), make(name, 5, (2,))._replace(xs=make(name, 5, (2,)).xs + 0.5)]
     run = lambda params, carry, xs, d_carry, d_hs: jax.vjp(  # noqa: E731

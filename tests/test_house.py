@@ -14,14 +14,19 @@ PACKAGE = ROOT / "jax_bptt"
 FLOORS = [
     ["errors"],
     ["activations"],
+    ["caching"],
+    ["initial"],
     ["cell"],
-    ["cells"],
+    ["step_cell", "products", "sequence"],
+    ["cells", "learn_carry"],
+    ["pointwise", "stepwise"],
     ["sweep"],
     ["gradients"],
     ["arguments", "loss"],
     ["unroll"],
+    ["layers", "readout"],
     ["network"],
-    ["train"],
+    ["train", "check", "convert"],
     ["__init__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -8,14 +8,15 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from cases import Case
+from cases import Case, initial
 
 import jax_bptt as jb
 
 
 def unrolled(case: Case, method: jb.GradientMethod) -> Any:
     """The library's outputs as a function of params, carry and xs."""
-    return lambda params, carry, xs: jb.unroll(case.row.cell, params, carry, xs, gradient=method)
+    marks = {**case.marks, "reverse": case.reverse}
+    return lambda params, carry, xs: jb.unroll(case.row.cell, params, carry, xs, gradient=method, **marks)
 
 
 def manual(case: Case, method: jb.GradientMethod) -> Any:
@@ -24,15 +25,37 @@ def manual(case: Case, method: jb.GradientMethod) -> Any:
     return pullback((case.d_carry, case.d_hs))
 
 
+def one_step(case: Case, np: Any, p: dict, s: dict, x: Any, marks: dict) -> dict:
+    """One step with its marks, in terms of np; a number is np.real in numpy, stop_gradient in JAX."""
+
+    def where(mark: Any, chosen: dict, other: dict) -> dict:
+        wide = {n: mark.reshape(mark.shape + (1,) * (z.ndim - mark.ndim)) for n, z in other.items()}
+        return {n: np.where(wide[n], chosen[n], z) for n, z in other.items()}
+
+    number = jax.lax.stop_gradient if np is jnp else np.real
+    if "cut" in marks:
+        s = where(marks["cut"], {n: number(z) for n, z in s.items()}, s)
+    if "reset" in marks:
+        s = where(marks["reset"], initial(case.row, np, p, s), s)
+    if "mask" not in marks:
+        return case.row.plain(np, p, s, x)
+    x = np.where(marks["mask"][..., None], x, np.zeros_like(x))
+    return where(marks["mask"], case.row.plain(np, p, s, x), s)
+
+
+def as_dict(params: Any) -> dict:
+    return params if isinstance(params, dict) else params._asdict()
+
+
 def plain(case: Case) -> Any:
     """The same outputs by an independent scan over `row.plain`."""
 
     def run(params: Any, carry: Any, xs: Any) -> Any:
-        def step(s: Any, x: Any) -> Any:
-            s = type(s)(**case.row.plain(jnp, params._asdict(), s._asdict(), x))
+        def step(s: Any, at_t: Any) -> Any:
+            s = type(s)(**one_step(case, jnp, as_dict(params), s._asdict(), *at_t))
             return s, s.h
 
-        return jax.lax.scan(step, carry, xs)
+        return jax.lax.scan(step, carry, (xs, case.marks), reverse=case.reverse)
 
     return run
 
@@ -74,19 +97,19 @@ def broken_identity(case: Case, found: Any, tolerance: float) -> dict[str, float
 def by_complex_step(case: Case) -> Any:
     """Witness 4: NumPy alone; Im E(z + ih)/h for every coordinate."""
     flat, unflatten = jax.flatten_util.ravel_pytree(case.primals())
-    carry_type, d_carry, d_hs = type(case.carry), case.d_carry._asdict(), np.asarray(case.d_hs)
-    sizes = np.cumsum([np.size(leaf) for leaf in jax.tree.leaves(case.primals())])[:-1]
-    shapes = [leaf.shape for leaf in jax.tree.leaves(case.primals())]
-    names = case.params._fields
+    d_carry, d_hs = case.d_carry._asdict(), np.asarray(case.d_hs)
+    leaves, structure = jax.tree.flatten(case.primals())
+    sizes = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+    order = reversed(range(len(case.xs))) if case.reverse else range(len(case.xs))
+    order, marks = list(order), {n: np.asarray(mark) for n, mark in case.marks.items()}
 
     def value(z: np.ndarray) -> complex:
-        leaves = [part.reshape(s) for part, s in zip(np.split(z, sizes), shapes, strict=True)]
-        p = dict(zip(names, leaves[: len(names)], strict=True))
-        s = dict(zip(carry_type._fields, leaves[len(names) : -1], strict=True))
-        e = 0
-        for x, d_h in zip(leaves[-1], d_hs, strict=True):
-            s = case.row.plain(np, p, s, x)
-            e = e + (d_h * s["h"]).sum()
+        parts = [part.reshape(leaf.shape) for part, leaf in zip(np.split(z, sizes), leaves, strict=True)]
+        params, carry, xs = jax.tree.unflatten(structure, parts)
+        p, s, e = as_dict(params), carry._asdict(), 0
+        for t in order:
+            s = one_step(case, np, p, s, xs[t], {n: mark[t] for n, mark in marks.items()})
+            e = e + (d_hs[t] * s["h"]).sum()
         return e + sum((np.asarray(d_carry[n]) * s[n]).sum() for n in s)
 
     point, h = np.asarray(flat, complex), 1e-30
@@ -104,7 +127,10 @@ def ratios(found: Any, wanted: Any) -> dict[str, float]:
             if hasattr(path[0], "idx")
             else jax.tree_util.keystr(path)
         )
-        ratio = np.linalg.norm(np.ravel(a) - np.ravel(b)) / np.linalg.norm(np.ravel(b))
+        gap, size = np.linalg.norm(np.ravel(a) - np.ravel(b)), np.linalg.norm(np.ravel(b))
+        ratio = (
+            0.0 if gap == size == 0 else gap / size if size else np.inf
+        )
         out[name] = float(ratio) if np.isfinite(ratio) else np.inf
     return out
 

@@ -26,10 +26,18 @@ from jax import Array
 
 from jax_bptt.activations import Activation
 from jax_bptt.activations import activation as activation_of
-from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, make_cell
+from jax_bptt.caching import cached
+from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.initial import Initializer, orthogonal
 
 
-def elman(input_size: int, hidden_size: int, activation: str | Callable[[Array], Array] = "tanh") -> Cell:
+@cached
+def elman(
+    input_size: int,
+    hidden_size: int,
+    activation: str | Callable[[Array], Array] = "tanh",
+    recurrent: Initializer = orthogonal(),
+) -> Cell:
     """The Elman cell, the article's S_t = g₁(W_x X_t + W_s S_{t−1}).
 
     h_t = g(x_t W_x + b + h_{t−1} W_h)
@@ -38,12 +46,13 @@ def elman(input_size: int, hidden_size: int, activation: str | Callable[[Array],
       input_size: I.
       hidden_size: H.
       activation: g: "tanh", "relu", "sigmoid", "identity", or a callable from a number to a number.
+      recurrent: initialiser of W_h: `orthogonal`, `identity`, or (key, shape, dtype) -> array.
 
     Returns:
       The `Cell`, with G = 1 and `Params`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1 or an unknown activation.
+      ValueError: a size below 1, an unknown activation or initialiser.
 
     Reference: Elman 1990, Finding structure in time.
 
@@ -51,7 +60,8 @@ def elman(input_size: int, hidden_size: int, activation: str | Callable[[Array],
     True
     """
     step, linearise, adjoint = _pointwise(activation_of(activation))
-    return make_cell(input_size, hidden_size, step, linearise=linearise, adjoint=adjoint)
+    init = init_of(input_size, hidden_size, 1, recurrent)
+    return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
 
 
 @functools.lru_cache(maxsize=256)

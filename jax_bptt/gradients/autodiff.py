@@ -11,8 +11,10 @@ from typing import Any
 import jax
 from jax import Array
 
-from jax_bptt.cell import Cell
+from jax_bptt.cell import Cell, Gates
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.sequence import Sequence, select
+from jax_bptt.step_cell import StepCell
 
 
 def autodiff() -> GradientMethod:
@@ -32,44 +34,67 @@ def autodiff() -> GradientMethod:
     return _AUTODIFF
 
 
-def plain_scan(cell: Cell, params: Any, carry: Any, xs: Array) -> tuple[Any, Array]:
+def plain_scan(cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence) -> tuple[Any, Array]:
     """The recurrence as one would first write it.
 
     Args:
       cell: the cell.
       params: its parameters.
       carry: s_0, leaves [..., H].
-      xs: x_1..x_T, [T, ..., I].
+      start: the initial carry, like carry; None without resets.
+      sequence: x_1..x_T, [T, ..., I], and the marks.
 
     Returns:
       s_T, leaves [..., H], and h_1..h_T, [T, ..., H].
     """
+    one_step = _pointwise_step if isinstance(cell, Cell) else _any_step
 
-    def spread(p: Array) -> Array:
-        return jax.numpy.broadcast_to(p, (*xs.shape[1:-1], *p.shape))
-
-    def step(s_prev: Any, x: Array) -> tuple[Any, Array]:
-        p = dict(params._asdict())
-        u = x @ p.pop("w_x") + spread(p.pop("b"))
-        v = s_prev.h @ p.pop("w_h")
-        if "b_h" in p:
-            v = v + spread(p.pop("b_h"))
-        units = {name: spread(p_unit) for name, p_unit in p.items()}
-        blocks = [slice(g * cell.hidden_size, (g + 1) * cell.hidden_size) for g in range(cell.gates)]
-        s = cell.step(units, s_prev, tuple(u[..., g] for g in blocks), tuple(v[..., g] for g in blocks))
+    def step(s_prev: Any, at_t: Sequence) -> tuple[Any, Array]:
+        if at_t.cut is not None:
+            s_prev = select(at_t.cut, jax.lax.stop_gradient(s_prev), s_prev)
+        if at_t.reset is not None:
+            s_prev = select(at_t.reset, start, s_prev)
+        s = select(at_t.mask, one_step(cell, params, s_prev, at_t.xs), s_prev)
         return s, s.h
 
-    return jax.lax.scan(step, carry, xs)
+    return jax.lax.scan(step, carry, sequence)
 
 
-def _forward(cell: Cell, params: Any, carry: Any, xs: Array) -> tuple[tuple[Any, Array], Any]:
-    def scan(params: Any, carry: Any, xs: Array) -> tuple[Any, Array]:
-        return plain_scan(cell, params, carry, xs)
+def _pointwise_step(cell: Cell, params: Any, s_prev: Any, x: Array) -> Any:
+    def spread(p: Array) -> Array:
+        return jax.numpy.broadcast_to(p, (*x.shape[:-1], *p.shape))
 
-    return jax.vjp(scan, params, carry, xs)
+    def gates(z: Array) -> Gates:
+        return tuple(z[..., g * cell.hidden_size : (g + 1) * cell.hidden_size] for g in range(cell.gates))
+
+    p = {name: value for name, value in params._asdict().items() if not name.endswith("_0")}
+    u = gates(x @ p.pop("w_x") + spread(p.pop("b")))
+    v: Gates = ()
+    if p["w_h"].ndim == 2:
+        v_of_all = s_prev.h @ p.pop("w_h")
+        v = gates(v_of_all + spread(p.pop("b_h")) if "b_h" in p else v_of_all)
+    return cell.step({name: spread(p_unit) for name, p_unit in p.items()}, s_prev, u, v)
 
 
-def _backward(cell: Cell, pullback: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Array]:
+def _any_step(cell: StepCell, params: Any, s_prev: Any, x: Array) -> Any:
+    def step(s_prev: Any, x: Array) -> Any:
+        return cell.step(params, s_prev, cell.project(params, x))
+
+    for _ in range(x.ndim - 1):
+        step = jax.vmap(step)
+    return step(s_prev, x)
+
+
+def _forward(
+    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+) -> tuple[tuple[Any, Array], Any]:
+    def scan(params: Any, carry: Any, start: Any, xs: Array) -> tuple[Any, Array]:
+        return plain_scan(cell, params, carry, start, sequence._replace(xs=xs))
+
+    return jax.vjp(scan, params, carry, start, sequence.xs)
+
+
+def _backward(cell: Any, pullback: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Any, Array]:
     return pullback((d_carry, d_hs))
 
 

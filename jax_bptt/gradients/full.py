@@ -12,8 +12,8 @@ from typing import Any
 from jax import Array
 
 from jax_bptt import sweep
-from jax_bptt.cell import Cell
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.sequence import Sequence
 
 
 def full() -> GradientMethod:
@@ -35,17 +35,20 @@ def full() -> GradientMethod:
     return _FULL
 
 
-def _forward(cell: Cell, params: Any, carry: Any, xs: Array) -> tuple[tuple[Any, Array], Any]:
-    last, states = sweep.forward(cell, params, carry, xs)
-    return (last, states.h), (params, carry, xs, states)
+def _forward(
+    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+) -> tuple[tuple[Any, Array], Any]:
+    last, states = sweep.forward(cell, params, carry, start, sequence)
+    return (last, states.h), (params, carry, start, sequence, states)
 
 
-def _backward(cell: Cell, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Array]:
-    params, carry, xs, states = residuals
-    a = sweep.linearise(cell, params, carry, xs, states)
-    d_carry, lam = sweep.sweep(cell, params, a, d_carry, d_hs)
-    d_params, d_xs = sweep.contract(cell, params, carry, xs, states, a, lam)
-    return d_params, d_carry, d_xs
+def _backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Any, Array]:
+    params, carry, start, sequence, states = residuals
+    s_prev = sweep.previous(carry, start, sequence, states)
+    a = sweep.linearise(cell, params, s_prev, sequence, states)
+    d_carry, d_start, lam = sweep.sweep(cell, params, a, sequence, d_carry, d_hs)
+    d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam)
+    return d_params, d_carry, d_start, d_xs
 
 
 _FULL = GradientMethod("full", _forward, _backward)

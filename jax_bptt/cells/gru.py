@@ -1,0 +1,121 @@
+"""The gated recurrent unit with the reset after the product, as in cuDNN and PyTorch.
+
+    forward   r = σ(u_r + v_r)                           v = h_{t−1} W_h + b_h               (F1)
+              z = σ(u_z + v_z)                                                               (F2)
+              n = tanh(u_n + r v_n)                      so b_h is not a second b            (F3)
+              h_t = (1 − z) n + z h_{t−1}                                                    (F4)
+
+With λ = dE/dh_t, and every derivative below a number k times λ:
+
+    adjoint   δn̂ = δu_n = k_n λ,        k_n = (1 − z) (1 − n²)                               (A1)
+              δv_n = r δn̂                                                                    (A2)
+              δu_r = δv_r = k_r λ,      k_r = k_n v_n r (1 − r)                              (A3)
+              δu_z = δv_z = k_z λ,      k_z = (h_{t−1} − n) z (1 − z)                        (A4)
+              δh_{t−1} = z λ            but for the way through v                            (A5)
+
+(A5) is the LSTM's conveyor in one gate: where z is near one, λ goes back unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.caching import cached
+from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cells.gru_reset_before import reset_before
+from jax_bptt.initial import Chrono, Initializer, check_bias, gate_biases, orthogonal
+from jax_bptt.step_cell import StepCell
+
+
+class GRUParams(NamedTuple):
+    """Parameters of a GRU with the reset after the product.
+
+    Attributes:
+      w_x: [I, 3H].
+      w_h: [H, 3H].
+      b: [3H], beside x W_x.
+      b_h: [3H], beside h W_h, inside the reset.
+    """
+
+    w_x: Array
+    w_h: Array
+    b: Array
+    b_h: Array
+
+
+@cached
+def gru(
+    input_size: int,
+    hidden_size: int,
+    reset_after: bool = True,
+    update_bias: float | Chrono = 0.0,
+    recurrent: Initializer = orthogonal(),
+) -> Cell | StepCell:
+    """The gated recurrent unit.
+
+    h_t = (1 − z) n + z h_{t−1}   (F1-F4)
+
+    Args:
+      input_size: I.
+      hidden_size: H.
+      reset_after: True for n = tanh(u_n + r (h W_n + b_n)), one product a step, as cuDNN and PyTorch;
+        False for n = tanh(u_n + (r h) W_n) of the paper, two products, as Haiku.
+      update_bias: the initial bias of z, which keeps the past: a number, or `chrono`.
+      recurrent: initialiser of each gate's block of W_h.
+
+    Returns:
+      The `Cell` with gates r, z, n, `Carry` and `GRUParams`; with the reset before, a `StepCell` with
+      `Params`. The same object for the same arguments.
+
+    Raises:
+      ValueError: a size below 1, a bias or an initialiser of another kind.
+
+    Reference: Cho et al. 2014, Learning phrase representations, equations (5)-(8).
+
+    >>> gru(3, 5).init(jax.random.key(0)).b_h.shape
+    (15,)
+    """
+    check_bias("update_bias", update_bias)
+    plain = init_of(input_size, hidden_size, 3, recurrent)
+
+    def init(key: Array) -> Any:
+        params = plain(key)
+        b = gate_biases(jax.random.fold_in(key, 1), update_bias, 1, None, params.b, hidden_size)
+        params = params._replace(b=b)
+        return GRUParams(*params, jnp.zeros_like(b)) if reset_after else params
+
+    if not reset_after:
+        return reset_before(input_size, hidden_size, init)
+    parts = {"gates": ("r", "z", "n"), "linearise": _linearise, "adjoint": _adjoint}
+    return make_cell(input_size, hidden_size, _step, init=init, **parts)  # type: ignore[arg-type]
+
+
+def _gates(u: Gates, v: Gates) -> tuple[Array, Array, Array]:
+    r = jax.nn.sigmoid(u[0] + v[0])  # (F1)
+    z = jax.nn.sigmoid(u[1] + v[1])  # (F2)
+    n = jnp.tanh(u[2] + r * v[2])  # (F3)
+    return r, z, n
+
+
+def _step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
+    _, z, n = _gates(u, v)
+    return Carry((1 - z) * n + z * s_prev.h)  # (F4)
+
+
+def _linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Any:
+    r, z, n = _gates(u, v)
+    k_n = (1 - z) * (1 - n * n)  # (A1)
+    k_r = k_n * v[2] * r * (1 - r)  # (A3)
+    k_z = (s_prev.h - n) * z * (1 - z)  # (A4)
+    return k_r, k_z, k_n, r, z
+
+
+def _adjoint(units: Units, a: Any, lam: Carry) -> StepCotangent:
+    k_r, k_z, k_n, r, z = a
+    d_r, d_z, d_n = k_r * lam.h, k_z * lam.h, k_n * lam.h  # (A3, A4, A1)
+    d_v_n = r * d_n  # (A2)
+    return StepCotangent(carry=Carry(z * lam.h), u=(d_r, d_z, d_n), v=(d_r, d_z, d_v_n), units={})  # (A5)

@@ -1,0 +1,82 @@
+"""The independently recurrent network (Li et al. 2018): each unit remembers only itself.
+
+    forward   z_t = u_t + w h_{t−1}                     w: one recurrent weight per unit     (F1)
+              h_t = g(z_t)                                                                   (F2)
+
+The factor dh_t/dh_{t−1} of the chain rule is a number per unit, g′(z_t) w, so whether a gradient
+vanishes or explodes can be read off w and set: |w| ≤ 1 for a ReLU. With λ = dE/dh_t:
+
+    adjoint   δu_t = δz_t = k λ,        k = g′(z_t)                                          (A1)
+              δh_{t−1} = w δz_t                                                              (A2)
+              δw = h_{t−1} δz_t                                                              (A3)
+
+There is no product in the loops, forward or backward.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+
+from jax_bptt.activations import Activation
+from jax_bptt.activations import activation as activation_of
+from jax_bptt.caching import cached
+from jax_bptt.cell import Carry, Cell, Gates, Params, StepCotangent, Units, init_of, make_cell
+from jax_bptt.initial import orthogonal
+
+
+@cached
+def indrnn(input_size: int, hidden_size: int, activation: str | Callable[[Array], Array] = "relu") -> Cell:
+    """The independently recurrent cell.
+
+    h_t = g(x_t W_x + b + w h_{t−1})   (F1, F2)
+
+    Args:
+      input_size: I.
+      hidden_size: H.
+      activation: g, as for `elman`.
+
+    Returns:
+      The `Cell`, with `Params` whose w_h is [H] and begins uniform in 0 to 1; the same object for the
+      same arguments.
+
+    Raises:
+      ValueError: a size below 1 or an unknown activation.
+
+    Reference: Li et al. 2018, Independently recurrent neural network, equation (4).
+
+    >>> indrnn(3, 5).init(jax.random.key(0)).w_h.shape
+    (5,)
+    """
+    plain = init_of(input_size, hidden_size, 1, orthogonal())
+
+    def init(key: Array) -> Params:
+        params = plain(key)
+        w = jax.random.uniform(jax.random.fold_in(key, 1), (hidden_size,), params.b.dtype)
+        return params._replace(w_h=w)
+
+    step, linearise, adjoint = _pointwise(activation_of(activation))
+    return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
+
+
+@functools.lru_cache(maxsize=256)
+def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
+    def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
+        z = u[0] + units["w_h"] * s_prev.h  # (F1)
+        return Carry(activation.g(z))  # (F2)
+
+    def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Any:
+        k = activation.slope(u[0] + units["w_h"] * s_prev.h, s.h)  # (A1)
+        return k, s_prev.h
+
+    def adjoint(units: Units, a: Any, lam: Carry) -> StepCotangent:
+        k, h_prev = a
+        d_z = k * lam.h  # (A1)
+        d_prev = Carry(units["w_h"] * d_z)  # (A2)
+        return StepCotangent(carry=d_prev, u=(d_z,), v=(), units={"w_h": h_prev * d_z})  # (A3)
+
+    return step, linearise, adjoint

@@ -1,0 +1,115 @@
+"""The leaky integrator: an Elman network in continuous time, each unit with its own time constant.
+
+    τ dh/dt = −h + g(u + v), one Euler step of length Δt, α = Δt/τ:
+
+    forward   α = σ(ρ)                                  ρ: one parameter per unit            (F1)
+              h_t = h_{t−1} + α (g(u_t + v_t) − h_{t−1})                                     (F2)
+
+σ keeps α between 0 and 1 whatever the optimizer does to ρ. With λ = dE/dh_t:
+
+    adjoint   δu_t = δv_t = k λ,        k = α g′(u_t + v_t)                                  (A1)
+              δh_{t−1} = (1 − α) λ      but for the way through v                            (A2)
+              δρ = k_ρ λ,               k_ρ = (g(u_t + v_t) − h_{t−1}) α (1 − α)             (A3)
+
+By (A2) a gradient decays as (1 − α)ᵗ even where W_h passes nothing back: memory of about 1/α steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.activations import Activation
+from jax_bptt.activations import activation as activation_of
+from jax_bptt.caching import cached
+from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.errors import bad
+from jax_bptt.initial import Initializer, orthogonal
+
+
+class LeakyParams(NamedTuple):
+    """Parameters of a leaky integrator.
+
+    Attributes:
+      w_x: [I, H].
+      w_h: [H, H].
+      b: [H].
+      rho: [H], the leak α = σ(ρ).
+    """
+
+    w_x: Array
+    w_h: Array
+    b: Array
+    rho: Array
+
+
+@cached
+def leaky(
+    input_size: int,
+    hidden_size: int,
+    activation: str | Callable[[Array], Array] = "tanh",
+    rate: float = 0.1,
+    recurrent: Initializer = orthogonal(),
+) -> Cell:
+    """The leaky integrator, an Elman network in continuous time.
+
+    h_t = (1 − α) h_{t−1} + α g(x_t W_x + b + h_{t−1} W_h),   α = σ(ρ)   (F1, F2)
+
+    Args:
+      input_size: I.
+      hidden_size: H.
+      activation: g, as for `elman`.
+      rate: the initial α = Δt/τ of every unit, between 0 and 1.
+      recurrent: initialiser of W_h.
+
+    Returns:
+      The `Cell`, with G = 1 and `LeakyParams`; the same object for the same arguments.
+
+    Raises:
+      ValueError: a size below 1, a rate outside (0, 1), an unknown activation or initialiser.
+
+    Reference: Jaeger et al. 2007, leaky-integrator neurons; Funahashi & Nakamura 1993.
+
+    >>> round(float(jax.nn.sigmoid(leaky(3, 5, rate=0.2).init(jax.random.key(0)).rho[0])), 6)
+    0.2
+    """
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
+        raise bad("rate", "a number between 0 and 1", rate, "pass the step over the time constant")
+    plain = init_of(input_size, hidden_size, 1, recurrent)
+
+    def init(key: Array) -> LeakyParams:
+        params = plain(key)
+        return LeakyParams(*params, jnp.full(hidden_size, math.log(rate / (1 - rate)), params.b.dtype))
+
+    step, linearise, adjoint = _pointwise(activation_of(activation))
+    return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
+
+
+@functools.lru_cache(maxsize=256)
+def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
+    def leak(units: Units) -> Array:
+        return jax.nn.sigmoid(units["rho"])  # (F1)
+
+    def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
+        return Carry(s_prev.h + leak(units) * (activation.g(u[0] + v[0]) - s_prev.h))  # (F2)
+
+    def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Any:
+        z, alpha = u[0] + v[0], leak(units)
+        g = activation.g(z)
+        k = alpha * activation.slope(z, g)  # (A1)
+        k_rho = (g - s_prev.h) * alpha * (1 - alpha)  # (A3)
+        return k, k_rho
+
+    def adjoint(units: Units, a: Any, lam: Carry) -> StepCotangent:
+        k, k_rho = a
+        d_z = k * lam.h  # (A1)
+        d_prev = Carry((1 - leak(units)) * lam.h)  # (A2)
+        return StepCotangent(carry=d_prev, u=(d_z,), v=(d_z,), units={"rho": k_rho * lam.h})  # (A3)
+
+    return step, linearise, adjoint

@@ -1,0 +1,171 @@
+"""Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate Gers et al. 2000).
+
+    forward   z_i, z_f, z_g, z_o = u_t + v_t              gates in this order
+              i = σ(z_i + p_i c_{t−1})                    p: peepholes, absent without them    (F1)
+              f = σ(z_f + p_f c_{t−1})                                                         (F2)
+              g = tanh(z_g)                                                                    (F3)
+              c_t = f c_{t−1} + i g                                                            (F4)
+              o = σ(z_o + p_o c_t)                                                             (F5)
+              h_t = o tanh(c_t)                                                                (F6)
+
+The loss reaches step t through h_t and through c_t: λʰ = dE/dh_t, λᶜ = dE/dc_t. By (F6) and (F5)
+h_t depends on c_t as well, so the total derivative by c_t is
+
+    adjoint   δz_o = k_o λʰ,              k_o = tanh(c_t) o (1 − o)                            (A1)
+              λ̄ᶜ = λᶜ + k_c λʰ,           k_c = o (1 − tanh²c_t) + p_o k_o                     (A2)
+              δz_i = k_i λ̄ᶜ,              k_i = g i (1 − i)                                    (A3)
+              δz_f = k_f λ̄ᶜ,              k_f = c_{t−1} f (1 − f)                              (A4)
+              δz_g = k_g λ̄ᶜ,              k_g = i (1 − g²)                                     (A5)
+              δc_{t−1} = k_s λ̄ᶜ,          k_s = f + p_i k_i + p_f k_f                          (A6)
+              δp_i = c_{t−1} δz_i,  δp_f = c_{t−1} δz_f,  δp_o = c_t δz_o                      (A7)
+
+Without peepholes (A6) is λᶜ_{t−1} = f λ̄ᶜ_t: a gradient that meets no W_h and no derivative of an
+activation on its way back. It neither vanishes nor explodes while f is near one, which is why the
+forget gate begins at σ(1) = 0.73 and not at one half (Jozefowicz et al. 2015).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.caching import cached
+from jax_bptt.cell import Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.initial import Chrono, Initializer, check_bias, gate_biases, orthogonal
+
+PEEPHOLES = ("p_i", "p_f", "p_o")
+
+
+class LSTMCarry(NamedTuple):
+    """The state of an LSTM.
+
+    Attributes:
+      h: what is emitted, [..., H].
+      c: the cell state, [..., H].
+    """
+
+    h: Array
+    c: Array
+
+
+class PeepholeParams(NamedTuple):
+    """Parameters of an LSTM with peepholes.
+
+    Attributes:
+      w_x: [I, 4H].
+      w_h: [H, 4H].
+      b: [4H].
+      p_i, p_f, p_o: [H], from the cell state to each gate.
+    """
+
+    w_x: Array
+    w_h: Array
+    b: Array
+    p_i: Array
+    p_f: Array
+    p_o: Array
+
+
+@cached
+def lstm(
+    input_size: int,
+    hidden_size: int,
+    forget_bias: float | Chrono = 1.0,
+    peephole: bool = False,
+    recurrent: Initializer = orthogonal(),
+) -> Cell:
+    """Long short-term memory.
+
+    c_t = f c_{t−1} + i g,   h_t = o tanh(c_t)   (F1-F6)
+
+    Args:
+      input_size: I.
+      hidden_size: H.
+      forget_bias: the initial bias of f, stored in b: a number, or `chrono` for biases of f and i.
+      peephole: whether the gates also read the cell state, through p_i, p_f and p_o.
+      recurrent: initialiser of each gate's block of W_h.
+
+    Returns:
+      The `Cell`, with gates i, f, g, o, `LSTMCarry` and `Params`, or `PeepholeParams` with p = 0; the
+      same object for the same arguments.
+
+    Raises:
+      ValueError: a size below 1, a bias or an initialiser of another kind.
+
+    Reference: Gers & Schmidhuber 2000, Recurrent nets that time and count (peepholes).
+
+    >>> lstm(3, 5).init(jax.random.key(0)).b[5:10].tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    check_bias("forget_bias", forget_bias)
+    plain = init_of(input_size, hidden_size, 4, recurrent)
+
+    def init(key: Array) -> Any:
+        params = plain(key)
+        b = gate_biases(jax.random.fold_in(key, 1), forget_bias, 1, 0, params.b, hidden_size)
+        none = jnp.zeros(hidden_size, b.dtype)
+        return PeepholeParams(*params._replace(b=b), none, none, none) if peephole else params._replace(b=b)
+
+    return make_cell(
+        input_size,
+        hidden_size,
+        _step,
+        gates=("i", "f", "g", "o"),
+        carry_type=LSTMCarry,
+        init=init,
+        linearise=_linearise,
+        adjoint=_adjoint,
+    )
+
+
+def _gates(units: Units, c_prev: Array, u: Gates, v: Gates) -> tuple[Array, Array, Array, Array]:
+    z_i, z_f, z_g, z_o = (of_x + of_h for of_x, of_h in zip(u, v, strict=True))
+    if units:
+        z_i, z_f = z_i + units["p_i"] * c_prev, z_f + units["p_f"] * c_prev
+    i = jax.nn.sigmoid(z_i)  # (F1)
+    f = jax.nn.sigmoid(z_f)  # (F2)
+    g = jnp.tanh(z_g)  # (F3)
+    return i, f, g, z_o
+
+
+def _output(units: Units, z_o: Array, c: Array) -> Array:
+    return jax.nn.sigmoid(z_o + units["p_o"] * c if units else z_o)  # (F5)
+
+
+def _step(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates) -> LSTMCarry:
+    i, f, g, z_o = _gates(units, s_prev.c, u, v)
+    c = f * s_prev.c + i * g  # (F4)
+    return LSTMCarry(_output(units, z_o, c) * jnp.tanh(c), c)  # (F6)
+
+
+def _linearise(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates, s: LSTMCarry) -> Any:
+    i, f, g, z_o = _gates(units, s_prev.c, u, v)
+    o, tanh_c = _output(units, z_o, s.c), jnp.tanh(s.c)
+    k_o = tanh_c * o * (1 - o)  # (A1)
+    k_c = o * (1 - tanh_c * tanh_c)  # (A2)
+    k_i = g * i * (1 - i)  # (A3)
+    k_f = s_prev.c * f * (1 - f)  # (A4)
+    k_g = i * (1 - g * g)  # (A5)
+    k_s = f  # (A6)
+    if not units:
+        return (k_i, k_f, k_g, k_o, k_c, k_s), ()
+    k_c = k_c + units["p_o"] * k_o  # (A2)
+    k_s = k_s + units["p_i"] * k_i + units["p_f"] * k_f  # (A6)
+    return (k_i, k_f, k_g, k_o, k_c, k_s), (s_prev.c, s.c)
+
+
+def _adjoint(units: Units, a: Any, lam: LSTMCarry) -> StepCotangent:
+    (k_i, k_f, k_g, k_o, k_c, k_s), cells = a
+    d_o = k_o * lam.h  # (A1)
+    lam_c = lam.c + k_c * lam.h  # (A2)
+    d_i, d_f, d_g = k_i * lam_c, k_f * lam_c, k_g * lam_c  # (A3, A4, A5)
+    d_prev = LSTMCarry(jnp.zeros_like(lam.h), k_s * lam_c)  # (A6)
+    d_units = {}
+    if units:
+        c_prev, c = cells
+        d_units = {"p_i": c_prev * d_i, "p_f": c_prev * d_f, "p_o": c * d_o}  # (A7)
+    d_z = (d_i, d_f, d_g, d_o)
+    return StepCotangent(carry=d_prev, u=d_z, v=d_z, units=d_units)

@@ -1,0 +1,165 @@
+"""Layers: one or two directions of a cell over the sequence, dropout, a residual connection.
+
+    h→_t from x_1..x_t                                 by `unroll`                         (H1)
+    h←_t from x_T..x_t                                 by `unroll`, reverse                (H2)
+    o_t = [h→_t, h←_t]                                                                     (H3)
+    o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, drawn before the loop       (H4)
+    o_t ← o_t + x_t                                    residual                            (H5)
+
+The next layer reads o_t as its x_t; its input projection is again one product for all t.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.cell import Cell
+from jax_bptt.errors import bad
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.sequence import Sequence, ends_of
+from jax_bptt.step_cell import StepCell
+from jax_bptt.unroll import run_checked
+
+
+class Directions(NamedTuple):
+    """The params, or the carry, of a layer that reads both ways.
+
+    Attributes:
+      forward: of the cell that reads from the first step.
+      backward: of the cell that reads from the last.
+    """
+
+    forward: Any
+    backward: Any
+
+
+class Layer(NamedTuple):
+    """One layer of a network; made by `layer`.
+
+    Attributes:
+      forward: the cell that reads from the first step to the last.
+      backward: the cell that reads from the last to the first, or None.
+      residual: whether the input is added to the output.
+      dropout: p, the share of outputs set to zero in training.
+    """
+
+    forward: Cell | StepCell
+    backward: Cell | StepCell | None = None
+    residual: bool = False
+    dropout: float = 0.0
+
+    @property
+    def cells(self) -> tuple[Cell | StepCell, ...]:
+        """The cells of its directions."""
+        return (self.forward,) if self.backward is None else (self.forward, self.backward)
+
+    @property
+    def input_size(self) -> int:
+        """I."""
+        return self.forward.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of o_t."""
+        return sum(cell.hidden_size for cell in self.cells)
+
+    def each(self, of_cell: Any, *args: Any) -> Any:
+        """of_cell of every direction's cell, with its part of each argument (None has no parts)."""
+        if self.backward is None:
+            return of_cell(self.forward, *args)
+        parts = [(None, None) if arg is None else arg for arg in args]
+        return Directions(*map(of_cell, self.cells, *parts))
+
+
+def layer(
+    cell: Cell | StepCell,
+    *,
+    backward: Cell | StepCell | None = None,
+    residual: bool = False,
+    dropout: float = 0.0,
+) -> Layer:
+    """A layer of a network with more than a cell in it.
+
+    o_t = dropout([h→_t, h←_t]) + x_t   (H1-H5)
+
+    Args:
+      cell: reads from the first step to the last.
+      backward: a second cell, which reads from the last step to the first; its h joins the features.
+      residual: whether x_t is added; the sizes of input and output must then agree.
+      dropout: p in [0, 1), the share of outputs set to zero where the network is given a key.
+
+    Returns:
+      The `Layer`, for `network`. With two directions its params and its carry are `Directions`.
+
+    Raises:
+      ValueError: what is no cell, sizes that do not agree, or p outside [0, 1).
+
+    >>> import jax_bptt as jb
+    >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
+    8
+    """
+    for name, c in (("cell", cell), ("backward", backward)):
+        if not isinstance(c, (Cell, StepCell)) and not (name == "backward" and c is None):
+            raise bad(name, "a Cell", c, "make one such as jb.lstm(input_size, hidden_size)")
+    if backward is not None and backward.input_size != cell.input_size:
+        came = f"input_size {backward.input_size}"
+        raise bad("backward", f"input_size {cell.input_size}, as cell", came, "both read the same x_t")
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise bad("dropout", "a probability in [0, 1)", dropout, "pass the share that is set to zero")
+    made = Layer(cell, backward, residual, float(dropout))
+    if residual and made.input_size != made.output_size:
+        sizes = f"{made.input_size} features in and {made.output_size} out"
+        raise bad("residual", "as many features out as in", sizes, "make the sizes equal")
+    return made
+
+
+def run_layers(
+    layers: tuple[Layer, ...],
+    params: Any,
+    carry: Any,
+    sequence: Sequence,
+    gradient: GradientMethod,
+    key: Array | None,
+) -> tuple[tuple[Any, ...], Array]:
+    """s_T of every layer and o_1..o_T of the last, [T, ..., features]; carry None begins anew."""
+    last = []
+    for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
+        s_0 = None if carry is None else carry[number]
+        own_key = None if key is None else jax.random.fold_in(key, number)
+        s_last, outputs = _run_layer(layer, p, s_0, sequence, gradient, own_key)
+        last.append(s_last)
+        sequence = sequence._replace(xs=outputs)
+    return tuple(last), sequence.xs
+
+
+def _run_layer(
+    layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod, key: Array | None
+) -> tuple[Any, Array]:
+    if layer.backward is None:
+        last, outputs = run_checked(layer.forward, params, carry, sequence, gradient, False)  # (H1)
+    else:
+        to_right, to_left = Directions(None, None) if carry is None else carry
+        right, hs = run_checked(layer.forward, params.forward, to_right, sequence, gradient, False)  # (H1)
+        ends = ends_of(sequence)
+        left, hs_left = run_checked(layer.backward, params.backward, to_left, ends, gradient, True)  # (H2)
+        last, outputs = Directions(right, left), jnp.concatenate([hs, hs_left], -1)  # (H3)
+    if layer.dropout and key is not None:
+        kept = jax.random.bernoulli(key, 1 - layer.dropout, outputs.shape)
+        outputs = jnp.where(kept, outputs / (1 - layer.dropout), jnp.zeros_like(outputs))  # (H4)
+    return last, outputs + sequence.xs if layer.residual else outputs  # (H5)
+
+
+def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:
+    """o where each direction of the layer ends: [..., features] from [T, ..., features]."""
+    here = jnp.ones(outputs.shape[:-1], bool) if mask is None else mask
+    first_valid, last_valid = jnp.argmax(here, 0), len(here) - 1 - jnp.argmax(jnp.flip(here, 0), 0)
+    to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
+
+    def at(step: Array, z: Array) -> Array:
+        return jnp.take_along_axis(z, step[None, ..., None], 0)[0]
+
+    return jnp.concatenate([at(last_valid, to_right), at(first_valid, to_left)], -1)

@@ -1,0 +1,106 @@
+"""What a cell is run over: the inputs, and at which steps of which rows something else happens.
+
+    s̃_{t−1} = start              where reset_t                                            (Q1)
+              s_{t−1}, a number   where cut_t: the gradient ends there                     (Q2)
+              s_{t−1}             elsewhere
+    s_t     = step(s̃_{t−1}, x_t)  where mask_t                                            (Q3)
+              s̃_{t−1}             elsewhere: the carry is held
+
+Reset and cut come first, so they act where mask is False too. None stands for an array that is the
+same everywhere (mask True, reset and cut False) and costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.errors import bad, describe
+
+
+class Sequence(NamedTuple):
+    """Inputs of T steps, time first, with their marks.
+
+    Attributes:
+      xs: [T, ..., I].
+      mask: bool [T, ...] or None; False holds the carry.
+      reset: bool [T, ...] or None; True begins the step at the initial carry.
+      cut: bool [T, ...] or None; True ends the gradient before the step.
+    """
+
+    xs: Any
+    mask: Array | None = None
+    reset: Array | None = None
+    cut: Array | None = None
+
+
+def select(where: Array | None, chosen: Any, other: Any) -> Any:
+    """chosen in the rows where it is True, other elsewhere, leaf by leaf; chosen where there is None."""
+    if where is None:
+        return chosen
+    return jax.tree.map(lambda a, b: jnp.where(trailing(where, a), a, b), chosen, other)
+
+
+def trailing(where: Array, like: Any) -> Array:
+    """where with axes of length one after its own, up to the rank of like."""
+    return where.reshape(where.shape + (1,) * (like.ndim - where.ndim))
+
+
+def zeros_like(tree: Any) -> Any:
+    """Zeros of the shapes and dtypes of a tree."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def flipped(sequence: Any) -> Any:
+    """The same, last step first."""
+    return jax.tree.map(lambda z: jnp.flip(z, 0), sequence)
+
+
+def ends_of(sequence: Sequence) -> Sequence:
+    """The marks for a cell that reads from the last step to the first.
+
+    A sequence that begins at step t, for a reader from the left, begins at step t − 1 for one from the
+    right: resets and cuts move by one step, and there is none before the last step.
+    """
+
+    def moved(mark: Array | None) -> Array | None:
+        return None if mark is None else jnp.concatenate([mark[1:], jnp.zeros_like(mark[:1])])
+
+    return sequence._replace(reset=moved(sequence.reset), cut=moved(sequence.cut))
+
+
+def without_padding(sequence: Sequence) -> Sequence:
+    """Zeros for x where mask is False, so that what stands there (a NaN) reaches no product."""
+    return sequence._replace(xs=select(sequence.mask, sequence.xs, zeros_like(sequence.xs)))
+
+
+def mask_of_lengths(lengths: Array, steps: int) -> Array:
+    """The mask of sequences that all begin at the first step: True for the first `lengths` steps.
+
+    mask[t, ...] = t < lengths[...]
+
+    Args:
+      lengths: integers from 0 to T, [...]; a row of length zero keeps its initial carry.
+      steps: T.
+
+    Returns:
+      bool [T, ...].
+
+    Raises:
+      ValueError: lengths that are not integers, or not from 0 to T (where their values are known: not
+        inside jit).
+
+    >>> mask_of_lengths(jnp.array([2, 0, 3]), 3).astype(int).tolist()
+    [[1, 0, 1], [1, 0, 1], [0, 0, 1]]
+    """
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise bad("lengths", "integers", lengths, "count the steps of each row")
+    if not isinstance(lengths, jax.core.Tracer) and not bool(((lengths >= 0) & (lengths <= steps)).all()):
+        came = f"{describe(lengths)} from {lengths.min()} to {lengths.max()}"
+        raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row")
+    t = jnp.arange(steps, dtype=lengths.dtype).reshape((steps,) + (1,) * lengths.ndim)
+    return t < lengths[None]

@@ -1,0 +1,62 @@
+"""The engine's part for a cell with any step: the same five functions as in `pointwise`.
+
+The step is mapped over rows. Forward mode, layout and products inside it are its own affair; what is
+settled here is that its weights are contracted once, for all t together, and not at every step:
+
+    sweep      (ds_t/ds̃_{t−1})ᵀ λ_t                     by the carry alone, in the loop        (S8)
+    contract   dE/dparams = (∂(s_1..s_T)/∂params)ᵀ (λ_1..λ_T), every s̃_{t−1} held fixed         (C6)
+               dE/dxs     = (∂(s_1..s_T)/∂xs)ᵀ (λ_1..λ_T)                                      (C7)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+
+from jax_bptt.step_cell import StepCell
+
+
+def project(cell: StepCell, params: Any, xs: Array) -> Any:
+    """u_1..u_T, leaves [T, ..., n], from xs [T, ..., I]."""
+    return _over(xs.ndim - 1, functools.partial(cell.project, params))(xs)
+
+
+def step(cell: StepCell, params: Any, s_prev: Any, u: Any) -> Any:
+    """s_t from s̃_{t−1} and u_t."""
+    return _over(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
+
+
+def linearise(cell: StepCell, params: Any, s_prev: Any, xs: Array, states: Any) -> Any:
+    """a_1..a_T, leaves [T, ...], from s̃_0..s̃_{T−1}, xs and s_1..s_T."""
+    u = project(cell, params, xs)
+    return _over(xs.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, states)
+
+
+def before_sweep(cell: StepCell, params: Any) -> Any:
+    """Nothing."""
+    return None
+
+
+def backward_step(cell: StepCell, params: Any, nothing: None, a: Any, lam: Any) -> Any:
+    """(ds_t/ds̃_{t−1})ᵀ λ_t."""
+    return _over(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
+
+
+def contract(cell: StepCell, params: Any, s_prev: Any, xs: Array, a: Any, lam: Any) -> tuple[Any, Array]:
+    """dE/dparams and dE/dxs, [T, ..., I], from everything at every t."""
+    if cell.contract is not None:
+        return cell.contract(params, s_prev, xs, a, lam)
+
+    def every_t(params: Any, xs: Array) -> Any:
+        return _over(xs.ndim - 1, functools.partial(cell.step, params))(s_prev, project(cell, params, xs))
+
+    return jax.vjp(every_t, params, xs)[1](lam)  # (C6, C7)
+
+
+def _over(axes: int, f: Callable[..., Any]) -> Callable[..., Any]:
+    """f of one row, mapped over this many leading axes of all its arguments."""
+    return functools.reduce(lambda g, _: jax.vmap(g), range(axes), f)
