@@ -13,7 +13,9 @@ h' = (1 − z) n + z h; b_h = 0 but in a GRU with the reset after the product. W
              GRU   gates −z, r, n, reset before: h' = (1 − z) h + z n there, 1 − σ(z) = σ(−z)      (C8)
     Equinox  weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias = b̄,  bias_n = b_n                         (C9)
 
-Biases that are absent are zeros. Activations are not weights: Haiku's RNN is elman(activation="relu").
+Biases that are absent are zeros. Activations are not weights: Haiku's RNN is elman(activation="relu"),
+and SimpleCell(residual=True) of Flax, which adds h_{t−1}, is ours with 1 added to the diagonal of W_h.
+A cell that the framework lacks, a name that is absent and a shape that does not fit are ValueErrors.
 """
 
 from __future__ import annotations
@@ -90,9 +92,6 @@ def to_linen(params: Any) -> dict[str, dict[str, np.ndarray]]:
 
     Returns:
       i<g> and h<g> for each gate g (i and h where there is one): kernel [I, H] or [H, H], bias [H].
-
-    Raises:
-      ValueError: params of another cell.
     """
     kind, w_x, w_h, b, b_h = _theirs(params, "flax.linen", FLAX)
     b, b_n = _folded(kind, b, b_h)  # (C1)
@@ -114,9 +113,6 @@ def from_linen(weights: Mapping[str, Any]) -> Params | GRUParams:
 
     Returns:
       The params of `elman`, `lstm` or `gru`, of NumPy arrays; b_h = (0, 0, b_n).
-
-    Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
     """
     kind = next((kind for kind in FLAX if _has(weights, f"i{OURS[kind][0]}")), ELMAN)
     gates, (i, h) = OURS[kind], (_leaf(weights, side + OURS[kind][0], "kernel") for side in "ih")
@@ -160,9 +156,6 @@ def from_nnx(weights: Mapping[str, Any]) -> Params | GRUParams:
 
     Returns:
       The params of `elman`, `lstm` or `gru`, of NumPy arrays; b_h = 0.
-
-    Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
     """
     if _has(weights, "if_"):
         return from_linen({"if" if name == "if_" else name: leaf for name, leaf in weights.items()})  # (C4)
@@ -179,9 +172,6 @@ def to_keras(params: Any) -> list[np.ndarray]:
 
     Returns:
       [W_x [I, GH], W_h [H, GH], b [GH], or [2, GH] with the reset after].
-
-    Raises:
-      ValueError: params of another cell.
     """
     kind, w_x, w_h, b, b_h = _theirs(params, "keras.layers", KERAS)
     return [w_x, w_h, np.stack([b, b_h]) if kind == AFTER else b]  # (C5)
@@ -206,8 +196,8 @@ def from_keras(weights: Sequence[Any]) -> Params | GRUParams:
     w_x, w_h = _leaf(named, "W_x"), _leaf(named, "W_h")
     if np.shape(named.get("b", ()))[:-1] == (2,):
         return _ours({AFTER: KERAS[AFTER]}, w_x, w_h, *_leaf(named, "b"))  # (C5)
-    kinds = {kind: KERAS[kind] for kind in (ELMAN, LSTM, BEFORE)[: len(named)]}
-    return _ours(kinds, w_x, w_h, _bias(named, "b", beside=w_h))  # (C5)
+    kinds = (ELMAN, LSTM, BEFORE) if _has(named, "b") else (ELMAN, LSTM)
+    return _ours({kind: KERAS[kind] for kind in kinds}, w_x, w_h, _bias(named, "b", beside=w_h))  # (C5)
 
 
 def to_haiku(params: Any) -> dict[str, Any]:
@@ -221,16 +211,13 @@ def to_haiku(params: Any) -> dict[str, Any]:
 
     Returns:
       linear and linear_1 of an RNN, linear of an LSTM: w and b [GH]; w_i, w_h and b of a GRU.
-
-    Raises:
-      ValueError: params of another cell.
     """
     kind, w_x, w_h, b, b_h = _theirs(params, "haiku", HAIKU)
     if kind == ELMAN:
         return {"linear": {"w": w_x, "b": b}, "linear_1": {"w": w_h, "b": b_h}}  # (C6)
     if kind == LSTM:
         return {"linear": {"w": np.concatenate([w_x, w_h]), "b": b - _per_gate((0, 0, 1, 0), b)}}  # (C7)
-    return {name: a * _per_gate((-1, 1, 1), a) for name, a in zip(("w_i", "w_h", "b"), (w_x, w_h, b))}  # (C8)
+    return {name: a * _per_gate((-1, 1, 1), a) for name, a in (("w_i", w_x), ("w_h", w_h), ("b", b))}  # (C8)
 
 
 def from_haiku(weights: Mapping[str, Any]) -> Params | GRUParams:
@@ -241,9 +228,6 @@ def from_haiku(weights: Mapping[str, Any]) -> Params | GRUParams:
 
     Returns:
       The params of `elman`, `lstm` or `gru(reset_after=False)`, of NumPy arrays.
-
-    Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
     """
     if _has(weights, "w_i"):
         w_x, w_h = _leaf(weights, "w_i"), _leaf(weights, "w_h")
@@ -269,9 +253,6 @@ def to_equinox(params: Any) -> dict[str, np.ndarray]:
 
     Returns:
       weight_ih [GH, I], weight_hh [GH, H], bias [GH]; bias_n [H] of a GRU.
-
-    Raises:
-      ValueError: params of another cell.
     """
     kind, w_x, w_h, b, b_h = _theirs(params, "equinox.nn", EQUINOX)
     b, b_n = _folded(kind, b, b_h)  # (C1)
@@ -287,9 +268,6 @@ def from_equinox(weights: Mapping[str, Any]) -> Params | GRUParams:
 
     Returns:
       The params of `lstm` or `gru`, of NumPy arrays; b_h = (0, 0, b_n).
-
-    Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
     """
     w_x, w_h = _leaf(weights, "weight_ih").T, _leaf(weights, "weight_hh").T  # (C9)
     b_n = _bias(weights, "bias_n", beside=w_h[:, : len(w_h)])

@@ -1,9 +1,9 @@
 """What a cell is run over: the inputs, and at which steps of which rows something else happens.
 
-    s̃_{t−1} = start              where reset_t                                            (Q1)
-              s_{t−1}, a number   where cut_t: the gradient ends there                     (Q2)
+    s̃_{t−1} = start              where reset_t
+              s_{t−1}, a number   where cut_t: the gradient ends there
               s_{t−1}             elsewhere
-    s_t     = step(s̃_{t−1}, x_t)  where mask_t                                            (Q3)
+    s_t     = step(s̃_{t−1}, x_t)  where mask_t
               s̃_{t−1}             elsewhere: the carry is held
 
 Reset and cut come first, so they act where mask is False too. None stands for an array that is the

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.cell import Carry, check_carry_type, check_functions, initial_of, size
@@ -130,7 +131,8 @@ def _step_cell(
     initial_carry = initial_carry or functools.partial(initial_of, carry_type, hidden_size)
     project = project or as_it_is
     if adjoint is None:
-        linearise, adjoint = keep_point, functools.partial(vjp_by_carry, step)
+        linearise = functools.partial(linearise_by_vjp, step)
+        adjoint = functools.partial(adjoint_by_vjp, step)
     derivative = linearise, adjoint, contract
     return StepCell(input_size, hidden_size, step, project, *derivative, init, initial_carry, gates)
 
@@ -140,12 +142,43 @@ def as_it_is(params: Any, x: Array) -> Array:
     return x
 
 
-def keep_point(params: Any, s_prev: Any, u: Any, s: Any) -> Any:
-    """The linearise of a step without a hand-derived adjoint: the point at which to differentiate."""
-    return s_prev, u
+def linearise_by_vjp(step: Any, params: Any, s_prev: Any, u: Any, s: Any) -> Any:
+    """The linearise of a step without a hand-derived one: what jax.vjp by the carry keeps of this point.
+
+    What it keeps of the parameters alone, such as a weight matrix, is the same at every t and left out.
+    """
+    kept, _ = _pullback(step, params, s_prev, u)
+    varies = _varies(step, params, s_prev, u)
+    return u, tuple(z for z, here in zip(kept, varies, strict=True) if here)
 
 
-def vjp_by_carry(step: Any, params: Any, point: Any, lam: Any) -> Any:
-    """The adjoint of a step without a hand-derived one: jax.vjp by the carry alone."""
-    s_prev, u = point
-    return jax.vjp(lambda s: step(params, s, u), s_prev)[1](lam)[0]
+def adjoint_by_vjp(step: Any, params: Any, a: Any, lam: Any) -> Any:
+    """The adjoint that belongs to it: the pullback by the carry alone, put together again.
+
+    Anywhere but at the point itself jax.vjp keeps the same of the parameters: what it keeps of zeros
+    is not read, and no part of the step is computed a second time.
+    """
+    u, at_point = a
+    zeros, zero_u = jax.tree.map(jnp.zeros_like, (lam, u))
+    elsewhere, structure = _pullback(step, params, zeros, zero_u)
+    here, varies = iter(at_point), _varies(step, params, zeros, zero_u)
+    kept = [next(here) if v else z for z, v in zip(elsewhere, varies, strict=True)]
+    return jax.tree.unflatten(structure, kept)(lam)[0]
+
+
+def _pullback(step: Any, params: Any, s_prev: Any, u: Any) -> tuple[list[Any], Any]:
+    """jax.vjp of one step by the carry, as the arrays it keeps and its structure."""
+    return jax.tree.flatten(jax.vjp(lambda s: step(params, s, u), s_prev)[1])
+
+
+def _varies(step: Any, params: Any, s_prev: Any, u: Any) -> list[bool]:
+    """Which of these arrays depend on s_prev or u."""
+    of_params, *of_point = (
+        jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), tree) for tree in (params, s_prev, u)
+    )
+    jaxpr = jax.make_jaxpr(lambda p, *at: _pullback(step, p, *at)[0])(of_params, *of_point).jaxpr
+    varying = {id(v) for v in jaxpr.invars[len(jax.tree.leaves(params)) :]}
+    for equation in jaxpr.eqns:
+        if any(id(v) in varying for v in equation.invars):
+            varying.update(map(id, equation.outvars))
+    return [id(v) in varying for v in jaxpr.outvars]

@@ -6,7 +6,6 @@ without the library, in terms of `np`, which is jax.numpy (for jax.grad) or nump
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -237,7 +236,7 @@ SHAPES = [(1, ()), (2, (3,)), (3, (2, 2)), (7, ()), (13, (1,))]  # T, batch axes
 
 METHODS = {"full": jb.full(), "autodiff": jb.autodiff()}
 
-MARKS = [marks for n in range(4) for marks in itertools.combinations(("mask", "reset", "cut"), n)]
+MARKS = [(), ("mask",), ("reset",), ("mask", "reset"), ("mask", "reset", "cut")]
 
 
 def initial(row: CellRow, np: Any, p: dict, state: dict) -> dict:

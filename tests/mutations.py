@@ -1,122 +1,218 @@
-"""Right backward passes made wrong, one mistake each: the negative controls of the witnesses.
+"""Right backward passes made wrong, one mistake each: the negative controls of every checker.
 
-Each entry names the cell, the mutated backward pass, and the leaves that the mistake must spoil: those
-and no others.
+A mutation says to which cells it applies, which marks the sequence needs for the mistake to matter, and
+the leaves that it must spoil: those and no others. `python tests/mutations.py` prints the table.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from cases import CELLS
 
 import jax_bptt as jb
 from jax_bptt import sweep
+from jax_bptt.sequence import zeros_like
+
+CONTROLLED = [name for name in CELLS if name not in ("elman-sigmoid", "elman-identity", "one-unit")]
 
 
 class Mutation(NamedTuple):
-    cell: str
     backward: Callable[..., Any]
-    spoiled: set[str]
+    spoiled: Callable[[str], set[str]]  # of a cell's name; empty where the mistake cannot be made
+    marks: tuple[str, ...] = ()
+
+
+@functools.cache
+def leaves(name: str) -> set[str]:
+    """Every leaf of the gradient of this cell, but the initial carry's parameters."""
+    cell = CELLS[name].cell
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
+    carry = jax.eval_shape(lambda: cell.initial_carry(cell.init(jax.random.key(0)), ()))
+    named = {"params": params, "carry": carry, "xs": 0}
+    paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(named))
+    paths = (path.removeprefix("['").replace("']", "", 1) for path in paths)
+    return {path for path in paths if path not in _STARTS}
+
+
+_STARTS = {"params.h_0", "params.c_0", "params['start']"}
+
+
+def _where(*fields: str) -> Callable[[str], set[str]]:
+    """These parameters, where the cell has them."""
+    wanted = {f"params.{f}" for f in fields} | {f"params['{f}']" for f in fields}
+    return lambda name: wanted & leaves(name)
+
+
+def _starts(name: str) -> set[str]:
+    params = jax.eval_shape(lambda: CELLS[name].cell.init(jax.random.key(0)))
+    paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    return {f"params{path}" for path in paths} & _STARTS
+
+
+def _gated(name: str) -> set[str]:
+    return _where("w_h")(name) if len(CELLS[name].cell.gate_names) > 1 else set()
+
+
+def _recurrent_matrix(name: str) -> set[str]:
+    """w_h where it is contracted with h_{t−1}."""
+    return set() if name == "indrnn" else _where("w_h")(name)
+
+
+def _chain(name: str) -> set[str]:
+    """All that λ of earlier steps reaches, if it goes through a matrix w_h."""
+    return leaves(name) if _recurrent_matrix(name) else set()
+
+
+def _same(z: Any) -> Any:
+    return z
 
 
 def _backward(
-    of_a: Any = lambda a: a,
-    of_w_h: Any = lambda w_h: w_h,
-    of_d_carry: Any = lambda d_carry: d_carry,
-    of_d_hs: Any = lambda d_hs: d_hs,
-    contract: Any = sweep.contract,
-    of_d_params: Any = lambda d_params: d_params,
+    of_a: Any = _same,
+    of_w_h: Any = _same,
+    of_d_carry: Any = _same,
+    of_d_hs: Any = _same,
+    of_marks: Any = _same,
+    of_s_prev: Any = _same,
+    of_xs: Any = _same,
+    of_gradient: Any = _same,
 ) -> Callable[..., Any]:
-    """The backward pass of full() with one of its parts replaced."""
+    """The backward pass of full() with one of its parts replaced.
+
+    of_s_prev and of_xs reach the gradient of w_h and w_x only; of_gradient takes and returns
+    (d_params, d_carry, d_start, d_xs).
+    """
 
     def backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Any) -> Any:
-        params, carry, xs, states = residuals
-        a = of_a(sweep.linearise(cell, params, carry, xs, states))
-        swept = params._replace(w_h=of_w_h(params.w_h))
-        d_carry, lam = sweep.sweep(cell, swept, a, of_d_carry(d_carry), of_d_hs(d_hs))
-        d_params, d_xs = contract(cell, params, carry, xs, states, a, lam)
-        return of_d_params(d_params), d_carry, d_xs
+        params, carry, start, sequence, states = residuals
+        s_prev = sweep.previous(carry, start, sequence, states)
+        a = of_a(sweep.linearise(cell, params, s_prev, sequence, states))
+        swept = params if of_w_h is _same else _replaced(params, w_h=of_w_h(as_dict(params)["w_h"]))
+        d_carry, d_start, lam = sweep.sweep(
+            cell, swept, a, of_marks(sequence), of_d_carry(d_carry), of_d_hs(d_hs)
+        )
+        d_start = zeros_like(start) if d_start is None else d_start
+        d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam)
+        if of_s_prev is not _same or of_xs is not _same:
+            shifted = sequence._replace(xs=of_xs(sequence.xs))
+            wrong = as_dict(sweep.contract(cell, params, of_s_prev(s_prev), shifted, a, lam)[0])
+            name = "w_h" if of_xs is _same else "w_x"
+            d_params = _replaced(d_params, **{name: wrong[name]})
+        return of_gradient((d_params, d_carry, d_start, d_xs))
 
     return backward
 
 
-def _contract_with_h_t(cell, params, carry, xs, states, a, lam):
-    """dW_h = Σ h_tᵀ δv_t: one step too late."""
-    shifted = jax.tree.map(lambda s: jnp.concatenate([s, s[-1:]]), states)
-    late = jax.tree.map(lambda s: s[1:], shifted), jax.tree.map(lambda s: s[0], states)
-    right = sweep.contract(cell, params, carry, xs, states, a, lam)
-    wrong = sweep.contract(cell, params, late[1], xs, late[0], a, lam)
-    return right[0]._replace(w_h=wrong[0].w_h), right[1]
+def as_dict(params: Any) -> dict:
+    return params if isinstance(params, dict) else params._asdict()
 
 
-def _contract_with_zero_carry(cell, params, carry, xs, states, a, lam):
-    zero = jax.tree.map(jnp.zeros_like, carry)
-    return sweep.contract(cell, params, zero, xs, states, a, lam)
+def _replaced(params: Any, **fields: Any) -> Any:
+    return {**params, **fields} if isinstance(params, dict) else params._replace(**fields)
 
 
-def _contract_next_input(cell, params, carry, xs, states, a, lam):
-    """dW_x with x_{t+1}."""
-    d_params, d_xs = sweep.contract(cell, params, carry, xs, states, a, lam)
-    rolled = jnp.concatenate([xs[1:], xs[:1]])
-    return d_params._replace(w_x=sweep.contract(cell, params, carry, rolled, states, a, lam)[0].w_x), d_xs
+def _of_params(name: str, f: Any) -> Any:
+    def mutated(gradient: Any) -> Any:
+        d_params, *rest = gradient
+        return _replaced(d_params, **{name: f(as_dict(d_params))}), *rest
+
+    return mutated
 
 
-def _shift(d_hs):
-    """G_{t+1} where G_t belongs."""
-    return jnp.concatenate([d_hs[1:], jnp.zeros_like(d_hs[:1])])
+def _tree(f: Any) -> Any:
+    return lambda tree: jax.tree.map(f, tree)
 
 
-_CHAIN = {"params.w_x", "params.w_h", "params.b", "carry.h", "xs"}  # all that λ reaches
+def _next(z: Any) -> Any:
+    """z_{t+1} where z_t belongs."""
+    return jnp.concatenate([z[1:], z[:1]])
+
+
+def _transposed_blocks(w_h: Any) -> Any:
+    hidden = w_h.shape[0]
+    return w_h.reshape(hidden, -1, hidden).transpose(2, 1, 0).reshape(w_h.shape)
+
+
+def _to_xs(f: Any) -> Any:
+    return lambda g: (*g[:3], f(g[3]))
+
 
 MUTATIONS = {
-    "dW_h with h_t for h_{t-1}": Mutation(
-        "elman-tanh", _backward(contract=_contract_with_h_t), {"params.w_h"}
+    "dW_h with h_t for h_{t-1}": Mutation(_backward(of_s_prev=_tree(_next)), _recurrent_matrix),
+    "dW_h without h_0": Mutation(_backward(of_s_prev=_tree(lambda s: s.at[0].set(0))), _recurrent_matrix),
+    "dW_x with x_{t+1}": Mutation(_backward(of_xs=_next), _where("w_x")),
+    "W_h transposed": Mutation(_backward(of_w_h=_transposed_blocks), _chain),
+    "derivative of the step missing": Mutation(_backward(of_a=_tree(jnp.ones_like)), leaves),
+    "Jacobians in forward order": Mutation(_backward(of_a=_tree(lambda a: a[::-1])), leaves),
+    "final-carry cotangent forgotten": Mutation(_backward(of_d_carry=zeros_like), leaves),
+    "G_t one step off": Mutation(_backward(of_d_hs=_next), leaves),
+    "no way back through W_h": Mutation(_backward(of_w_h=jnp.zeros_like), _chain),
+    "mask ignored in the backward pass": Mutation(
+        _backward(of_marks=lambda m: m._replace(mask=None)), leaves, ("mask",)
     ),
-    "dW_h without h_0": Mutation("elman-tanh", _backward(contract=_contract_with_zero_carry), {"params.w_h"}),
-    "dW_x with x_{t+1}": Mutation("elman-tanh", _backward(contract=_contract_next_input), {"params.w_x"}),
-    "W_h not transposed": Mutation("elman-tanh", _backward(of_w_h=jnp.transpose), _CHAIN),
-    "activation derivative missing": Mutation("elman-tanh", _backward(of_a=jnp.ones_like), _CHAIN),
-    "Jacobians in forward order": Mutation("elman-tanh", _backward(of_a=lambda a: a[::-1]), _CHAIN),
-    "final-carry cotangent forgotten": Mutation(
-        "elman-tanh", _backward(of_d_carry=lambda d: jax.tree.map(jnp.zeros_like, d)), _CHAIN
+    "reset ignored in the backward pass": Mutation(
+        _backward(of_marks=lambda m: m._replace(reset=None)),
+        lambda name: leaves(name) | _starts(name),
+        ("reset",),
     ),
-    "G_t one step off": Mutation("elman-tanh", _backward(of_d_hs=_shift), _CHAIN),
-    "λ without the loss at later steps": Mutation(
-        "elman-identity",
-        _backward(of_w_h=jnp.zeros_like),
-        _CHAIN,
+    "cut ignored in the backward pass": Mutation(
+        _backward(of_marks=lambda m: m._replace(cut=None)), leaves, ("cut",)
     ),
-    "b_h dropped": Mutation(
-        "reset-by-vjp", _backward(of_d_params=lambda d: d._replace(b_h=jnp.zeros_like(d.b_h))), {"params.b_h"}
+    "marks one step off": Mutation(
+        _backward(of_marks=lambda m: m._replace(mask=_next(m.mask))), leaves, ("mask",)
     ),
-    "b_h taken from u": Mutation(
-        "reset-by-vjp", _backward(of_d_params=lambda d: d._replace(b_h=d.b)), {"params.b_h"}
+    "initial carry's gradient forgotten": Mutation(
+        _backward(of_gradient=lambda g: (g[0], g[1], zeros_like(g[2]), g[3])), _starts, ("reset",)
     ),
     "gate blocks swapped": Mutation(
-        "gated-by-vjp",
-        _backward(of_d_params=lambda d: d._replace(w_h=jnp.roll(d.w_h, d.w_h.shape[0], axis=1))),
-        {"params.w_h"},
+        _backward(of_gradient=_of_params("w_h", lambda d: jnp.roll(d["w_h"], d["w_h"].shape[0], 1))), _gated
     ),
+    "bias of one step only": Mutation(
+        _backward(of_gradient=_of_params("b", lambda d: d["b"] / 2)), _where("b")
+    ),
+    "b_h dropped": Mutation(_backward(of_gradient=_of_params("b_h", lambda d: 0 * d["b_h"])), _where("b_h")),
+    "b_h taken from u": Mutation(_backward(of_gradient=_of_params("b_h", lambda d: d["b"])), _where("b_h")),
     "cell state's cotangent forgotten": Mutation(
-        "gated-by-vjp",
         _backward(of_d_carry=lambda d: d._replace(c=jnp.zeros_like(d.c))),
-        {"params.w_x", "params.w_h", "params.b", "params.p_i", "params.p_o", "carry.h", "carry.c", "xs"},
+        lambda name: leaves(name) if "carry.c" in leaves(name) else set(),
     ),
-    "unit-wise rate halved": Mutation(
-        "leaky-by-hand", _backward(of_d_params=lambda d: d._replace(rate=d.rate / 2)), {"params.rate"}
+    "leak halved": Mutation(_backward(of_gradient=_of_params("rho", lambda d: d["rho"] / 2)), _where("rho")),
+    "peepholes of i and f swapped": Mutation(
+        _backward(of_gradient=_of_params("p_i", lambda d: d["p_f"])), _where("p_i")
     ),
+    "dx one step off": Mutation(_backward(of_gradient=_to_xs(_next)), lambda name: {"xs"}),
     "NaN in one entry": Mutation(
-        "elman-tanh", _backward(of_d_params=lambda d: d._replace(b=d.b.at[0].set(jnp.nan))), {"params.b"}
+        _backward(of_gradient=_of_params("w_x", lambda d: d["w_x"].at[0, 0].set(jnp.nan))), _where("w_x")
     ),
     "off by one in a million": Mutation(
-        "elman-tanh", _backward(of_d_params=lambda d: d._replace(w_x=d.w_x * (1 + 1e-6))), {"params.w_x"}
+        _backward(of_gradient=_of_params("w_x", lambda d: d["w_x"] * (1 + 1e-6))), _where("w_x")
     ),
 }
+
+PAIRS = [(m, name) for m, mutation in MUTATIONS.items() for name in CONTROLLED if mutation.spoiled(name)]
 
 
 def method(mutation: Mutation) -> jb.GradientMethod:
     """full() with the mutated backward pass."""
     return jb.full()._replace(name="mutated", backward=mutation.backward)
+
+
+def report(mutation: Mutation, name: str) -> jb.Report:
+    """What the public checker says of it."""
+    pattern = jnp.arange(15).reshape(5, 3)
+    marks = {"mask": pattern % 4 != 1, "reset": pattern % 4 == 3, "cut": pattern % 4 == 2}
+    given = {n: marks[n] for n in mutation.marks}
+    return jb.check_gradient(CELLS[name].cell, gradient=method(mutation), batch_shape=(3,), **given)
+
+
+if __name__ == "__main__":
+    for mistake, name in PAIRS:
+        found = report(MUTATIONS[mistake], name)
+        named = set(found.wrong) == MUTATIONS[mistake].spoiled(name)
+        verdict = ("caught, " if not found.ok else "MISSED, ") + ("named" if named else "MISNAMED")
+        print(f"{mistake:<36} {name:<20} {verdict}: {', '.join(found.wrong)}", flush=True)

@@ -14,12 +14,12 @@ import jax_bptt as jb
 T, B, INPUT, HIDDEN = 64, 8, 16, 32
 
 
-def _compiled(cell, method, wrt=(0, 1, 2), steps=T):
+def _compiled(cell, method, wrt=(0, 1, 2), steps=T, **marks):
     params = cell.init(jax.random.key(0))
     xs = jnp.ones((steps, B, cell.input_size))
 
     def loss(params, carry, xs):
-        return jnp.sum(jb.unroll(cell, params, carry, xs, gradient=method)[1] ** 2)
+        return jnp.sum(jb.unroll(cell, params, carry, xs, gradient=method, **marks)[1] ** 2)
 
     return (
         jax.jit(jax.value_and_grad(loss, wrt)).lower(params, cell.initial_carry(params, (B,)), xs).compile()
@@ -47,17 +47,44 @@ def _four_gates(units, s, u, v):
     return jb.Carry(i * f + g * o * s.h)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        jb.elman(INPUT, HIDDEN),
-        jb.elman(INPUT, HIDDEN, jnp.sin),
-        jb.make_cell(INPUT, HIDDEN, _four_gates, gates=4),
-    ],
-    ids=["elman", "elman-callable", "four-gates-by-vjp"],
-)
-def test_full_has_one_dot_in_each_loop(cell):
-    assert _loop_dots(_compiled(cell, jb.full())) == [1, 1]
+def _layer_norm(p, s, x):
+    z = x + s.h @ p
+    return jb.Carry(jnp.tanh((z - z.mean()) / jnp.sqrt(z.var() + 0.1)))
+
+
+CELLS = {
+    "elman": jb.elman(INPUT, HIDDEN),
+    "elman-callable": jb.elman(INPUT, HIDDEN, jnp.sin),
+    "lstm": jb.lstm(INPUT, HIDDEN),
+    "lstm-peephole": jb.lstm(INPUT, HIDDEN, peephole=True),
+    "gru": jb.gru(INPUT, HIDDEN),
+    "leaky": jb.leaky(INPUT, HIDDEN),
+    "mgu": jb.mgu(INPUT, HIDDEN),
+    "own, four gates": jb.make_cell(INPUT, HIDDEN, _four_gates, gates=4),
+    "own, layer norm": jb.step_cell(
+        HIDDEN, HIDDEN, _layer_norm, lambda key: jax.random.normal(key, (HIDDEN, HIDDEN))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_full_has_one_dot_in_each_loop(name):
+    assert _loop_dots(_compiled(CELLS[name], jb.full())) == [1, 1]
+
+
+def test_full_has_no_dot_in_the_loops_of_independent_units():
+    assert _loop_dots(_compiled(jb.indrnn(INPUT, HIDDEN), jb.full())) == [0, 0]
+
+
+def test_a_gru_with_the_reset_before_needs_two():
+    """One product waits for the other, forward and backward."""
+    assert _loop_dots(_compiled(jb.gru(INPUT, HIDDEN, reset_after=False), jb.full())) == [2, 2]
+
+
+def test_marks_add_no_product():
+    pattern = jnp.arange(T * B).reshape(T, B) % 7
+    marks = {"mask": pattern != 1, "reset": pattern == 2, "cut": pattern == 3}
+    assert _loop_dots(_compiled(jb.lstm(INPUT, HIDDEN), jb.full(), **marks)) == [1, 1]
 
 
 def test_the_count_sees_the_products_of_autodiff():

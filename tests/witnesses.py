@@ -128,9 +128,7 @@ def ratios(found: Any, wanted: Any) -> dict[str, float]:
             else jax.tree_util.keystr(path)
         )
         gap, size = np.linalg.norm(np.ravel(a) - np.ravel(b)), np.linalg.norm(np.ravel(b))
-        ratio = (
-            0.0 if gap == size == 0 else gap / size if size else np.inf
-        )
+        ratio = 0.0 if gap == size == 0 else gap / size if size else np.inf
         out[name] = float(ratio) if np.isfinite(ratio) else np.inf
     return out
 
