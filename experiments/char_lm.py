@@ -1,7 +1,8 @@
-"""A character language model: an Elman network trained by hand-derived BPTT on real text.
+"""A character language model: a recurrent network trained by hand-derived BPTT on real text.
 
-    python -m experiments.char_lm                      the help texts of Python (pydoc_data.topics)
-    python -m experiments.char_lm --text FILE          a text of your own, UTF-8
+    python -m experiments.char_lm                         the help texts of Python (pydoc_data.topics)
+    python -m experiments.char_lm --text FILE             a text of your own, UTF-8
+    python -m experiments.char_lm --cell lstm --layers 2  another cell, more layers, a longer run
 
 The text is cut into rows that are read side by side, `window` characters a step; the carry goes on
 from chunk to chunk, the gradient does not. The last tenth is kept for validation. Beside the network
@@ -24,7 +25,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +48,14 @@ class Config:
 
     text: Path | None = None
     """A UTF-8 text file; by default the topics of Python's help()."""
+    cell: Literal["elman", "lstm", "gru", "leaky", "mgu", "indrnn"] = "elman"
+    """What remembers."""
+    layers: int = 1
+    """Layers of it, each reading the h of the one before."""
+    dropout: float = 0.0
+    """Share of each layer's outputs set to zero in training."""
     hidden: int = 384
-    """Hidden units H."""
+    """Hidden units H of each layer."""
     window: int = 64
     """Characters the gradient sees: length T of a chunk."""
     rows: int = 32
@@ -69,11 +76,13 @@ class Config:
 
 def check(config: Config) -> None:
     """SystemExit where an option can not be meant."""
-    for name in ("hidden", "window", "rows", "epochs", "every"):
+    for name in ("layers", "hidden", "window", "rows", "epochs", "every"):
         if getattr(config, name) < 1:
             raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least 1")
     if not 0 <= config.seed < 2**32:
         raise SystemExit(f"--seed {config.seed}: give a number from 0 to {2**32 - 1}")
+    if not 0 <= config.dropout < 1:
+        raise SystemExit(f"--dropout {config.dropout}: give a share from 0 to below 1")
     for name in ("learning_rate", "clip"):
         if not 0 < getattr(config, name) < math.inf:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give a positive number")
@@ -125,8 +134,10 @@ def load(config: Config) -> Corpus:
 
 def build(config: Config, classes: int, steps: int) -> tuple[jb.Network, Any]:
     """The network and its optimizer."""
-    cell = jb.elman(classes, config.hidden)
-    net = jb.network([cell], jb.readout(config.hidden, classes))
+    make = getattr(jb, config.cell)
+    sizes = [classes] + (config.layers - 1) * [config.hidden]
+    layers = [jb.layer(make(size, config.hidden), dropout=config.dropout) for size in sizes]
+    net = jb.network(layers, jb.readout(config.hidden, classes))
     schedule = optax.cosine_decay_schedule(config.learning_rate, steps, alpha=0.1)
     return net, optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(schedule))
 
@@ -181,7 +192,9 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
     steps = config.epochs * chunks
     net, optimizer = build(config, classes, steps)
     train_step = jb.make_train_step(net, jb.softmax_cross_entropy, optimizer)
-    state = jb.init_train_state(jax.random.key(config.seed), net, optimizer, (config.rows,))
+    key = jax.random.key(config.seed)
+    dropout_key = jax.random.fold_in(key, 1)
+    state = jb.init_train_state(key, net, optimizer, (config.rows,))
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
@@ -197,6 +210,7 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
                 if at == 0:  # a new epoch begins without memory
                     state = state._replace(carry=net.initial_carry(state.params, (config.rows,)))
                 batch = chunk(corpus.train, at * config.window, config.window, classes)
+                batch = batch._replace(key=jax.random.fold_in(dropout_key, step))
                 state, metrics = train_step(state, batch)
                 bar.update()
                 stopping, mark = stop.came, (step + 1) % config.every == 0 or step + 1 == steps
@@ -235,7 +249,7 @@ def report(
         bar.write(f"--- step {done}\n{write_text(net, state.params, corpus, key)}")
 
 
-def draw(run: Run, corpus: Corpus) -> None:
+def draw(run: Run, corpus: Corpus, title: str) -> None:
     """learning_curve.png: training and validation loss over the steps, k-grams as levels."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -254,7 +268,7 @@ def draw(run: Run, corpus: Corpus) -> None:
     axes.set(
         xlabel="step",
         ylabel="nats per character",
-        title="An Elman network trained by BPTT, and k-grams (dashed) on the same text",
+        title=f"{title} trained by BPTT, and k-grams (dashed) on the same text",
     )
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
     figure.savefig(run.folder / "learning_curve.png", dpi=150)
@@ -280,7 +294,7 @@ def main(config: Config) -> None:
     digest = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in jax.tree.leaves(params))).hexdigest()
     summary = {"valid": nats, "kgrams": corpus.kgrams.tolist(), "params_sha256": digest}
     run.write("summary.json", json.dumps(summary, indent=2) + "\n")
-    draw(run, corpus)
+    draw(run, corpus, f"{config.cell}, {config.layers} of {config.hidden} units,")
     key = jax.random.key(config.seed)
     print(f"--- a sample\n{write_text(net, params, corpus, key)}\n---")
     print(f"parameters sha256 {digest[:16]}, {time.monotonic() - began:.0f} s")

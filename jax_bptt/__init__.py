@@ -1,5 +1,6 @@
 """Recurrent networks trained by Backpropagation Through Time, in pure-functional JAX."""
 
+from jax_bptt import convert as convert
 from jax_bptt.cell import Carry as Carry
 from jax_bptt.cell import Cell as Cell
 from jax_bptt.cell import Params as Params

@@ -245,7 +245,8 @@ def _compare(run: _Run, case: str, point: Any, marks: Any, weights: Any, key: Ar
 
     found, outputs = map(_flat, _gradient(run, point, marks, weights))
     wanted, plain_outputs = map(_flat, _gradient(run.plain(), point, marks, weights))
-    along = np.asarray(v) @ found
+    products = [vs[:, inside] @ found[inside] for vs, (*_, inside) in zip(_by_part(v), parts, strict=True)]
+    along = np.concatenate(products)  # <g, v>, part by part: a NaN stays in its own
     by_forward = along - np.asarray(_forward_mode(run.plain(), point, marks, weights, directions))
     by_differences = None
     if marks["cut"] is None:
@@ -264,6 +265,10 @@ def _compare(run: _Run, case: str, point: Any, marks: Any, weights: Any, key: Ar
         )
         lines.append(Line(case, leaf, part, ratios, bool(size == 0)))
     return Report(tuple(lines))
+
+
+def _by_part(v: Array) -> list[np.ndarray]:
+    return np.split(np.asarray(v), len(v) // _DIRECTIONS)
 
 
 def _ratio(difference: np.ndarray, size: Any) -> float:

@@ -22,7 +22,7 @@ def test_check_gradient_catches_it_and_names_its_leaves(mutation, name):
 @pytest.mark.parametrize(("mutation", "name"), FIRST.items())
 def test_the_tests_own_witnesses_catch_it(mutation, name):
     mistake = MUTATIONS[mutation]
-    case = make(name, 5, (2,), marks=mistake.marks)
+    case = make(name, 6, (4,), marks=mistake.marks)
     found = w.manual(case, mutations.method(mistake))
     spoiled = mistake.spoiled(name)
     assert set(w.wrong(found, w.by_autodiff(case), 1e-12)) == spoiled
