@@ -16,7 +16,6 @@ from jax_bptt.cells import indrnn as indrnn
 from jax_bptt.cells import leaky as leaky
 from jax_bptt.cells import lstm as lstm
 from jax_bptt.cells import mgu as mgu
-from jax_bptt.check import Report as Report
 from jax_bptt.check import check_cell as check_cell
 from jax_bptt.check import check_gradient as check_gradient
 from jax_bptt.gradients import GradientMethod as GradientMethod
@@ -39,6 +38,7 @@ from jax_bptt.readout import Readout as Readout
 from jax_bptt.readout import ReadoutParams as ReadoutParams
 from jax_bptt.readout import last as last
 from jax_bptt.readout import readout as readout
+from jax_bptt.report import Report as Report
 from jax_bptt.sequence import mask_of_lengths as mask_of_lengths
 from jax_bptt.step_cell import StepCell as StepCell
 from jax_bptt.step_cell import step_cell as step_cell

@@ -30,70 +30,11 @@ from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.network import Network, NetworkParams
+from jax_bptt.report import Line, Report
 from jax_bptt.step_cell import StepCell
 from jax_bptt.unroll import unroll
 
-EXACT, DIFFERENCES = 1e-12, 1e-7
 _DIRECTIONS = 3  # for each part: the chance that a real error is orthogonal to all is nil
-_WITNESSES = ("jax.grad", "differences", "forward mode")
-
-
-class Line(NamedTuple):
-    """One part of one leaf of the gradient.
-
-    Attributes:
-      case: what was run, such as "5 steps".
-      leaf: such as "params.w_h", "carry.c" or "xs".
-      part: such as "gate f" or "step 3"; "" for the whole leaf.
-      ratios: relative difference from each witness; None where it does not apply.
-      zero: whether the gradient is zero by right, so that this part proves nothing.
-    """
-
-    case: str
-    leaf: str
-    part: str
-    ratios: tuple[float | None, ...]
-    zero: bool
-
-    @property
-    def ok(self) -> bool:
-        """Whether it agrees with every witness."""
-        limits = (EXACT, DIFFERENCES, EXACT)
-        return all(r is None or r < limit for r, limit in zip(self.ratios, limits, strict=True))
-
-
-class Report(NamedTuple):
-    """What a check found; print it.
-
-    Attributes:
-      lines: one for each part of each leaf.
-    """
-
-    lines: tuple[Line, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every part agrees with every witness."""
-        return all(line.ok for line in self.lines)
-
-    @property
-    def wrong(self) -> tuple[str, ...]:
-        """The leaves that are wrong, each once."""
-        return tuple(dict.fromkeys(line.leaf for line in self.lines if not line.ok))
-
-    def __str__(self) -> str:
-        head = f"{'case':<24} {'leaf':<28} {'part':<8}" + "".join(f"{w:>14}" for w in _WITNESSES)
-        rows = [
-            f"{line.case:<24} {line.leaf:<28} {line.part:<8}"
-            + "".join(f"{'-' if r is None else f'{r:.1e}':>14}" for r in line.ratios)
-            + ("" if line.ok else "  WRONG")
-            for line in self.lines
-        ]
-        parts = [f"{x.leaf} {x.part}".strip() + f" ({x.case})" for x in self.lines if not x.ok]
-        verdict = "the gradient is right" if self.ok else f"the gradient is WRONG: {', '.join(parts)}"
-        unproved = dict.fromkeys(f"{line.leaf} {line.part}".strip() for line in self.lines if line.zero)
-        note = f"; zero by right, so not proved: {', '.join(unproved)}" if unproved else ""
-        return "\n".join([head, *rows, verdict + note])
 
 
 def check_gradient(
@@ -139,6 +80,8 @@ def check_gradient(
     """
     if not isinstance(cell, (Cell, StepCell, Network)):
         raise bad("cell", "a Cell or a Network", cell, "pass one such as jb.lstm(3, 5)")
+    if reverse and isinstance(cell, Network):
+        raise bad("reverse", "False for a network", reverse, "its layers say which way they read")
     with jax.enable_x64(True):
         marks = {"mask": mask, "reset": reset, "cut": cut}
         given = [n for n, m in {**marks, "reverse": reverse or None}.items() if m is not None]

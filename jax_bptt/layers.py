@@ -68,11 +68,10 @@ class Layer(NamedTuple):
         return sum(cell.hidden_size for cell in self.cells)
 
     def each(self, of_cell: Any, *args: Any) -> Any:
-        """of_cell of every direction's cell, with its part of each argument (None has no parts)."""
+        """of_cell of every direction's cell, with its part of each argument."""
         if self.backward is None:
             return of_cell(self.forward, *args)
-        parts = [(None, None) if arg is None else arg for arg in args]
-        return Directions(*map(of_cell, self.cells, *parts))
+        return Directions(*map(of_cell, self.cells, *args))
 
 
 def layer(

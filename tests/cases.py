@@ -232,6 +232,21 @@ CELLS = {
     ),
 }
 
+# Every kind of cell once: the others differ from one of these in the activation, or by a learned carry.
+KINDS = [
+    "elman-tanh",
+    "lstm",
+    "lstm-peephole",
+    "gru",
+    "gru-before-learned",
+    "leaky",
+    "mgu",
+    "indrnn",
+    "own-pointwise",
+    "own-layer-norm",
+    "own-attention",
+]
+
 SHAPES = [(1, ()), (2, (3,)), (3, (2, 2)), (7, ()), (13, (1,))]  # T, batch axes
 
 METHODS = {"full": jb.full(), "autodiff": jb.autodiff()}

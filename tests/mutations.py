@@ -12,22 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from cases import CELLS
+from cases import CELLS, KINDS
 
 import jax_bptt as jb
 from jax_bptt import sweep
 from jax_bptt.sequence import zeros_like
-
-# every kind of cell once: these differ from another only in the activation, or by a learned carry
-_TWINS = (
-    "elman-sigmoid",
-    "elman-identity",
-    "elman-relu",
-    "elman-callable",
-    "one-unit",
-    "lstm-learned-carry",
-)
-CONTROLLED = [name for name in CELLS if name not in _TWINS]
 
 
 class Mutation(NamedTuple):
@@ -203,7 +192,7 @@ MUTATIONS = {
     ),
 }
 
-PAIRS = [(m, name) for name in CONTROLLED for m, mutation in MUTATIONS.items() if mutation.spoiled(name)]
+PAIRS = [(m, name) for name in KINDS for m, mutation in MUTATIONS.items() if mutation.spoiled(name)]
 
 
 def method(mutation: Mutation) -> jb.GradientMethod:

@@ -176,6 +176,10 @@ BAD = {
     "no step": (lambda: jb.step_cell(3, 5, None, lambda key: key), r"step: expected a hashable function"),
     "check of a factory": (lambda: jb.check_gradient(jb.lstm), r"cell: expected a Cell or a Network, got"),
     "check of a network as cell": (lambda: jb.check_cell(NET), r"cell: expected a Cell, .*jb.check_gradient"),
+    "check of a network backwards": (
+        lambda: jb.check_gradient(NET, reverse=True),
+        r"reverse: expected False for a network, got True",
+    ),
     "check under a short mask": (
         lambda: jb.check_gradient(CELL, mask=MASK),
         r"mask: expected bool\[5,2\], got bool\[7,2\]",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import witnesses as w
-from cases import CELLS, MARKS, METHODS, every_case, make
+from cases import CELLS, KINDS, MARKS, METHODS, every_case, make
 
 import jax_bptt as jb
 
@@ -52,7 +52,7 @@ def test_full_agrees_with_differences_and_forward_mode(name, marks):
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("marks", MARKS, ids="-".join)
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [*KINDS, "lstm-learned-carry", "gru-reset-before"])
 def test_masks_resets_and_cuts(name, marks, reverse):
     if not (marks or reverse):
         pytest.skip("is above")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jax_bptt"
 FLOORS = [
-    ["errors"],
+    ["errors", "report"],
     ["activations"],
     ["caching"],
     ["initial"],

@@ -1,5 +1,7 @@
 """Layers, directions, dropout, residuals, readout at the last step: against a loop over time in plain JAX."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,11 +170,12 @@ def test_two_batch_axes_and_none_under_a_mask():
     net = jb.network([jb.layer(jb.lstm(I, H), backward=jb.lstm(I, H))], jb.last(jb.readout(2 * H, O)))
     params, carry, xs, _ = _problem(net, {})
     mask = _marks()["mask"]
-    _, ys = net.apply(params, carry, xs, mask=mask)
-    _, wide = net.apply(params, jax.tree.map(lambda z: z[None], carry), xs[:, None], mask=mask[:, None])
+    apply = jax.jit(net.apply)
+    _, ys = apply(params, carry, xs, mask=mask)
+    _, wide = apply(params, jax.tree.map(lambda z: z[None], carry), xs[:, None], mask=mask[:, None])
     assert not w.wrong({"ys": wide[0]}, {"ys": ys}, 1e-13)
     row = jax.tree.map(lambda z: z[0], carry)
-    _, single = net.apply(params, row, xs[:, 0], mask=mask[:, 0])
+    _, single = apply(params, row, xs[:, 0], mask=mask[:, 0])
     assert not w.wrong({"ys": single}, {"ys": ys[0]}, 1e-13)
 
 
@@ -197,9 +200,9 @@ def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
         return jnp.sum((z + jnp.broadcast_to(params.readout.b_y, z.shape) - targets) ** 2)
 
     for method in METHODS.values():
-        run = jb.value_and_grad(net, jb.squared_error)
-        (error, _), grads = run(params, carry, xs, targets, key=key, gradient=method)
-        wanted = jax.value_and_grad(by_loop)(params)
+        run = jax.jit(functools.partial(jb.value_and_grad(net, jb.squared_error), gradient=method))
+        (error, _), grads = run(params, carry, xs, targets, key=key)
+        wanted = jax.jit(jax.value_and_grad(by_loop))(params)
         assert not w.wrong((error, grads), wanted, 1e-12)
 
 
@@ -229,8 +232,8 @@ def test_a_missing_carry_trains_the_initial_one():
         carry = net.initial_carry(params, (B,))
         return jb.squared_error(net.apply(params, carry, xs, gradient=jb.autodiff())[1], targets)
 
-    wanted = jax.grad(loss)(params)
-    run = jb.value_and_grad(net, jb.squared_error)
+    wanted = jax.jit(jax.grad(loss))(params)
+    run = jax.jit(jb.value_and_grad(net, jb.squared_error))
     assert not w.wrong(run(params, None, xs, targets)[1], wanted, 1e-12)
     begun = jnp.zeros((T, B), bool).at[0].set(True)
     (_, _), by_reset = run(params, net.initial_carry(params, (B,)), xs, targets, reset=begun)
@@ -243,7 +246,7 @@ def test_a_cut_is_a_chunk_boundary_of_its_row():
     """Row 0 cut at t = 2, row 1 at t = 4: each row's gradient is that of its own two chunks."""
     net = jb.network([jb.gru(I, H), jb.lstm(H, H)], jb.readout(H, O))
     params, carry, xs, targets = _problem(net, {})
-    run, at = jb.value_and_grad(net, jb.squared_error), (2, 4, 3)
+    run, at = jax.jit(jb.value_and_grad(net, jb.squared_error)), (2, 4, 3)
     cut = jnp.zeros((T, B), bool).at[jnp.array(at), jnp.arange(B)].set(True)
     found = run(params, carry, xs, targets, cut=cut)[1]
     total = jax.tree.map(jnp.zeros_like, params)
@@ -261,8 +264,9 @@ def test_a_reset_is_a_new_sequence():
     net = jb.network([jb.layer(cell, backward=cell), jb.gru(2 * H, H)], jb.readout(H, O))
     params, _, xs, _ = _problem(net, {})
     reset = jnp.zeros((T, B), bool).at[2].set(True)
-    _, packed = net.apply(params, None, xs, reset=reset)
-    apart = [net.apply(params, None, part)[1] for part in (xs[:2], xs[2:])]
+    apply = jax.jit(net.apply)
+    _, packed = apply(params, None, xs, reset=reset)
+    apart = [apply(params, None, part)[1] for part in (xs[:2], xs[2:])]
     assert not w.wrong({"ys": packed}, {"ys": jnp.concatenate(apart)}, 1e-13)
 
 
@@ -273,7 +277,7 @@ def test_padding_changes_nothing_bit_for_bit_and_gets_no_gradient():
     params, _, xs, targets = _problem(net, {})
     lengths = (6, 0, 4)
     mask = jb.mask_of_lengths(jnp.array(lengths), T)
-    run = jb.value_and_grad(net, jb.squared_error)
+    run = jax.jit(jb.value_and_grad(net, jb.squared_error))
     results = [
         run(params, None, jnp.where(mask[..., None], xs, filler), targets, mask=mask)
         for filler in (0.0, jnp.nan, jnp.inf)
@@ -288,7 +292,7 @@ def test_padding_changes_nothing_bit_for_bit_and_gets_no_gradient():
     def loss(xs):
         return net.apply(params, None, xs, mask=mask)[1].sum()
 
-    d_xs = jax.grad(loss)(jnp.where(mask[..., None], xs, jnp.nan))
+    d_xs = jax.jit(jax.grad(loss))(jnp.where(mask[..., None], xs, jnp.nan))
     assert not jnp.where(mask[..., None], 0.0, d_xs).any()
 
 
@@ -296,7 +300,7 @@ def test_masked_targets_reach_no_loss():
     net = jb.network([jb.elman(I, H)], jb.readout(H, O))
     params, carry, xs, targets = _problem(net, {})
     mask = _marks()["mask"]
-    run = jb.value_and_grad(net, jb.squared_error)
+    run = jax.jit(jb.value_and_grad(net, jb.squared_error))
     spoiled = run(params, carry, xs, jnp.where(mask[..., None], targets, jnp.nan), mask=mask)
     right = run(params, carry, xs, targets, mask=mask)
     assert not w.wrong(spoiled, right, 1e-15)
@@ -326,7 +330,8 @@ def test_a_loss_of_ones_own_is_given_the_mask():
         return jnp.sum(jnp.where(mask[..., None], (ys - targets) ** 2, 0.0))
 
     found, wanted = (
-        jb.value_and_grad(net, f)(params, carry, xs, targets, mask=mask) for f in (loss, jb.squared_error)
+        jax.jit(jb.value_and_grad(net, f))(params, carry, xs, targets, mask=mask)
+        for f in (loss, jb.squared_error)
     )
     assert not w.wrong(found, wanted, 1e-14)
 

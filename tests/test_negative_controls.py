@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import mutations
 import pytest
 import witnesses as w
-from cases import CELLS, make
+from cases import CELLS, KINDS, make
 
 import jax_bptt as jb
 
@@ -33,14 +33,14 @@ def test_the_tests_own_witnesses_catch_it(mutation, name):
         assert set(w.wrong(found, w.by_differences(case), 1e-7)) == spoiled
 
 
-@pytest.mark.parametrize("name", mutations.CONTROLLED)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_unmutated_copy_passes(name):
     """The mutations start from a right backward pass."""
     right = mutations.Mutation(mutations._backward(), lambda name: set(), ("mask", "reset"))
     assert mutations.report(right, name).ok
 
 
-GATED = [name for name in mutations.CONTROLLED if len(CELLS[name].cell.gate_names) > 1]
+GATED = [name for name in KINDS if len(CELLS[name].cell.gate_names) > 1]
 
 
 @pytest.mark.parametrize("name", GATED)

@@ -65,7 +65,7 @@ def _by_jax(net, loss, params, carry, xs, targets):
             ys.append(net.readout.activation.g(z + jnp.broadcast_to(params.readout.b_y, z.shape)))
         return loss(jnp.stack(ys), targets), tuple(states)
 
-    return jax.value_and_grad(run, has_aux=True)(params)
+    return jax.jit(jax.value_and_grad(run, has_aux=True))(params)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -89,20 +89,22 @@ def test_value_and_grad_equals_jax_grad_of_a_loop(cells, loss):
 def test_every_readout_activation(activation):
     net, *args = _problem(NETWORKS["one layer"], activation, jb.squared_error)
     assert not w.wrong(
-        jb.value_and_grad(net, jb.squared_error)(*args)[1], _by_jax(net, jb.squared_error, *args)[1], 1e-12
+        jax.jit(jb.value_and_grad(net, jb.squared_error))(*args)[1],
+        _by_jax(net, jb.squared_error, *args)[1],
+        1e-12,
     )
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3)], ids=str)
 def test_any_number_of_batch_axes(batch):
     net, *args = _problem(NETWORKS["two layers"], "identity", jb.softmax_cross_entropy, batch)
-    found = jb.value_and_grad(net, jb.softmax_cross_entropy)(*args)[1]
+    found = jax.jit(jb.value_and_grad(net, jb.softmax_cross_entropy))(*args)[1]
     assert not w.wrong(found, _by_jax(net, jb.softmax_cross_entropy, *args)[1], 1e-12)
 
 
 def test_single_precision_stays_single():
     net, *args = _problem(NETWORKS["two layers"], "tanh", jb.squared_error, dtype="float32")
-    found = jb.value_and_grad(net, jb.squared_error)(*args)
+    found = jax.jit(jb.value_and_grad(net, jb.squared_error))(*args)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
     assert not w.wrong(found[1], _by_jax(net, jb.squared_error, *args)[1], 1e-5)
 

@@ -1,0 +1,68 @@
+"""What a check of a gradient found: for each part of each leaf, how far it is from each witness."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+EXACT, DIFFERENCES = 1e-12, 1e-7
+_WITNESSES = ("jax.grad", "differences", "forward mode")
+
+
+class Line(NamedTuple):
+    """One part of one leaf of the gradient.
+
+    Attributes:
+      case: what was run, such as "5 steps".
+      leaf: such as "params.w_h", "carry.c" or "xs".
+      part: such as "gate f" or "step 3"; "" for the whole leaf.
+      ratios: relative difference from each witness; None where it does not apply.
+      zero: whether the gradient is zero by right, so that this part proves nothing.
+    """
+
+    case: str
+    leaf: str
+    part: str
+    ratios: tuple[float | None, ...]
+    zero: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether it agrees with every witness."""
+        limits = (EXACT, DIFFERENCES, EXACT)
+        return all(r is None or r < limit for r, limit in zip(self.ratios, limits, strict=True))
+
+
+class Report(NamedTuple):
+    """What a check found; print it.
+
+    Attributes:
+      lines: one for each part of each leaf.
+    """
+
+    lines: tuple[Line, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every part agrees with every witness."""
+        return all(line.ok for line in self.lines)
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """The leaves that are wrong, each once."""
+        return tuple(dict.fromkeys(line.leaf for line in self.lines if not line.ok))
+
+    def __str__(self) -> str:
+        head = f"{'case':<24} {'leaf':<28} {'part':<8}" + "".join(f"{w:>14}" for w in _WITNESSES)
+        rows = [
+            f"{line.case:<24} {line.leaf:<28} {line.part:<8}"
+            + "".join(f"{'-' if r is None else f'{r:.1e}':>14}" for r in line.ratios)
+            + ("" if line.ok else "  WRONG")
+            for line in self.lines
+        ]
+        parts = [f"{x.leaf} {x.part}".strip() + f" ({x.case})" for x in self.lines if not x.ok]
+        verdict = "the gradient is right" if self.ok else f"the gradient is WRONG: {', '.join(parts)}"
+        proved = {(line.leaf, line.part) for line in self.lines if not line.zero}
+        unproved = dict.fromkeys((x.leaf, x.part) for x in self.lines if (x.leaf, x.part) not in proved)
+        names = ", ".join(" ".join(name).strip() for name in unproved)
+        note = f"; zero by right, so not proved: {names}" if unproved else ""
+        return "\n".join([head, *rows, verdict + note])
