@@ -46,13 +46,8 @@ def check_inputs(
     rows = xs.shape[1:-1]
     if carry is not None:
         initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
-        check_like(
-            "carry",
-            _filled(carry, initial),
-            initial,
-            dtype,
-            f"make it by {name}.initial_carry(params, {rows})",
-        )
+        fix = f"make it by {name}.initial_carry(params, {rows})"
+        check_like("carry", _filled(carry, initial), initial, dtype, fix)
     marks = {
         mark: check_mark(mark, getattr(sequence, mark), xs.shape[:-1]) for mark in ("mask", "reset", "cut")
     }
@@ -158,6 +153,7 @@ def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
 
     def once(params: Any, x: Array) -> Any:
         s_prev, engine = cell.initial_carry(params, rows), engine_of(cell)
+        check_initial_carry(cell, s_prev, rows, dtype)
         s = engine.step(cell, params, s_prev, engine.project(cell, params, x))
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
         every = jax.tree.map(lambda z: z[None], s_prev)
@@ -179,6 +175,18 @@ def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
         raise bad(
             "cell", "functions of their arguments alone", f"a captured tracer {describe(captured[0])}", fix
         )
+
+
+def check_initial_carry(cell: Any, carry: Any, rows: tuple[int, ...], dtype: Any) -> None:
+    """ValueError unless every leaf has the batch axes first and this dtype, and h is [..., H]."""
+    h = {"h": jax.ShapeDtypeStruct((*rows, cell.hidden_size), dtype)}
+    check_like(
+        "initial_carry", {"h": getattr(carry, "h", None)}, h, dtype, "return a NamedTuple with h [..., H]"
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if leaf.shape[: len(rows)] != rows or leaf.dtype != dtype:
+            name, shape = f"initial_carry{jax.tree_util.keystr(path)}", ",".join(map(str, (*rows, "...")))
+            raise bad(name, f"{dtype}[{shape}]", leaf, "put the batch axes first, in the dtype of params")
 
 
 def check_adjoint(cell: Cell, params: Any, a: Any, s: Any) -> None:

@@ -130,7 +130,7 @@ def make_cell(
       gates: G, or the names of the gates, which `check_gradient` then uses.
       carry_type: NamedTuple class of the state, with a field h; all its fields are shaped like h.
       init: key -> params, in JAX (it is traced for its shapes); None for `init_params`, which has no
-        unit-wise parameters.
+        unit-wise parameters. Names that end in _0, such as h_0, are the initial carry's.
       linearise, adjoint: the hand-derived derivative (see `Cell`), both or neither; where they are
         None, jax.vjp of one step takes their place.
 

@@ -151,6 +151,26 @@ BAD = {
         lambda: _step_cell(lambda p, s, x: s.h),
         r"step: expected Carry\(h=float64\[2,5\]\), got float64\[2,5\]",
     ),
+    "initial carry of one row": (
+        lambda: _step_cell(lambda p, s, x: s, initial_carry=lambda p, rows: jb.Carry(jnp.zeros(5))),
+        r"initial_carry\['h'\]: expected shape \[2,5\], got float64\[5\]; return a NamedTuple with h",
+    ),
+    "initial carry without batch axes": (
+        lambda: _step_cell(
+            lambda p, s, x: s,
+            carry_type=jb.LSTMCarry,
+            initial_carry=lambda p, rows: jb.LSTMCarry(jnp.zeros((*rows, 5)), jnp.zeros((4, 5))),
+        ),
+        r"initial_carry\.c: expected float64\[2,\.\.\.\], got float64\[4,5\]; put the batch axes first",
+    ),
+    "integer in the carry": (
+        lambda: _step_cell(
+            lambda p, s, x: s,
+            carry_type=jb.LSTMCarry,
+            initial_carry=lambda p, rows: jb.LSTMCarry(jnp.zeros((*rows, 5)), jnp.zeros(rows, int)),
+        ),
+        r"initial_carry\.c: expected float64\[2,\.\.\.\], got int64\[2\]",
+    ),
     "init of integers": (
         lambda: _step_cell(lambda p, s, x: s, init=lambda key: jnp.ones((5, 5), int)),
         r"params: expected floating arrays int64\[5,5\], got int64\[5,5\]; init returns",
