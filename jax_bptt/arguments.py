@@ -55,9 +55,13 @@ def check_inputs(
 
 
 def _filled(carry: Any, initial: Any) -> Any:
-    """carry with the initial one in the place of every None, where the two have one structure."""
+    """carry with the initial one in the place of a cell's that is None, where the two have one structure."""
+
+    def begun(c: Any, i: Any) -> Any:
+        return i if c is None and hasattr(i, "_fields") else c
+
     try:
-        return jax.tree.map(lambda c, i: i if c is None else c, carry, initial, is_leaf=lambda c: c is None)
+        return jax.tree.map(begun, carry, initial, is_leaf=lambda c: c is None)
     except ValueError:
         return carry
 
@@ -123,7 +127,11 @@ def check_like(argument: str, tree: Any, expected: Any, dtype: Any, fix: str) ->
 @functools.lru_cache(maxsize=256)
 def parameter_shapes(cell: Any) -> Any:
     """What cell.init makes, as shapes; ValueError unless the engine knows what each parameter is for."""
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
+    try:
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
+    except TypeError as error:
+        message = f"{error}".splitlines()[0]
+        raise bad("init", "a pytree of floating arrays", message, "close over what is no array") from error
     if isinstance(cell, StepCell):
         check_params(params, params, "init returns a pytree of floating arrays")
         return params
@@ -186,7 +194,8 @@ def check_initial_carry(cell: Any, carry: Any, rows: tuple[int, ...], dtype: Any
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if leaf.shape[: len(rows)] != rows or leaf.dtype != dtype:
             name, shape = f"initial_carry{jax.tree_util.keystr(path)}", ",".join(map(str, (*rows, "...")))
-            raise bad(name, f"{dtype}[{shape}]", leaf, "put the batch axes first, in the dtype of params")
+            fix = "put the batch axes first; all of a carry is floating, as params"
+            raise bad(name, f"{dtype}[{shape}]", leaf, fix)
 
 
 def check_adjoint(cell: Cell, params: Any, a: Any, s: Any) -> None:

@@ -245,6 +245,12 @@ def size(argument: str, value: Any) -> int:
     return number
 
 
+def check_flag(argument: str, value: Any) -> None:
+    """ValueError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise bad(argument, "True or False", value, "pass a bool")
+
+
 def check_functions(**functions: Any) -> None:
     """ValueError unless each is a function that can be a key of a cache."""
     for name, f in functions.items():
@@ -263,6 +269,8 @@ def check_key(key: Any) -> None:
     dtype = getattr(key, "dtype", None)
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
         raise bad("key", "a PRNG key", key, "make one by jax.random.key(seed)")
+    if key.ndim != (1 if dtype == jnp.uint32 else 0):
+        raise bad("key", "one PRNG key", key, "pass one of the keys of jax.random.split")
 
 
 def check_batch_shape(batch_shape: Any) -> None:

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell import Cell
+from jax_bptt.cell import Cell, check_flag
 from jax_bptt.errors import bad
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sequence import Sequence, ends_of
+from jax_bptt.sequence import Sequence, ends_of, without_padding
 from jax_bptt.step_cell import StepCell
 from jax_bptt.unroll import run_checked
 
@@ -101,6 +101,7 @@ def layer(
     >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
     8
     """
+    check_flag("residual", residual)
     for name, c in (("cell", cell), ("backward", backward)):
         if not isinstance(c, (Cell, StepCell)) and not (name == "backward" and c is None):
             raise bad(name, "a Cell", c, "make one such as jb.lstm(input_size, hidden_size)")
@@ -129,6 +130,7 @@ def run_layers(
     for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
         s_0 = None if carry is None else carry[number]
         own_key = None if key is None else jax.random.fold_in(key, number)
+        sequence = without_padding(sequence)
         s_last, outputs = _run_layer(layer, p, s_0, sequence, gradient, own_key)
         last.append(s_last)
         sequence = sequence._replace(xs=outputs)

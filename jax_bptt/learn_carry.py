@@ -25,7 +25,8 @@ def learn_carry(cell: Cell | StepCell) -> Any:
 
     h_0 = the parameter h_0 [H] in every row, and so for every field of the carry
 
-    It is trained wherever a sequence begins at it: by a reset, or by `None` for the carry.
+    It is trained wherever a sequence begins at it: by a reset, or by `None` for the carry. A training
+    step of `make_train_step` goes on from the chunk before: say by reset[0] where a row begins anew.
 
     Args:
       cell: a cell whose params are a NamedTuple and whose carry is zeros [H].

@@ -94,7 +94,8 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> 
     """E and dE/dY.
 
     Args:
-      loss: one of the above, or any (ys, targets) -> scalar, (ys, targets, mask) -> scalar under a mask.
+      loss: one of the above, or any (ys, targets) -> scalar; under a mask it is given mask=mask, and
+        its dE/dY is zero where mask is False.
       ys: Y, [T, ..., O].
       targets: whatever the loss takes.
       mask: bool [T, ...], or None.
@@ -105,17 +106,18 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> 
     Raises:
       ValueError: a loss that is not a floating scalar, or takes no mask where there is one.
     """
-    rest = (targets,) if mask is None else (targets, mask)
+    given = {} if mask is None else {"mask": mask}
     if loss in _BY_YS:
-        return loss(ys, *rest), _BY_YS[loss](ys, *rest)
-    if mask is not None and not _takes(loss, ys, *rest):
+        return loss(ys, targets, **given), _BY_YS[loss](ys, targets, **given)
+    if mask is not None and not _takes_mask(loss):
         fix = "write it as (ys, targets, mask), counting where mask is True"
         raise bad("loss", "a function that takes the mask", loss, fix)
-    error = jax.eval_shape(lambda ys: loss(ys, *rest), ys)
+    error = jax.eval_shape(lambda ys: loss(ys, targets, **given), ys)
     if getattr(error, "shape", None) != () or not jnp.issubdtype(error.dtype, jnp.floating):
         raise bad("loss", "a floating scalar", error, "sum or average over time, rows and outputs")
-    error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, *rest)), ys)
-    return error, pullback(jnp.ones_like(error))[0]
+    error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, targets, **given)), ys)
+    d_ys = pullback(jnp.ones_like(error))[0]
+    return error, select(mask, d_ys, zeros_like(d_ys))
 
 
 def check_loss(loss: Any) -> None:
@@ -124,12 +126,9 @@ def check_loss(loss: Any) -> None:
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
 
 
-def _takes(loss: Loss, *args: Any) -> bool:
-    try:
-        inspect.signature(loss).bind(*args)
-    except TypeError:
-        return False
-    return True
+def _takes_mask(loss: Loss) -> bool:
+    parameters = inspect.signature(loss).parameters.values()
+    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _real(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array]:

@@ -38,7 +38,7 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.layers import Directions, Layer, at_last_step, layer, run_layers
 from jax_bptt.loss import Loss, check_loss, value_and_slope
 from jax_bptt.readout import Readout, ReadoutParams
-from jax_bptt.sequence import Sequence, without_padding
+from jax_bptt.sequence import Sequence
 from jax_bptt.step_cell import StepCell
 
 
@@ -192,7 +192,7 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
     Args:
       net: from `network`.
       loss: `squared_error`, `softmax_cross_entropy`, or any (ys, targets) -> scalar, which is called
-        as (ys, targets, mask) where there is a mask.
+        as (ys, targets, mask=mask) where there is a mask.
 
     Returns:
       A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
@@ -264,7 +264,7 @@ def _features(
     key: Array | None,
 ) -> tuple[tuple[Any, ...], Array]:
     """The last state of every layer, and what the readout reads."""
-    last, hs = run_layers(net.layers, cells, carry, without_padding(sequence), gradient, key)
+    last, hs = run_layers(net.layers, cells, carry, sequence, gradient, key)
     return last, at_last_step(net.layers[-1], hs, sequence.mask) if net.readout.of_last else hs
 
 

@@ -43,8 +43,9 @@ class Report(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether every part agrees with every witness."""
-        return all(line.ok for line in self.lines)
+        """Whether every part agrees with every witness, and anything was proved of the parameters."""
+        proved = any(line.leaf.startswith("params") and not line.zero for line in self.lines)
+        return proved and all(line.ok for line in self.lines)
 
     @property
     def wrong(self) -> tuple[str, ...]:
@@ -60,7 +61,8 @@ class Report(NamedTuple):
             for line in self.lines
         ]
         parts = [f"{x.leaf} {x.part}".strip() + f" ({x.case})" for x in self.lines if not x.ok]
-        verdict = "the gradient is right" if self.ok else f"the gradient is WRONG: {', '.join(parts)}"
+        verdict = f"the gradient is WRONG: {', '.join(parts)}" if parts else "nothing is proved"
+        verdict = "the gradient is right" if self.ok else verdict
         proved = {(line.leaf, line.part) for line in self.lines if not line.zero}
         unproved = dict.fromkeys((x.leaf, x.part) for x in self.lines if (x.leaf, x.part) not in proved)
         names = ", ".join(" ".join(name).strip() for name in unproved)

@@ -12,6 +12,7 @@ same everywhere (mask True, reset and cut False) and costs nothing.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -73,8 +74,18 @@ def ends_of(sequence: Sequence) -> Sequence:
 
 
 def without_padding(sequence: Sequence) -> Sequence:
-    """Zeros for x where mask is False, so that what stands there (a NaN) reaches no product."""
-    return sequence._replace(xs=select(sequence.mask, sequence.xs, zeros_like(sequence.xs)))
+    """Some valid x in the place of every x where mask is False.
+
+    What stands there, a NaN, then reaches no product. It is a valid one, and not zero, because a step
+    may be singular at zero (x/‖x‖), and a zero cotangent times an infinite derivative is no number.
+    """
+    if sequence.mask is None:
+        return sequence
+    rows = sequence.xs.reshape(-1, sequence.xs.shape[-1])
+    valid = jax.lax.stop_gradient(rows[jnp.argmax(sequence.mask)])  # the first, in time and row
+    valid = jnp.where(sequence.mask.any(), valid, jnp.zeros_like(valid))
+    everywhere = jnp.broadcast_to(valid, sequence.xs.shape)
+    return sequence._replace(xs=select(sequence.mask, sequence.xs, everywhere))
 
 
 def mask_of_lengths(lengths: Array, steps: int) -> Array:
@@ -96,11 +107,13 @@ def mask_of_lengths(lengths: Array, steps: int) -> Array:
     >>> mask_of_lengths(jnp.array([2, 0, 3]), 3).astype(int).tolist()
     [[1, 0, 1], [1, 0, 1], [0, 0, 1]]
     """
-    lengths = jnp.asarray(lengths)
+    lengths, steps = jnp.asarray(lengths), operator.index(steps)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise bad("lengths", "integers", lengths, "count the steps of each row")
+    came = describe(lengths)
+    lengths = lengths.astype(jnp.result_type(int))  # T may exceed what 8 or 16 bits say
     if not isinstance(lengths, jax.core.Tracer) and not bool(((lengths >= 0) & (lengths <= steps)).all()):
-        came = f"{describe(lengths)} from {lengths.min()} to {lengths.max()}"
+        came = f"{came} from {lengths.min()} to {lengths.max()}"
         raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row")
     t = jnp.arange(steps, dtype=lengths.dtype).reshape((steps,) + (1,) * lengths.ndim)
     return t < lengths[None]

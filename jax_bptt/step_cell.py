@@ -88,8 +88,9 @@ def step_cell(
       project: (params, x) -> u for one row, the part of the step that reads no carry; the engine does
         it for all t at once.
       linearise, adjoint, contract: the hand-derived derivative (see the top of this module), all or
-        none; where they are None, jax.vjp takes their place: of one step in the loop, by the carry
-        alone, and after it of all steps at once by the parameters.
+        none; contract returns the type of params (params._replace, for `learn_carry`). Where they are
+        None, jax.vjp takes their place: of one step in the loop, by the carry alone, and after it of
+        all steps at once by the parameters.
       gates: names for `check_gradient`, where weights w_x, w_h, b have a block of H columns for each.
 
     Returns:
@@ -155,8 +156,8 @@ def linearise_by_vjp(step: Any, params: Any, s_prev: Any, u: Any, s: Any) -> Any
 def adjoint_by_vjp(step: Any, params: Any, a: Any, lam: Any) -> Any:
     """The adjoint that belongs to it: the pullback by the carry alone, put together again.
 
-    Anywhere but at the point itself jax.vjp keeps the same of the parameters: what it keeps of zeros
-    is not read, and no part of the step is computed a second time.
+    Anywhere but at the point itself jax.vjp keeps the same of the parameters, so the step is traced at
+    zeros for its structure and for these; the rest of that trace is read by nobody and compiled away.
     """
     u, at_point = a
     zeros, zero_u = jax.tree.map(jnp.zeros_like, (lam, u))

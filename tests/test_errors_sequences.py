@@ -73,6 +73,31 @@ BAD = {
         lambda: _value_and_grad(lambda ys, d: jnp.sum(ys), mask=MASK),
         r"loss: expected a function that takes the mask, got function; write it as \(ys, targets, mask\)",
     ),
+    "loss with another third argument": (
+        lambda: _value_and_grad(lambda ys, d, weights=None: jnp.sum(ys), mask=MASK),
+        r"loss: expected a function that takes the mask",
+    ),
+    "several keys": (
+        lambda: _value_and_grad(key=jax.random.split(jax.random.key(0), 3)),
+        r"key: expected one PRNG key, got key<fry>\[3\]",
+    ),
+    "carry with a part missing": (
+        lambda: jb.unroll(CELL, PARAMS, jb.LSTMCarry(None, jnp.ones((2, 5))), XS),
+        r"carry: expected LSTMCarry\(h=float64\[2,5\], c=.*, got LSTMCarry\(h=None, .*make it by cell",
+    ),
+    "word for a flag": (
+        lambda: jb.gru(3, 5, reset_after="no"),
+        r"reset_after: expected True or False, got no",
+    ),
+    "number for a flag": (lambda: jb.lstm(3, 5, peephole=1), r"peephole: expected True or False, got 1"),
+    "word for residual": (
+        lambda: jb.layer(jb.gru(3, 3), residual="no"),
+        r"residual: expected True or False, got no",
+    ),
+    "function among the parameters": (
+        lambda: jb.check_cell(jb.step_cell(3, 5, lambda p, s, x: s, lambda key: (jnp.ones(3), jnp.tanh))),
+        r"init: expected a pytree of floating arrays, got .*; close over what is no array",
+    ),
     "number as key": (lambda: _value_and_grad(key=3), r"key: expected a PRNG key, got 3"),
     "dropout trained without a key": (
         lambda: jb.make_train_step(NET, jb.squared_error, SGD)(
@@ -238,3 +263,11 @@ def test_nan_in_a_valid_step_is_not_hidden_and_stays_in_its_row():
 def test_lengths_inside_jit():
     mask = jax.jit(lambda lengths: jb.mask_of_lengths(lengths, 3))(jnp.array([2, 9]))
     assert mask.tolist() == [[True, True], [True, True], [False, True]]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+def test_narrow_lengths(dtype):
+    """T may be larger than the integers of lengths can say."""
+    lengths = jnp.array([100, 0], dtype)
+    for mask in (jb.mask_of_lengths(lengths, 300), jax.jit(lambda n: jb.mask_of_lengths(n, 300))(lengths)):
+        assert mask.sum(0).tolist() == [100, 0]

@@ -218,6 +218,37 @@ def test_unusual_cells_have_the_right_gradient(name):
     assert not w.wrong(found, wanted, EXACT)
 
 
+def _unit_direction(p, s, x):
+    return jb.Carry(jnp.tanh(s.h @ p["w_h"] + (x / jnp.linalg.norm(x)) @ p["w_x"]))
+
+
+def _unit_gate(units, s, u, v):
+    return jb.Carry(jnp.tanh(u[0] / jnp.sqrt(u[0] ** 2) * 0.5 + u[0] + v[0]))
+
+
+SINGULAR = {
+    "any step": jb.step_cell(3, 4, _unit_direction, lambda key: jb.elman(3, 4).init(key)._asdict()),
+    "pointwise": jb.make_cell(3, 4, _unit_gate),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("name", SINGULAR)
+def test_a_step_that_is_singular_at_zero_under_padding(name, method):
+    """Padding is no zero vector: x/‖x‖ has no derivative there."""
+    cell = SINGULAR[name]
+    params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 3, 3))
+    mask = jb.mask_of_lengths(jnp.array([5, 0, 3]), 5)
+
+    def loss(params, xs, mask=None):
+        last, _ = jb.unroll(cell, params, None, xs, gradient=method, mask=mask)
+        return jnp.sum(last.h**3)
+
+    found = jax.grad(loss)(params, jnp.where(mask[..., None], xs, jnp.nan), mask)
+    alone = [jax.grad(loss)(params, xs[:n, b]) for b, n in ((0, 5), (2, 3))]
+    assert not w.wrong(found, jax.tree.map(jnp.add, *alone), EXACT)
+
+
 def test_relu_at_exactly_zero_has_slope_zero():
     cell = jb.elman(1, 1, "relu")
     params = jb.Params(jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))

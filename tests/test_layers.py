@@ -322,9 +322,11 @@ def test_masked_losses_by_hand_equal_jax_grad(loss):
 
 
 def test_a_loss_of_ones_own_is_given_the_mask():
+    """And its targets may hold anything where the mask is False."""
     net = jb.network([jb.elman(I, H)], jb.readout(H, O))
     params, carry, xs, targets = _problem(net, {})
     mask = _marks()["mask"]
+    targets = jnp.where(mask[..., None], targets, jnp.nan)
 
     def loss(ys, targets, mask):
         return jnp.sum(jnp.where(mask[..., None], (ys - targets) ** 2, 0.0))

@@ -1,5 +1,6 @@
 """The public checker and the witnesses of the tests catch every mutation and name exactly what it spoils."""
 
+import jax
 import jax.numpy as jnp
 import mutations
 import pytest
@@ -90,3 +91,49 @@ def test_a_gradient_that_is_zero_by_right_is_said_to_be_unproved():
     begun = jb.check_gradient(cell, reset=jnp.ones((5, 2), bool))
     assert begun.ok
     assert str(begun).endswith("zero by right, so not proved: carry.h")
+
+
+def test_a_chaotic_network_is_not_called_wrong():
+    """Differences disagree with themselves there, and are left out."""
+    report = jb.check_gradient(jb.elman(3, 16, recurrent=jb.orthogonal(3.0)), steps=60)
+    assert report.ok
+    lines = {line.leaf: line for line in report.lines}
+    assert lines["params.w_h"].ratios[1] is None
+    assert lines["params.w_h"].ratios[2] < 1e-12
+
+
+def _tanh_with_slope(slope):
+    @jax.custom_vjp
+    def f(z):
+        return jnp.tanh(z)
+
+    f.defvjp(lambda z: (jnp.tanh(z), z), lambda z, d: (d * slope(z),))
+    return f
+
+
+def test_a_custom_vjp_inside_a_step_is_checked_by_differences():
+    right = jb.check_gradient(jb.elman(2, 3, _tanh_with_slope(lambda z: 1 - jnp.tanh(z) ** 2)))
+    assert right.ok
+    assert all(line.ratios[2] is None for line in right.lines)
+    wrong = jb.check_gradient(jb.elman(2, 3, _tanh_with_slope(lambda z: 1 - jnp.tanh(z) ** 3)))
+    assert not wrong.ok
+
+
+def test_under_an_empty_mask_nothing_is_proved():
+    report = jb.check_gradient(jb.gru(2, 3), mask=jnp.zeros((5, 2), bool))
+    assert not report.ok
+    assert not report.wrong
+    assert "nothing is proved" in str(report)
+
+
+def test_a_gradient_that_is_zero_up_to_rounding_is_not_called_wrong():
+    """A bias common to all units, before their mean is taken off."""
+
+    def step(p, s, x):
+        z = x @ p["w"] + s.h + p["b"]
+        return jb.Carry(jnp.tanh(z - z.mean()))
+
+    cell = jb.step_cell(3, 4, step, lambda key: {"w": jax.random.normal(key, (3, 4)), "b": jnp.ones(1)})
+    report = jb.check_gradient(cell)
+    assert report.ok
+    assert "not proved: params['b']" in str(report)

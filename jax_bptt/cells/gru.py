@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.caching import cached
-from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, check_flag, init_of, make_cell
 from jax_bptt.cells.gru_reset_before import reset_before
 from jax_bptt.initial import Chrono, Initializer, check_bias, gate_biases, orthogonal
 from jax_bptt.step_cell import StepCell
@@ -80,6 +80,7 @@ def gru(
     (15,)
     """
     check_bias("update_bias", update_bias)
+    check_flag("reset_after", reset_after)
     plain = init_of(input_size, hidden_size, 3, recurrent)
 
     def init(key: Array) -> Any:

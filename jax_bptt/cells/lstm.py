@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.caching import cached
-from jax_bptt.cell import Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell import Cell, Gates, StepCotangent, Units, check_flag, init_of, make_cell
 from jax_bptt.initial import Chrono, Initializer, check_bias, gate_biases, orthogonal
 
 PEEPHOLES = ("p_i", "p_f", "p_o")
@@ -101,6 +101,7 @@ def lstm(
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     check_bias("forget_bias", forget_bias)
+    check_flag("peephole", peephole)
     plain = init_of(input_size, hidden_size, 4, recurrent)
 
     def init(key: Array) -> Any:

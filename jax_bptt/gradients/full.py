@@ -21,8 +21,9 @@ def full() -> GradientMethod:
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t,   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t
 
-    Time O(T), memory O(T·B·H) for the states and λ. Reverse mode, and any mode over it
-    (grad of grad, hessian); for jvp and jacfwd of the unroll itself take `autodiff`.
+    Time O(T). The states, T·B·H numbers each, are kept from the forward pass; the derivative of the
+    steps, O(T·B·G·H) numbers, is made in the backward pass and gone after it. Reverse mode, and any
+    mode over it (grad of grad, hessian); for jvp and jacfwd of the unroll itself take `autodiff`.
 
     Returns:
       The `GradientMethod`.
