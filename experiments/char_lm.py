@@ -294,7 +294,8 @@ def main(config: Config) -> None:
     digest = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in jax.tree.leaves(params))).hexdigest()
     summary = {"valid": nats, "kgrams": corpus.kgrams.tolist(), "params_sha256": digest}
     run.write("summary.json", json.dumps(summary, indent=2) + "\n")
-    draw(run, corpus, f"{config.cell}, {config.layers} of {config.hidden} units,")
+    layers = "1 layer" if config.layers == 1 else f"{config.layers} layers"
+    draw(run, corpus, f"{config.cell}, {layers} of {config.hidden} units,")
     key = jax.random.key(config.seed)
     print(f"--- a sample\n{write_text(net, params, corpus, key)}\n---")
     print(f"parameters sha256 {digest[:16]}, {time.monotonic() - began:.0f} s")

@@ -131,9 +131,9 @@ def _finish(text, out, *more):
     return subprocess.run(**_command(text, out, *more), text=True, check=False)
 
 
-def _interrupt(text, out, number):
+def _interrupt(text, out, number, *more):
     """Start, wait until metrics of a later checkpoint are there, send the signal."""
-    process = subprocess.Popen(**_command(text, out))
+    process = subprocess.Popen(**_command(text, out, *more))
     steps = out / "checkpoints"
     while process.poll() is None and len(list(steps.glob("[0-9]*"))) < 2:
         time.sleep(0.02)
@@ -172,6 +172,17 @@ def test_a_run_cut_short_ends_with_the_same_parameters_bit_for_bit(number, text,
         assert (tmp_path / name).read_text() == (uninterrupted[0] / name).read_text()
 
 
+def test_another_cell_with_layers_and_dropout_resumes_too(text, tmp_path):
+    """Dropout is drawn by the number of the step, so a run cut short draws the same."""
+    options = ["--cell", "lstm", "--layers", "2", "--dropout", "0.2"]
+    whole = _finish(text, tmp_path / "whole", *options)
+    assert whole.returncode == 0, whole.stdout
+    assert _interrupt(text, tmp_path / "cut", signal.SIGINT, *options) == 1
+    assert _finish(text, tmp_path / "cut", *options).returncode == 0
+    ends = [(tmp_path / name / "summary.json").read_text() for name in ("whole", "cut")]
+    assert ends[0] == ends[1]
+
+
 def test_a_finished_run_is_not_run_again(text, uninterrupted):
     out, first = uninterrupted
     before = (out / "metrics.jsonl").read_text()
@@ -204,6 +215,8 @@ def test_a_changed_text_is_refused(text, uninterrupted):
         (["--seed", "99999999999999999999999"], "--seed 99999999999999999999999: give a number from 0"),
         (["--rows", "0"], "--rows 0: give a number of at least 1"),
         (["--every", "-20"], "--every -20: give a number of at least 1"),
+        (["--layers", "0"], "--layers 0: give a number of at least 1"),
+        (["--dropout", "1"], "--dropout 1.0: give a share from 0 to below 1"),
         (["--learning-rate", "nan"], "--learning-rate nan: give a positive number"),
         (["--text", "missing.txt"], "cannot read --text missing.txt as UTF-8"),
         (["--learning-rate", "1e38"], "is not finite; lower --learning-rate"),
