@@ -87,8 +87,9 @@ def check_gradient(
         raise bad("cell", "a Cell or a Network", cell, "pass one such as jb.lstm(3, 5)")
     if reverse and isinstance(cell, Network):
         raise bad("reverse", "False for a network", reverse, "its layers say which way they read")
-    for one in [c for layer in cell.layers for c in layer.cells] if isinstance(cell, Network) else [cell]:
-        parameter_shapes(one)
+    cells = [c for one in cell.layers for c in one.cells] if isinstance(cell, Network) else [cell]
+    for each in cells:
+        parameter_shapes(each)  # a wrong init is named before anything runs
     with jax.enable_x64(True):
         marks = {"mask": mask, "reset": reset, "cut": cut}
         given = [n for n, m in {**marks, "reverse": reverse or None}.items() if m is not None]
