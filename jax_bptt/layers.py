@@ -4,7 +4,7 @@
     h←_t from x_T..x_t                                 by `unroll`, reverse                (H2)
     o_t = [h→_t, h←_t]                                                                     (H3)
     o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, drawn before the loop       (H4)
-    o_t ← o_t + x_t                                    residual                            (H5)
+    o_t ← o_t + x_t                                    residual, where mask_t              (H5)
 
 The next layer reads o_t as its x_t; its input projection is again one product for all t.
 """
@@ -20,7 +20,7 @@ from jax import Array
 from jax_bptt.cell import Cell, check_flag
 from jax_bptt.errors import bad
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sequence import Sequence, ends_of, without_padding
+from jax_bptt.sequence import Sequence, ends_of, select, without_padding, zeros_like
 from jax_bptt.step_cell import StepCell
 from jax_bptt.unroll import run_checked
 
@@ -151,7 +151,9 @@ def _run_layer(
     if layer.dropout and key is not None:
         kept = jax.random.bernoulli(key, 1 - layer.dropout, outputs.shape)
         outputs = jnp.where(kept, outputs / (1 - layer.dropout), jnp.zeros_like(outputs))  # (H4)
-    return last, outputs + sequence.xs if layer.residual else outputs  # (H5)
+    if layer.residual:
+        outputs = outputs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
+    return last, outputs
 
 
 def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:

@@ -184,6 +184,17 @@ def _dropout_net(share):
     return jb.network(cells, jb.readout(H, O))
 
 
+def test_padded_outputs_of_a_row_depend_on_no_other_row():
+    """Not through the residual either, which adds nothing where the mask is False."""
+    net = jb.network([jb.gru(I, H), jb.layer(jb.gru(H, H), residual=True)], jb.readout(H, O))
+    params, carry, xs, _ = _problem(net, {})
+    mask, apply = _marks()["mask"], jax.jit(net.apply)
+    _, ys = apply(params, carry, xs, mask=mask)
+    _, other = apply(params, carry, xs.at[:, 0].add(1.0), mask=mask)
+    assert (ys[:, 1:] == other[:, 1:]).all()
+    assert not (ys[:, 0] == other[:, 0]).all()
+
+
 def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
     """The gradient under a key is that of the same masks written out."""
     net, key = _dropout_net(0.4), jax.random.key(9)
