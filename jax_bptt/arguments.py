@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.cell import Cell, StepCotangent
+from jax_bptt.cell import Cell, StepCotangent, check_flag
 from jax_bptt.errors import bad, describe
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.method import GradientMethod
@@ -26,8 +26,7 @@ def check_unroll(
     """params, carry and sequence of `unroll` as arrays, or a ValueError that says which is wrong."""
     if not isinstance(cell, (Cell, StepCell)):
         raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
-    if not isinstance(reverse, bool):
-        raise bad("reverse", "True or False", reverse, "a mask or lengths go into mask")
+    check_flag("reverse", reverse)
     check_method(gradient)
     params, carry, sequence = check_inputs(
         "cell", cell, parameter_shapes(cell), cell.input_size, params, carry, sequence

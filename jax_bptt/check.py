@@ -32,7 +32,7 @@ from jax_bptt.errors import bad
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.network import Network, NetworkParams
+from jax_bptt.network import Network
 from jax_bptt.report import DIFFERENCES, Line, Report
 from jax_bptt.step_cell import StepCell
 from jax_bptt.unroll import unroll
@@ -236,7 +236,7 @@ def _ratio(gap: Any, size: Any, whole: Any) -> float:
 
 def _parts(cell: Any, point: Any) -> tuple[list[tuple[str, str]], np.ndarray]:
     """The (leaf, part) names of every gate, time step and other leaf, and the part of each number."""
-    gates = jax.tree.leaves(_gate_names(cell, point[0]), is_leaf=lambda n: isinstance(n, _Names))
+    gates = _gate_names(cell, point[0])
     names: list[tuple[str, str]] = []
     labels = []
     for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(point)):
@@ -245,7 +245,7 @@ def _parts(cell: Any, point: Any) -> tuple[list[tuple[str, str]], np.ndarray]:
             mine = [f"step {t}" for t in range(len(leaf))]
             label = np.arange(len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1))
         else:
-            gate_names = gates[number].names if number < len(gates) else ()
+            gate_names = gates[number] if number < len(gates) else ()
             mine = [f"gate {g}" for g in gate_names] or [""]
             label = np.array([0])
             if gate_names:
@@ -255,22 +255,20 @@ def _parts(cell: Any, point: Any) -> tuple[list[tuple[str, str]], np.ndarray]:
     return names, np.concatenate(labels)
 
 
-class _Names(NamedTuple):
-    names: tuple[str, ...]
-
-
-def _gate_names(cell: Any, params: Any) -> Any:
-    """params with the names of its gates in the place of each leaf."""
+def _gate_names(cell: Any, params: Any) -> list[tuple[str, ...]]:
+    """The names of the gates in each leaf of params, none where it has no such blocks."""
     if isinstance(cell, Network):
-        cells = tuple(one.each(_gate_names, p) for one, p in zip(cell.layers, params.cells, strict=True))
-        return NetworkParams(cells, jax.tree.map(lambda _: _Names(()), params.readout))
+        layers = zip(cell.layers, params.cells, strict=True)
+        pairs = [pair for one, p in layers for pair in zip(one.cells, one.parts(p), strict=True)]
+        return [names for c, p in pairs for names in _gate_names(c, p)] + [()] * len(params.readout)
 
-    def of(path: Any, leaf: Array) -> _Names:
+    def of(path: Any, leaf: Array) -> tuple[str, ...]:
+        name = getattr(path[-1], "name", "") if path else ""
         blocks = leaf.shape[-1:] == (len(cell.gate_names) * cell.hidden_size,)
-        named = len(cell.gate_names) > 1 and getattr(path[0], "name", "") in ("w_x", "w_h", "b", "b_h")
-        return _Names(cell.gate_names if blocks and named else ())
+        named = len(cell.gate_names) > 1 and name in ("w_x", "w_h", "b", "b_h")
+        return cell.gate_names if blocks and named else ()
 
-    return jax.tree_util.tree_map_with_path(of, params)
+    return [of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def _input_size(cell: Any) -> int:

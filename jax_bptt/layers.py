@@ -67,11 +67,14 @@ class Layer(NamedTuple):
         """Features of o_t."""
         return sum(cell.hidden_size for cell in self.cells)
 
+    def parts(self, of_layer: Any) -> tuple[Any, ...]:
+        """The params, or the carry, of each of its cells."""
+        return (of_layer,) if self.backward is None else tuple(of_layer)
+
     def each(self, of_cell: Any, *args: Any) -> Any:
         """of_cell of every direction's cell, with its part of each argument."""
-        if self.backward is None:
-            return of_cell(self.forward, *args)
-        return Directions(*map(of_cell, self.cells, *args))
+        results = tuple(map(of_cell, self.cells, *map(self.parts, args)))
+        return results[0] if self.backward is None else Directions(*results)
 
 
 def layer(

@@ -290,5 +290,5 @@ def _check(
     params, carry, sequence = check_inputs("net", net, shapes, input_size, params, carry, sequence)
     rows = sequence.xs.shape[1:-1]
     for one, p in zip(net.layers, params.cells, strict=True):
-        check_steps(gradient, one.cells, (p,) if one.backward is None else p, rows)
+        check_steps(gradient, one.cells, one.parts(p), rows)
     return params, carry, sequence

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from cases import CELLS, KINDS
+from witnesses import as_dict
 
 import jax_bptt as jb
 from jax_bptt import sweep
@@ -104,10 +105,6 @@ def _backward(
         return of_gradient((d_params, d_carry, d_start, d_xs))
 
     return backward
-
-
-def as_dict(params: Any) -> dict:
-    return params if isinstance(params, dict) else params._asdict()
 
 
 def _replaced(params: Any, **fields: Any) -> Any:

@@ -137,3 +137,13 @@ def test_a_gradient_that_is_zero_up_to_rounding_is_not_called_wrong():
     report = jb.check_gradient(cell)
     assert report.ok
     assert "not proved: params['b']" in str(report)
+
+
+def test_parameters_that_are_one_array_can_be_checked():
+    """A leaf without a name has no gates, whatever its width."""
+
+    def step(w, s, x):
+        return jb.Carry(jnp.tanh(x + (s.h @ w)[:3] * (s.h @ w)[3:]))
+
+    cell = jb.step_cell(3, 3, step, lambda key: jax.random.normal(key, (3, 6)), gates=("a", "b"))
+    assert jb.check_gradient(cell).ok

@@ -17,7 +17,6 @@ diag(a_t) W_s, and the product of these factors is what vanishes or explodes.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +63,6 @@ def elman(
     return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
 
 
-@functools.lru_cache(maxsize=256)
 def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
     g, slope = activation
 

@@ -91,8 +91,15 @@ def gru(
 
     if not reset_after:
         return reset_before(input_size, hidden_size, init)
-    parts = {"gates": ("r", "z", "n"), "linearise": _linearise, "adjoint": _adjoint}
-    return make_cell(input_size, hidden_size, _step, init=init, **parts)  # type: ignore[arg-type]
+    return make_cell(
+        input_size,
+        hidden_size,
+        _step,
+        gates=("r", "z", "n"),
+        init=init,
+        linearise=_linearise,
+        adjoint=_adjoint,
+    )
 
 
 def _gates(u: Gates, v: Gates) -> tuple[Array, Array, Array]:

@@ -15,7 +15,6 @@ There is no product in the loops, forward or backward.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +62,6 @@ def indrnn(input_size: int, hidden_size: int, activation: str | Callable[[Array]
     return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
 
 
-@functools.lru_cache(maxsize=256)
 def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
     def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
         z = u[0] + units["w_h"] * s_prev.h  # (F1)

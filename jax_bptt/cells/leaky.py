@@ -16,7 +16,6 @@ By (A2) a gradient decays as (1 − α)ᵗ even where W_h passes nothing back: m
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -91,7 +90,6 @@ def leaky(
     return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
 
 
-@functools.lru_cache(maxsize=256)
 def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
     def leak(units: Units) -> Array:
         return jax.nn.sigmoid(units["rho"])  # (F1)
