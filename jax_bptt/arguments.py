@@ -161,16 +161,17 @@ def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
     def once(params: Any, x: Array) -> Any:
         s_prev, engine = cell.initial_carry(params, rows), engine_of(cell)
         check_initial_carry(cell, s_prev, rows, dtype)
-        s = engine.step(cell, params, s_prev, engine.project(cell, params, x))
+        u = engine.project(cell, params, x)
+        s = engine.step(cell, params, s_prev, u)
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
-        every = jax.tree.map(lambda z: z[None], s_prev)
-        a = engine.linearise(cell, params, every, x[None], every)
+        a = engine.linearise(cell, params, s_prev, u, s_prev)
         if isinstance(cell, Cell):
-            check_adjoint(cell, params, jax.tree.map(lambda z: z[0], a), s_prev)
+            check_adjoint(cell, params, a, s_prev)
         fixed = engine.before_sweep(cell, params)
-        towards = engine.backward_step(cell, params, fixed, jax.tree.map(lambda z: z[0], a), s_prev)
+        towards = engine.backward_step(cell, params, fixed, a, s_prev)
         check_like("adjoint", towards, s_prev, dtype, "return the cotangent of s_prev, like the carry")
-        d_params, d_x = engine.contract(cell, params, every, x[None], a, every)
+        every, every_a = jax.tree.map(lambda z: jnp.asarray(z)[None], (s_prev, a))
+        d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every)
         check_like("contract", d_params, params, dtype, "return the gradient of params, like params")
         return towards, d_params, d_x
 

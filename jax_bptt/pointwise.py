@@ -4,7 +4,7 @@
                v_t = h̃_{t−1} W_h + b_h                      the only product in the loop      (F2)
                s_t = step(s̃_{t−1}, u_t, v_t)                                                  (F3)
 
-    linearise  a_t = the derivative of step at t            parallel in t                     (L1)
+    linearise  a_t = the derivative of step at t            mapped over t                     (L1)
                (u_t and v_t come back by one product each: every h̃_{t−1} is known by now)
 
     sweep      δs̃_{t−1}, δu_t, δv_t = (∂step_t/∂(s̃_{t−1}, u_t, v_t))ᵀ λ_t                     (S6)
@@ -64,12 +64,10 @@ def step(cell: Cell, params: Any, s_prev: Any, u: Gates) -> Any:
     return cell.step(unit_wise(params, s_prev.h.ndim), s_prev, u, v)  # (F3)
 
 
-def linearise(cell: Cell, params: Any, s_prev: Any, xs: Array, states: Any) -> Any:
-    """a_1..a_T, leaves [T, ...], from s̃_0..s̃_{T−1}, xs and s_1..s_T."""
-    u = input_gates(cell, params, xs)
+def linearise(cell: Cell, params: Any, s_prev: Any, u: Gates, s: Any) -> Any:
+    """a_t from s̃_{t−1}, u_t and s_t, leaves [..., H]."""
     v = recurrent_gates(cell, params, s_prev.h)
-    every_t = jax.vmap(functools.partial(cell.linearise, unit_wise(params, xs.ndim - 1)))
-    return every_t(s_prev, u, v, states)  # (L1)
+    return cell.linearise(unit_wise(params, s_prev.h.ndim), s_prev, u, v, s)  # (L1)
 
 
 def before_sweep(cell: Cell, params: Any) -> Any:

@@ -30,10 +30,9 @@ def step(cell: StepCell, params: Any, s_prev: Any, u: Any) -> Any:
     return _over(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
 
 
-def linearise(cell: StepCell, params: Any, s_prev: Any, xs: Array, states: Any) -> Any:
-    """a_1..a_T, leaves [T, ...], from s̃_0..s̃_{T−1}, xs and s_1..s_T."""
-    u = project(cell, params, xs)
-    return _over(xs.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, states)
+def linearise(cell: StepCell, params: Any, s_prev: Any, u: Any, s: Any) -> Any:
+    """a_t from s̃_{t−1}, u_t and s_t."""
+    return _over(s_prev.h.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, s)
 
 
 def before_sweep(cell: StepCell, params: Any) -> Any:

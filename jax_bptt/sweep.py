@@ -17,11 +17,14 @@ weights, so the chain rule gives a recursion backwards in t and a sum over t:
     contract   the sum over t, once for each matrix         parallel in t, see `pointwise`
                with λ_t = 0 where mask is False             such a step read no weight        (S5)
 
-Of a plain sequence nothing of masks, resets or cuts is in the compiled loops.
+Of a plain sequence nothing of masks, resets or cuts is in the compiled loops. Every function here runs
+a stretch of steps, the whole sequence or a chunk of it; who chooses the stretches is in `gradients`.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,7 +37,7 @@ from jax_bptt.sequence import Sequence, select, zeros_like
 
 
 def forward(cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence) -> tuple[Any, Any]:
-    """The states of the whole sequence.
+    """The states of every step.
 
     s_t = step(s̃_{t−1}, x_t)   (F4)
 
@@ -48,13 +51,36 @@ def forward(cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence) 
     Returns:
       s_T, leaves [..., H], and s_1..s_T, leaves [T, ..., H].
     """
+    return _forward(cell, params, carry, start, sequence, lambda s_prev, u, s: s)
+
+
+def forward_and_linearise(
+    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+) -> tuple[Any, tuple[Any, Any]]:
+    """The states of every step, and phase 1 along with them.
+
+    Args:
+      cell, params, carry, start, sequence: as for `forward`.
+
+    Returns:
+      s_T, and s_1..s_T with a_1..a_T as of `linearise`.
+    """
+    derivative = functools.partial(engine_of(cell).linearise, cell, params)
+    return _forward(
+        cell, params, carry, start, sequence, lambda s_prev, u, s: (s, derivative(s_prev, u, s))
+    )
+
+
+def _forward(
+    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence, emit: Callable[..., Any]
+) -> tuple[Any, Any]:
     engine = engine_of(cell)
 
     def step(s_prev: Any, at_t: Any) -> tuple[Any, Any]:
         u, mask, reset = at_t
         s_prev = enter(reset, start, s_prev)
         s = select(mask, engine.step(cell, params, s_prev, u), s_prev)  # (F4)
-        return s, s
+        return s, emit(s_prev, u, s)
 
     with jax.named_scope("bptt/forward"):
         u = engine.project(cell, params, sequence.xs)
@@ -74,12 +100,20 @@ def linearise(cell: Any, params: Any, s_prev: Any, sequence: Sequence, states: A
     Returns:
       a_1..a_T, leaves [T, ...].
     """
+    engine = engine_of(cell)
     with jax.named_scope("bptt/linearise"):
-        return engine_of(cell).linearise(cell, params, s_prev, sequence.xs, states)
+        u = engine.project(cell, params, sequence.xs)
+        return jax.vmap(functools.partial(engine.linearise, cell, params))(s_prev, u, states)
 
 
 def sweep(
-    cell: Any, params: Any, a: Any, sequence: Sequence, d_carry: Any, d_hs: Array
+    cell: Any,
+    params: Any,
+    a: Any,
+    sequence: Sequence,
+    d_carry: Any,
+    d_hs: Array,
+    weight: float | None = None,
 ) -> tuple[Any, Any, Any]:
     """Phase 2: λ backwards through time.
 
@@ -92,33 +126,63 @@ def sweep(
       sequence: the marks.
       d_carry: dE/ds_T, leaves [..., H].
       d_hs: G_1..G_T, [T, ..., H].
+      weight: see `step_back`.
 
     Returns:
       dE/ds_0 and dE/dstart (None without resets), leaves [..., H], and λ_1..λ_T, leaves [T, ..., H],
       zero where a step was masked.
     """
-    engine = engine_of(cell)
-    fixed = engine.before_sweep(cell, params)
+    back = functools.partial(step_back, cell, params, engine_of(cell).before_sweep(cell, params), weight)
     d_start = None if sequence.reset is None else zeros_like(d_carry)
 
     def step(towards: tuple[Any, Any], at_t: Any) -> tuple[Any, Any]:
         d_s, d_start = towards
-        a_t, d_h, mask, reset, cut = at_t
-        lam = d_s._replace(h=d_s.h + d_h)  # (S1), and G of (S3)
-        lam_step = select(mask, lam, zeros_like(lam))  # (S5)
-        lam_prev = select(mask, engine.backward_step(cell, params, fixed, a_t, lam_step), lam)  # (S2)
-        if reset is not None:
-            begun = select(reset, lam_prev, zeros_like(lam_prev))
-            d_start = jax.tree.map(jnp.add, d_start, begun)  # (S4)
-            lam_prev = select(reset, zeros_like(lam_prev), lam_prev)  # (S3)
-        if cut is not None:
-            lam_prev = select(cut, zeros_like(lam_prev), lam_prev)  # (S3)
-        return (lam_prev, d_start), lam_step
+        d_h, *here = at_t
+        d_s, begun, lam_step = back(d_s._replace(h=d_s.h + d_h), *here)  # (S1), and G of (S3)
+        return (d_s, plus(d_start, begun)), lam_step  # (S4)
 
     with jax.named_scope("bptt/sweep"):
         marks = sequence.mask, sequence.reset, sequence.cut
-        (d_carry, d_start), lam = jax.lax.scan(step, (d_carry, d_start), (a, d_hs, *marks), reverse=True)
+        (d_carry, d_start), lam = jax.lax.scan(step, (d_carry, d_start), (d_hs, a, *marks), reverse=True)
         return d_carry, d_start, lam
+
+
+def step_back(
+    cell: Any,
+    params: Any,
+    fixed: Any,
+    weight: float | None,
+    lam: Any,
+    a: Any,
+    mask: Array | None,
+    reset: Array | None,
+    cut: Array | None,
+) -> tuple[Any, Any, Any]:
+    """One step of the sweep, from λ_t to what it says of s_{t−1}.
+
+    Args:
+      cell, params: the cell and its parameters.
+      fixed: what the engine's `before_sweep` made.
+      weight: what λ̃ is multiplied by where there is no cut, None for one; see `artbp`.
+      lam: λ_t, leaves [..., H].
+      a: a_t.
+      mask, reset, cut: of this step, bool [...] or None.
+
+    Returns:
+      λ_{t−1} − G_{t−1}; λ̃_{t−1} where reset, zero elsewhere (None without resets); λ_t where mask,
+      zero elsewhere. Leaves [..., H].
+    """
+    lam_step = select(mask, lam, zeros_like(lam))  # (S5)
+    lam_prev = select(mask, engine_of(cell).backward_step(cell, params, fixed, a, lam_step), lam)  # (S2)
+    begun = None
+    if reset is not None:
+        begun = select(reset, lam_prev, zeros_like(lam_prev))
+        lam_prev = select(reset, zeros_like(lam_prev), lam_prev)  # (S3)
+    if cut is not None:
+        lam_prev = select(cut, zeros_like(lam_prev), lam_prev)  # (S3)
+    if weight is not None:
+        lam_prev = jax.tree.map(lambda z: weight * z, lam_prev)
+    return lam_prev, begun, lam_step
 
 
 def contract(cell: Any, params: Any, s_prev: Any, sequence: Sequence, a: Any, lam: Any) -> tuple[Any, Array]:
@@ -153,6 +217,11 @@ def enter(reset: Array | None, start: Any, s_prev: Any) -> Any:
     return s_prev if reset is None else select(reset, start, s_prev)
 
 
+def plus(a: Any, b: Any) -> Any:
+    """a + b, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
 def engine_of(cell: Any) -> Any:
-    """The five functions of a step that belong to this kind of cell: `pointwise` or `stepwise`."""
+    """The functions of a step that belong to this kind of cell: `pointwise` or `stepwise`."""
     return pointwise if isinstance(cell, Cell) else stepwise

@@ -88,7 +88,7 @@ def _backward(
     """
 
     def backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Any) -> Any:
-        params, carry, start, sequence, states = residuals
+        params, carry, start, sequence, states, _ = residuals
         s_prev = sweep.previous(carry, start, sequence, states)
         a = of_a(sweep.linearise(cell, params, s_prev, sequence, states))
         swept = params if of_w_h is _same else _replaced(params, w_h=of_w_h(as_dict(params)["w_h"]))

@@ -18,6 +18,7 @@ FLOORS = [
     ["initial"],
     ["cell"],
     ["step_cell", "products", "sequence"],
+    ["chunks"],
     ["cells", "learn_carry"],
     ["pointwise", "stepwise"],
     ["sweep"],

@@ -98,4 +98,4 @@ def _backward(cell: Any, pullback: Any, d_carry: Any, d_hs: Array) -> tuple[Any,
     return pullback((d_carry, d_hs))
 
 
-_AUTODIFF = GradientMethod("autodiff", _forward, _backward)
+_AUTODIFF = GradientMethod("autodiff()", _forward, _backward)

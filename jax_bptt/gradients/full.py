@@ -1,55 +1,134 @@
-"""Backpropagation through every step: linearise, sweep, contract, over the whole sequence.
+"""Backpropagation through every step: linearise, sweep, contract, a chunk of steps at a time.
 
-Kept from the forward pass beside what went in: the states s_1..s_T, nothing else. The
-pre-activations come back by one product each where the cell's derivative needs them; the Elman cell
-with a named activation does not (g′ is a function of h), and XLA then drops those products.
+    forward    s_1..s_T, kept; the u_t of a chunk by one product                              (B1)
+
+    backward   for the last chunk first, given what came from the chunks behind it:
+               s̃_{t−1} of the chunk are known: their v_t, and u_t, by one product each,
+               a_t = the derivative of the steps                          linearise           (B2)
+               λ_t, down to λ̃ of the chunk before                         sweep               (B3)
+               its part of dE/dW, one product for each matrix             contract            (B4)
+               dE/dW = the sum of the parts; a_t and λ_t are forgotten                        (B5)
+
+So the slopes and gates of a step, O(B·G·H) numbers, exist for the K steps of one chunk only.
+jax.checkpoint cannot do (B2): it runs the loop of the chunk again. Without recomputation, the forward
+pass keeps a_t beside s_t, and (B2) is a read.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import sweep
+from jax_bptt import chunks, sweep
+from jax_bptt.caching import cached
+from jax_bptt.cell import check_flag, size
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sequence import Sequence
+from jax_bptt.sequence import Sequence, zeros_like
 
 
-def full() -> GradientMethod:
+@cached
+def full(chunk: int | None = None, recompute: bool = True) -> GradientMethod:
     """The exact gradient, derived by hand.
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t,   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t
 
-    Time O(T). The states, T·B·H numbers each, are kept from the forward pass; the derivative of the
-    steps, O(T·B·G·H) numbers, is made in the backward pass and gone after it. Reverse mode, and any
-    mode over it (grad of grad, hessian); for jvp and jacfwd of the unroll itself take `autodiff`.
+    Time O(T). Memory: the states of all steps, T·B·H numbers each, and the gates and slopes of K steps,
+    O(K·B·G·H); with recompute=False those of all. Reverse mode, and any mode over it (grad of grad,
+    hessian); for jvp and jacfwd of the unroll itself take `autodiff`.
+
+    Args:
+      chunk: K, the steps that are linearised, swept and contracted together; None for a choice by
+        batch and hidden size (`chunks.chunk_of`); T or more for all at once.
+      recompute: whether the gates are made again in the backward pass, by one product a chunk, or kept
+        from the forward pass. Keeping them was 1.1 to 1.2 times as fast on 2 cores at H >= 256, and
+        slower below.
 
     Returns:
-      The `GradientMethod`.
+      The `GradientMethod`; the same object for the same arguments.
+
+    Raises:
+      ValueError: a chunk below 1, or recompute that is no bool.
 
     Reference: Rumelhart, Hinton & Williams 1986; Werbos 1990.
 
-    >>> full()
-    full()
+    >>> full(), full(chunk=32) is full(32)
+    (full(), True)
     """
-    return _FULL
+    check_flag("recompute", recompute)
+    chunk = None if chunk is None else size("chunk", chunk)
+    given = {"chunk": (chunk, None), "recompute": (recompute, True)}
+    name = ", ".join(f"{n}={value}" for n, (value, default) in given.items() if value != default)
+    forward = functools.partial(_forward, chunk, recompute)
+    return GradientMethod(f"full({name})", forward, functools.partial(backward, chunk, None))
 
 
 def _forward(
-    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+    chunk: int | None, recompute: bool, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
 ) -> tuple[tuple[Any, Array], Any]:
-    last, states = sweep.forward(cell, params, carry, start, sequence)
-    return (last, states.h), (params, carry, start, sequence, states)
+    run = sweep.forward if recompute else sweep.forward_and_linearise
+
+    def of_chunk(s: Any, first: Any, here: Sequence) -> tuple[Any, Any]:
+        return run(cell, params, s, start, here)  # (B1)
+
+    last, kept = chunks.scan(of_chunk, carry, sequence, chunk or chunks.chunk_of(sequence, carry))
+    states, a = (kept, None) if recompute else kept
+    return (last, states.h), (params, carry, start, sequence, states, a)
 
 
-def _backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Any, Array]:
-    params, carry, start, sequence, states = residuals
-    s_prev = sweep.previous(carry, start, sequence, states)
-    a = sweep.linearise(cell, params, s_prev, sequence, states)
-    d_carry, d_start, lam = sweep.sweep(cell, params, a, sequence, d_carry, d_hs)
-    d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam)
+def backward(
+    chunk: int | None, weight: float | None, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
+) -> tuple[Any, Any, Any, Array]:
+    """(B2-B5) over all chunks; weight as in `sweep.step_back`."""
+    params, carry, start, sequence, states, a = residuals
+
+    def of_chunk(towards: tuple[Any, Any, Any], first: Any, here: Any) -> tuple[Any, Array]:
+        d_s, d_params, d_start = towards
+        *of_steps, states_here, a_here = here
+        before = _state_before(first, carry, states)
+        d_part, d_s, d_begun, d_xs = backward_of_steps(
+            cell, params, before, start, *of_steps, states_here, a_here, d_s, weight
+        )
+        return (d_s, sweep.plus(d_params, d_part), sweep.plus(d_start, d_begun)), d_xs  # (B5)
+
+    nothing = zeros_like(params), zeros_like(start)
+    data = sequence, d_hs, states, a
+    steps = chunk or chunks.chunk_of(sequence, carry)
+    (d_carry, d_params, d_start), d_xs = chunks.scan(of_chunk, (d_carry, *nothing), data, steps, reverse=True)
     return d_params, d_carry, d_start, d_xs
 
 
-_FULL = GradientMethod("full", _forward, _backward)
+def backward_of_steps(
+    cell: Any,
+    params: Any,
+    carry: Any,
+    start: Any,
+    sequence: Sequence,
+    d_hs: Array,
+    states: Any,
+    a: Any,
+    d_carry: Any,
+    weight: float | None = None,
+) -> tuple[Any, Any, Any, Array]:
+    """The three phases over one stretch of steps, which began at carry; a is None where not kept.
+
+    Returns dE/dparams, dE/dcarry, dE/dstart and dE/dxs of the stretch, [K, ..., I].
+    """
+    s_prev = sweep.previous(carry, start, sequence, states)
+    if a is None:
+        a = sweep.linearise(cell, params, s_prev, sequence, states)  # (B2)
+    d_carry, d_start, lam = sweep.sweep(cell, params, a, sequence, d_carry, d_hs, weight)  # (B3)
+    d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam)  # (B4)
+    return d_params, d_carry, d_start, d_xs
+
+
+def _state_before(first: Any, carry: Any, states: Any) -> Any:
+    """The state with which step `first` (counted from 0) began."""
+    if isinstance(first, int):
+        return jax.tree.map(lambda s_0, s: s[first - 1] if first else s_0, carry, states)
+    return jax.tree.map(
+        lambda s_0, s: jnp.where(first > 0, s[jnp.maximum(first - 1, 0)], s_0), carry, states
+    )
