@@ -19,8 +19,11 @@ from jax_bptt.cells import mgu as mgu
 from jax_bptt.check import check_cell as check_cell
 from jax_bptt.check import check_gradient as check_gradient
 from jax_bptt.gradients import GradientMethod as GradientMethod
+from jax_bptt.gradients import artbp as artbp
 from jax_bptt.gradients import autodiff as autodiff
+from jax_bptt.gradients import checkpointed as checkpointed
 from jax_bptt.gradients import full as full
+from jax_bptt.gradients import truncated as truncated
 from jax_bptt.initial import chrono as chrono
 from jax_bptt.initial import identity as identity
 from jax_bptt.initial import orthogonal as orthogonal
@@ -33,7 +36,6 @@ from jax_bptt.loss import squared_error as squared_error
 from jax_bptt.network import Network as Network
 from jax_bptt.network import NetworkParams as NetworkParams
 from jax_bptt.network import network as network
-from jax_bptt.network import value_and_grad as value_and_grad
 from jax_bptt.readout import Readout as Readout
 from jax_bptt.readout import ReadoutParams as ReadoutParams
 from jax_bptt.readout import last as last
@@ -48,3 +50,4 @@ from jax_bptt.train import TrainState as TrainState
 from jax_bptt.train import init_train_state as init_train_state
 from jax_bptt.train import make_train_step as make_train_step
 from jax_bptt.unroll import unroll as unroll
+from jax_bptt.value_and_grad import value_and_grad as value_and_grad

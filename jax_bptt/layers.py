@@ -3,7 +3,7 @@
     h→_t from x_1..x_t                                 by `unroll`                         (H1)
     h←_t from x_T..x_t                                 by `unroll`, reverse                (H2)
     o_t = [h→_t, h←_t]                                                                     (H3)
-    o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, drawn before the loop       (H4)
+    o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, from a key for each step    (H4)
     o_t ← o_t + x_t                                    residual, where mask_t              (H5)
 
 The next layer reads o_t as its x_t; its input projection is again one product for all t.
@@ -126,22 +126,25 @@ def run_layers(
     carry: Any,
     sequence: Sequence,
     gradient: GradientMethod,
-    key: Array | None,
+    keys: Array | None,
 ) -> tuple[tuple[Any, ...], Array]:
-    """s_T of every layer and o_1..o_T of the last, [T, ..., features]; carry None begins anew."""
+    """s_T of every layer and o_1..o_T of the last, [T, ..., features].
+
+    A carry that is None begins anew; keys are those of `dropout_keys`, one for each step.
+    """
     last = []
     for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
         s_0 = None if carry is None else carry[number]
-        own_key = None if key is None else jax.random.fold_in(key, number)
+        own = None if keys is None else jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(keys)
         sequence = without_padding(sequence)
-        s_last, outputs = _run_layer(layer, p, s_0, sequence, gradient, own_key)
+        s_last, outputs = _run_layer(layer, p, s_0, sequence, gradient, own)
         last.append(s_last)
         sequence = sequence._replace(xs=outputs)
     return tuple(last), sequence.xs
 
 
 def _run_layer(
-    layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod, key: Array | None
+    layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod, keys: Array | None
 ) -> tuple[Any, Array]:
     if layer.backward is None:
         last, outputs = run_checked(layer.forward, params, carry, sequence, gradient, False)  # (H1)
@@ -151,12 +154,18 @@ def _run_layer(
         ends = ends_of(sequence)
         left, hs_left = run_checked(layer.backward, params.backward, to_left, ends, gradient, True)  # (H2)
         last, outputs = Directions(right, left), jnp.concatenate([hs, hs_left], -1)  # (H3)
-    if layer.dropout and key is not None:
-        kept = jax.random.bernoulli(key, 1 - layer.dropout, outputs.shape)
+    if layer.dropout and keys is not None:
+        share, shape = 1 - layer.dropout, outputs.shape[1:]
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, share, shape))(keys)
         outputs = jnp.where(kept, outputs / (1 - layer.dropout), jnp.zeros_like(outputs))  # (H4)
     if layer.residual:
         outputs = outputs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
     return last, outputs
+
+
+def dropout_keys(key: Array | None, sequence: Sequence) -> Array | None:
+    """A key for each step, [T], so that a chunk of the steps draws what the whole would; None for None."""
+    return None if key is None else jax.random.split(key, len(sequence.xs))
 
 
 def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:

@@ -6,15 +6,16 @@
     softmax cross-entropy of N steps  E = −1/N Σ log p[d],   p = softmax(Y)                   (D3)
                                       dE/dY = (p − onehot(d)) / N                             (D4)
 
-Any other loss is a callable (ys, targets) -> scalar; its dE/dY is taken by jax.vjp, which involves
-no time: Y_t is where it stops.
+Both are a sum over steps, so that Y may be made, read and forgotten a chunk of steps at a time; N is
+counted before. Any other loss is a callable (ys, targets) -> scalar of all Y; its dE/dY is taken by
+jax.vjp, which involves no time: Y_t is where it stops.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +48,15 @@ def squared_error(ys: Array, targets: Array, mask: Array | None = None) -> Array
     >>> float(squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])))
     4.0
     """
+    return _squares(ys, targets, mask, None)
+
+
+def _squares(ys: Array, targets: Array, mask: Array | None, n: None) -> Array:
     ys, targets = _real(ys, targets, mask)
     return optax.squared_error(ys, targets).sum()  # (D1)
 
 
-def _squared_error_by_ys(ys: Array, targets: Array, mask: Array | None = None) -> Array:
+def _squares_by_ys(ys: Array, targets: Array, mask: Array | None, n: None) -> Array:
     ys, targets = _real(ys, targets, mask)
     return -2 * (targets - ys)  # (D2)
 
@@ -76,18 +81,65 @@ def softmax_cross_entropy(ys: Array, targets: Array, mask: Array | None = None) 
     >>> round(float(softmax_cross_entropy(jnp.zeros((7, 2, 4)), jnp.ones((7, 2), int))), 4)
     1.3863
     """
-    ys, targets, share = _classes(ys, targets, mask)
+    _classes(ys, targets, mask)
+    return _nats(ys, targets, mask, _steps_that_count(targets, mask))
+
+
+def _nats(ys: Array, targets: Array, mask: Array | None, n: Array) -> Array:
+    ys, targets, counts = _classes(ys, targets, mask)
     nats = optax.softmax_cross_entropy_with_integer_labels(ys, targets)
-    return (nats * share).sum()  # (D3)
+    return (nats * counts).sum() / n.astype(ys.dtype)  # (D3)
 
 
-def _softmax_cross_entropy_by_ys(ys: Array, targets: Array, mask: Array | None = None) -> Array:
-    ys, targets, share = _classes(ys, targets, mask)
+def _nats_by_ys(ys: Array, targets: Array, mask: Array | None, n: Array) -> Array:
+    ys, targets, counts = _classes(ys, targets, mask)
     p_minus_d = jax.nn.softmax(ys) - jax.nn.one_hot(targets, ys.shape[-1], dtype=ys.dtype)
-    return p_minus_d * share[..., None]  # (D4)
+    return p_minus_d * (counts / n.astype(ys.dtype))[..., None]  # (D4)
 
 
-_BY_YS = {squared_error: _squared_error_by_ys, softmax_cross_entropy: _softmax_cross_entropy_by_ys}
+def _steps_that_count(targets: Array, mask: Array | None) -> Array:
+    return jnp.asarray(targets.size) if mask is None else mask.sum()
+
+
+class _Additive(NamedTuple):
+    """A loss that is a sum over steps: value and slope of some of the steps, (ys, targets, mask, N)."""
+
+    value: Callable[..., Array]
+    slope: Callable[..., Array]
+    count: Callable[..., Any]  # (targets, mask) of all steps -> N
+
+
+_ADDITIVE = {
+    squared_error: _Additive(_squares, _squares_by_ys, lambda targets, mask: None),
+    softmax_cross_entropy: _Additive(_nats, _nats_by_ys, _steps_that_count),
+}
+
+
+def is_additive(loss: Loss) -> bool:
+    """Whether it is known to be a sum over steps."""
+    return loss in _ADDITIVE
+
+
+def count(loss: Loss, targets: Any, mask: Array | None) -> Any:
+    """N of all steps, for `value_and_slope` of some of them."""
+    return _ADDITIVE[loss].count(targets, mask)
+
+
+def value_and_slope_of_steps(
+    loss: Loss, ys: Array, targets: Any, mask: Array | None, n: Any
+) -> tuple[Array, Array]:
+    """The part of E that some steps of an additive loss make, and its dE/dY.
+
+    Args:
+      loss: `squared_error` or `softmax_cross_entropy`.
+      ys: Y of these steps, [K, ..., O].
+      targets, mask: of these steps.
+      n: `count` of all steps.
+
+    Returns:
+      Their part of E, a scalar, and dE/dY, like ys.
+    """
+    return _ADDITIVE[loss].value(ys, targets, mask, n), _ADDITIVE[loss].slope(ys, targets, mask, n)
 
 
 def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> tuple[Array, Array]:
@@ -107,8 +159,9 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> 
       ValueError: a loss that is not a floating scalar, or takes no mask where there is one.
     """
     given = {} if mask is None else {"mask": mask}
-    if loss in _BY_YS:
-        return loss(ys, targets, **given), _BY_YS[loss](ys, targets, **given)
+    if is_additive(loss):
+        check_targets(loss, ys, targets, mask)
+        return value_and_slope_of_steps(loss, ys, targets, mask, count(loss, targets, mask))
     if mask is not None and not _takes_mask(loss):
         fix = "write it as (ys, targets, mask), counting where mask is True"
         raise bad("loss", "a function that takes the mask", loss, fix)
@@ -118,6 +171,11 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> 
     error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, targets, **given)), ys)
     d_ys = pullback(jnp.ones_like(error))[0]
     return error, select(mask, d_ys, zeros_like(d_ys))
+
+
+def check_targets(loss: Loss, ys: Any, targets: Any, mask: Array | None) -> None:
+    """ValueError unless targets fit an additive loss of ys, which may be a mere shape."""
+    jax.eval_shape(lambda ys: loss(ys, targets, mask), jax.ShapeDtypeStruct(ys.shape, ys.dtype))
 
 
 def check_loss(loss: Any) -> None:
@@ -141,7 +199,7 @@ def _real(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array]:
 
 
 def _classes(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array, Array]:
-    """ys and targets, both zero where they do not count, and the share of each step in the mean."""
+    """ys and targets, both zero where they do not count, and one where a step counts."""
     ys = _outputs(ys)
     shape = getattr(targets, "shape", None)
     if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -152,7 +210,7 @@ def _classes(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array, A
     _check_mask(mask, ys)
     ys, targets = select(mask, (ys, targets), zeros_like((ys, targets)))
     counts = jnp.ones(targets.shape, ys.dtype) if mask is None else mask.astype(ys.dtype)
-    return ys, targets, counts * _one_in_range(ys, targets) / counts.sum()
+    return ys, targets, counts * _one_in_range(ys, targets)
 
 
 def _check_mask(mask: Any, ys: Array) -> None:

@@ -1,22 +1,16 @@
-"""Layers, a readout and a loss, and the gradient from the loss back to the first W_x.
+"""Layers and a readout.
 
-article   Y_t = g₂(W_y S_t),   E = Σ_t (d_t − Y_t)²
+    article   Y_t = g₂(W_y S_t)
 
-forward   h_t = layers(x_t)                 `layers`, each cell by `unroll`               (N1)
-          Y_t = readout(h_t)                                                              (N2)
+    forward   h_t = layers(x_t)             `layers`, each cell by `unroll`               (N1)
+              Y_t = readout(h_t)            `readout`                                     (N2)
 
-back      dE/dY_t                           from `loss`                                   (N3)
-          dE/dW_y, G_t = dE/dh_t            `readout`, by hand                            (N4)
-          dE/dW_x, dE/dW_h of each layer    from G_t: the summed rule, in `gradients`;    (N5)
-          G_t of the layer below            is dE/dx_t of this one
-
-No jax.grad goes through time: (N5) is the backward pass of the gradient method, layer after layer.
+The way back from a loss is in `value_and_grad`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from collections.abc import Sequence as ListOf
 from typing import Any, NamedTuple
 
@@ -35,8 +29,7 @@ from jax_bptt.cell import Cell, check_batch_shape, check_key
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.layers import Directions, Layer, at_last_step, layer, run_layers
-from jax_bptt.loss import Loss, check_loss, value_and_slope
+from jax_bptt.layers import Directions, Layer, at_last_step, dropout_keys, layer, run_layers
 from jax_bptt.readout import Readout, ReadoutParams
 from jax_bptt.sequence import Sequence
 from jax_bptt.step_cell import StepCell
@@ -145,8 +138,8 @@ class Network(NamedTuple):
           ValueError: at trace time, naming the argument, what was expected and what came.
         """
         sequence = Sequence(xs, mask, reset, cut)
-        params, carry, sequence = _check(self, params, carry, sequence, gradient, key)
-        last, hs = _features(self, params.cells, carry, sequence, gradient, key)  # (N1)
+        params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
+        last, hs = features(self, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))
         return last, self.readout.forward(params.readout, hs)[1]  # (N2)
 
 
@@ -184,87 +177,22 @@ def network(cells: ListOf[Cell | StepCell | Layer], readout: Readout) -> Network
     return Network(layers, readout)
 
 
-def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array, Any], NetworkParams]]:
-    """The loss and its gradient by every parameter, by hand from E to W_x.
-
-    dE/dW_y = Σ_t h_tᵀ δz_t;   dE/dW_h, dE/dW_x by the summed rule from G_t = δz_t W_yᵀ   (N3-N5)
-
-    Args:
-      net: from `network`.
-      loss: `squared_error`, `softmax_cross_entropy`, or any (ys, targets) -> scalar, which is called
-        as (ys, targets, mask=mask) where there is a mask.
-
-    Returns:
-      A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
-      key=None) -> ((loss, carry), grads), with loss a scalar, carry the last state of every layer and
-      grads like params; the arguments are those of `Network.apply`. The gradient ends at the carry
-      that came in; a carry that is None, and a reset, begin at the initial carry, which is trained.
-      Steps where mask is False count in no loss; under `last`, rows without any valid step.
-
-    Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
-
-    Reference: Werbos 1990; Williams & Zipser 1995 (epochwise BPTT).
-
-    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
-    >>> params = net.init(jax.random.key(0))
-    >>> carry = net.initial_carry(params, (2,))
-    >>> xs, targets = jnp.ones((3, 2, 1)), jnp.zeros((3, 2, 1))
-    >>> (error, carry), grads = value_and_grad(net, jb.squared_error)(params, carry, xs, targets)
-    >>> grads.readout.w_y.shape
-    (4, 1)
-    """
-    check_network(net)
-    check_loss(loss)
-
-    def run(
-        params: NetworkParams,
-        carry: Any,
-        xs: Array,
-        targets: Any,
-        *,
-        gradient: GradientMethod = full(),
-        mask: Array | None = None,
-        reset: Array | None = None,
-        cut: Array | None = None,
-        key: Array | None = None,
-    ) -> tuple[tuple[Array, Any], NetworkParams]:
-        sequence = Sequence(xs, mask, reset, cut)
-        params, carry, sequence = _check(net, params, carry, sequence, gradient, key)
-
-        def features(cells: tuple[Any, ...]) -> tuple[Array, Any]:
-            last, hs = _features(net, cells, carry, sequence, gradient, key)
-            return hs, last
-
-        hs, backward, last = jax.vjp(features, params.cells, has_aux=True)  # (N1)
-        zs, ys = net.readout.forward(params.readout, hs)  # (N2)
-        counted = sequence.mask
-        if counted is not None and net.readout.of_last:
-            counted = counted.any(0)
-        error, d_ys = value_and_slope(loss, ys, targets, counted)  # (N3)
-        d_readout, d_hs = net.readout.backward(params.readout, hs, zs, ys, d_ys)  # (N4)
-        (d_cells,) = backward(d_hs)  # (N5)
-        return (error, last), NetworkParams(d_cells, d_readout)
-
-    return run
-
-
 def check_network(net: Any) -> None:
     """ValueError unless net is a network."""
     if not isinstance(net, Network):
         raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")
 
 
-def _features(
+def features(
     net: Network,
     cells: tuple[Any, ...],
     carry: Any,
     sequence: Sequence,
     gradient: GradientMethod,
-    key: Array | None,
+    keys: Array | None,
 ) -> tuple[tuple[Any, ...], Array]:
-    """The last state of every layer, and what the readout reads."""
-    last, hs = run_layers(net.layers, cells, carry, sequence, gradient, key)
+    """The last state of every layer, and what the readout reads; keys as for `run_layers`."""
+    last, hs = run_layers(net.layers, cells, carry, sequence, gradient, keys)  # (N1)
     return last, at_last_step(net.layers[-1], hs, sequence.mask) if net.readout.of_last else hs
 
 
@@ -279,7 +207,7 @@ def _parameter_shapes(net: Network) -> NetworkParams:
     return NetworkParams(tuple(layer.each(parameter_shapes) for layer in net.layers), readout)
 
 
-def _check(
+def check_run(
     net: Network, params: Any, carry: Any, sequence: Sequence, gradient: Any, key: Any
 ) -> tuple[NetworkParams, Any, Sequence]:
     """params, carry and sequence as arrays, or a ValueError that says which argument is wrong."""

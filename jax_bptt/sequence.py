@@ -77,13 +77,14 @@ def without_padding(sequence: Sequence) -> Sequence:
     """Some valid x in the place of every x where mask is False.
 
     What stands there, a NaN, then reaches no product. It is a valid one, and not zero, because a step
-    may be singular at zero (x/‖x‖), and a zero cotangent times an infinite derivative is no number.
+    may be singular at zero (x/‖x‖), and a zero cotangent times an infinite derivative is no number. In a
+    chunk of a sequence without any valid step it is a vector that is neither zero nor constant.
     """
     if sequence.mask is None:
         return sequence
     rows = sequence.xs.reshape(-1, sequence.xs.shape[-1])
     valid = jax.lax.stop_gradient(rows[jnp.argmax(sequence.mask)])  # the first, in time and row
-    valid = jnp.where(sequence.mask.any(), valid, jnp.zeros_like(valid))
+    valid = jnp.where(sequence.mask.any(), valid, jnp.sin(jnp.arange(1, 1 + valid.size, dtype=valid.dtype)))
     everywhere = jnp.broadcast_to(valid, sequence.xs.shape)
     return sequence._replace(xs=select(sequence.mask, sequence.xs, everywhere))
 

@@ -66,9 +66,7 @@ def forward_and_linearise(
       s_T, and s_1..s_T with a_1..a_T as of `linearise`.
     """
     derivative = functools.partial(engine_of(cell).linearise, cell, params)
-    return _forward(
-        cell, params, carry, start, sequence, lambda s_prev, u, s: (s, derivative(s_prev, u, s))
-    )
+    return _forward(cell, params, carry, start, sequence, lambda s_prev, u, s: (s, derivative(s_prev, u, s)))
 
 
 def _forward(

@@ -22,7 +22,8 @@ from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.loss import Loss
-from jax_bptt.network import Network, NetworkParams, check_network, value_and_grad
+from jax_bptt.network import Network, NetworkParams, check_network
+from jax_bptt.value_and_grad import value_and_grad
 
 
 class TrainState(NamedTuple):

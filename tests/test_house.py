@@ -26,7 +26,8 @@ FLOORS = [
     ["arguments", "loss"],
     ["unroll"],
     ["layers", "readout"],
-    ["network"],
+    ["reading", "network"],
+    ["value_and_grad"],
     ["train", "check", "convert"],
     ["__init__"],
 ]

@@ -1,5 +1,8 @@
 """One gradient method a file; each is a value for the `gradient` argument of `unroll`."""
 
+from jax_bptt.gradients.artbp import artbp as artbp
 from jax_bptt.gradients.autodiff import autodiff as autodiff
+from jax_bptt.gradients.checkpointed import checkpointed as checkpointed
 from jax_bptt.gradients.full import full as full
 from jax_bptt.gradients.method import GradientMethod as GradientMethod
+from jax_bptt.gradients.truncated import truncated as truncated

@@ -87,11 +87,9 @@ def backward(
 
     def of_chunk(towards: tuple[Any, Any, Any], first: Any, here: Any) -> tuple[Any, Array]:
         d_s, d_params, d_start = towards
-        *of_steps, states_here, a_here = here
-        before = _state_before(first, carry, states)
-        d_part, d_s, d_begun, d_xs = backward_of_steps(
-            cell, params, before, start, *of_steps, states_here, a_here, d_s, weight
-        )
+        part, d_h, s, a = here
+        s_0 = _state_before(first, carry, states)
+        d_part, d_s, d_begun, d_xs = backward_of_steps(cell, params, s_0, start, part, d_h, s, a, d_s, weight)
         return (d_s, sweep.plus(d_params, d_part), sweep.plus(d_start, d_begun)), d_xs  # (B5)
 
     nothing = zeros_like(params), zeros_like(start)
@@ -129,6 +127,4 @@ def _state_before(first: Any, carry: Any, states: Any) -> Any:
     """The state with which step `first` (counted from 0) began."""
     if isinstance(first, int):
         return jax.tree.map(lambda s_0, s: s[first - 1] if first else s_0, carry, states)
-    return jax.tree.map(
-        lambda s_0, s: jnp.where(first > 0, s[jnp.maximum(first - 1, 0)], s_0), carry, states
-    )
+    return jax.tree.map(lambda s_0, s: jnp.where(first > 0, s[jnp.maximum(first - 1, 0)], s_0), carry, states)

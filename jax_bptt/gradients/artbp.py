@@ -1,0 +1,68 @@
+"""Random truncation without bias: what passes a step is worth more, since a cut might have stopped it.
+
+With a cut before each step and row with probability c, drawn independently, and λ̃_{t−1} as in `sweep`:
+
+    λ_{t−1} = G_{t−1}                        where cut_t
+              G_{t−1} + λ̃_{t−1} / (1 − c)    elsewhere                                        (U1)
+
+A term of the summed chain rule that goes from step t back to step i meets t − i links. Each is open with
+probability 1 − c and then multiplies the term by 1/(1 − c), so its expectation is the term itself:
+
+    E[dE/dW] = dE/dW                         over all patterns of cuts
+
+What was bias is now variance, which grows with the number of links that a gradient must pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from jax import Array
+
+from jax_bptt.caching import cached
+from jax_bptt.errors import bad
+from jax_bptt.gradients.full import backward, full
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.sequence import Sequence
+
+
+@cached
+def artbp(rate: float) -> GradientMethod:
+    """An unbiased gradient from sequences cut at random (anticipated reweighted truncated BPTT).
+
+    λ_{t−1} = G_{t−1} + λ̃_{t−1} / (1 − c) where there is no cut   (U1)
+
+    The cuts are data, drawn by you with the same probability and given as the mark `cut`:
+    `cut = jax.random.bernoulli(key, rate, (T, *batch_shape))`. In a network all layers share them, and
+    the gradient is unbiased if all read forward (where two layers read both ways, a term can meet the
+    same link twice). Time and memory as `full`.
+
+    Args:
+      rate: c in [0, 1), the probability of a cut before a step.
+
+    Returns:
+      The `GradientMethod`; the same object for the same rate.
+
+    Raises:
+      ValueError: a rate outside [0, 1); when it is used, a sequence without cuts.
+
+    Reference: Tallec & Ollivier 2017, Unbiasing truncated backpropagation through time.
+
+    >>> artbp(0.1)
+    artbp(0.1)
+    """
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+        raise bad("rate", "a probability in [0, 1)", rate, "pass the one that the cuts are drawn with")
+    rate = float(rate)
+    weighted = functools.partial(backward, None, 1 / (1 - rate))  # (U1)
+    return GradientMethod(f"artbp({rate})", functools.partial(_forward, rate), weighted)
+
+
+def _forward(
+    rate: float, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+) -> tuple[tuple[Any, Array], Any]:
+    if sequence.cut is None:
+        fix = f"draw it by jax.random.bernoulli(key, {rate}, xs.shape[:-1])"
+        raise bad("cut", "bool marks for gradient=jb.artbp", sequence.cut, fix)
+    return full().forward(cell, params, carry, start, sequence)

@@ -1,0 +1,176 @@
+"""The loss of a network and its gradient, by hand from E back to the first W_x.
+
+article   E = Σ_t (d_t − Y_t)²,   Y_t = g₂(W_y S_t)
+
+forward   h_t = layers(x_t)                 `network`                                     (N1)
+          E, and G_t = dE/dh_t              `reading`                                     (N2)
+back      dE/dW_x, dE/dW_h of each layer    from G_t: the summed rule, in `gradients`;    (N3)
+          G_t of the layer below            is dE/dx_t of this one
+
+No jax.grad goes through time: (N3) is the backward pass of the gradient method. It goes layer after
+layer, all steps of one before the next; or chunk after chunk, all layers, readout and loss of one chunk
+before the next, where the gradient method wants to hold no layer's outputs for all steps:
+
+          dE/dθ = Σ dE/dθ of the chunks,    dE/ds of a chunk's begin from dE/ds of its end      (N4)
+
+That is possible where time runs one way only: no layer reads backwards, and the loss is a sum over steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+
+from jax_bptt.gradients.full import full
+from jax_bptt.gradients.method import GradientMethod, Recurrence
+from jax_bptt.layers import dropout_keys
+from jax_bptt.loss import Loss, check_loss, check_targets, count, is_additive
+from jax_bptt.network import Network, NetworkParams, check_network, check_run, features
+from jax_bptt.reading import read, read_steps
+from jax_bptt.sequence import Sequence
+from jax_bptt.sweep import plus
+
+
+def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array, Any], NetworkParams]]:
+    """The loss and its gradient by every parameter, by hand from E to W_x.
+
+    dE/dW_y = Σ_t h_tᵀ δz_t;   dE/dW_h, dE/dW_x by the summed rule from G_t = δz_t W_yᵀ   (N3-N5)
+
+    Args:
+      net: from `network`.
+      loss: `squared_error`, `softmax_cross_entropy`, or any (ys, targets) -> scalar, which is called
+        as (ys, targets, mask=mask) where there is a mask.
+
+    Returns:
+      A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
+      key=None) -> ((loss, carry), grads), with loss a scalar, carry the last state of every layer and
+      grads like params; the arguments are those of `Network.apply`. The gradient ends at the carry
+      that came in; a carry that is None, and a reset, begin at the initial carry, which is trained.
+      Steps where mask is False count in no loss; under `last`, rows without any valid step.
+
+    Raises:
+      ValueError: at trace time, naming the argument, what was expected and what came.
+
+    Reference: Werbos 1990; Williams & Zipser 1995 (epochwise BPTT).
+
+    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
+    >>> params = net.init(jax.random.key(0))
+    >>> carry = net.initial_carry(params, (2,))
+    >>> xs, targets = jnp.ones((3, 2, 1)), jnp.zeros((3, 2, 1))
+    >>> (error, carry), grads = value_and_grad(net, jb.squared_error)(params, carry, xs, targets)
+    >>> grads.readout.w_y.shape
+    (4, 1)
+    """
+    check_network(net)
+    check_loss(loss)
+
+    def run(
+        params: NetworkParams,
+        carry: Any,
+        xs: Array,
+        targets: Any,
+        *,
+        gradient: GradientMethod = full(),
+        mask: Array | None = None,
+        reset: Array | None = None,
+        cut: Array | None = None,
+        key: Array | None = None,
+    ) -> tuple[tuple[Array, Any], NetworkParams]:
+        sequence = Sequence(xs, mask, reset, cut)
+        params, carry, sequence = check_run(net, params, carry, sequence, gradient, key)
+        keys = dropout_keys(key, sequence)
+        if gradient.stream is not None and _runs_one_way(net, loss):
+            return _by_chunks(net, loss, gradient, params, carry, sequence, targets, keys)
+        return _by_layers(net, loss, gradient, params, carry, sequence, targets, keys)
+
+    return run
+
+
+def _runs_one_way(net: Network, loss: Loss) -> bool:
+    one_way = all(layer.backward is None for layer in net.layers)
+    return one_way and is_additive(loss) and not net.readout.of_last
+
+
+def _by_layers(
+    net: Network,
+    loss: Loss,
+    gradient: GradientMethod,
+    params: NetworkParams,
+    carry: Any,
+    sequence: Sequence,
+    targets: Any,
+    keys: Array | None,
+) -> tuple[tuple[Array, Any], NetworkParams]:
+    def run(cells: tuple[Any, ...]) -> tuple[Array, Any]:
+        last, hs = features(net, cells, carry, sequence, gradient, keys)
+        return hs, last
+
+    hs, backward, last = jax.vjp(run, params.cells, has_aux=True)  # (N1)
+    counted = sequence.mask
+    if counted is not None and net.readout.of_last:
+        counted = counted.any(0)
+    check_outputs(net, loss, hs, targets, counted)
+    error, d_readout, d_hs = read(net.readout, loss, params.readout, hs, targets, counted)  # (N2)
+    (d_cells,) = backward(d_hs)  # (N3)
+    return (error, last), NetworkParams(d_cells, d_readout)
+
+
+def _by_chunks(
+    net: Network,
+    loss: Loss,
+    gradient: GradientMethod,
+    params: NetworkParams,
+    carry: Any,
+    sequence: Sequence,
+    targets: Any,
+    keys: Array | None,
+) -> tuple[tuple[Array, Any], NetworkParams]:
+    check_outputs(net, loss, sequence.xs, targets, sequence.mask)
+    n = count(loss, targets, sequence.mask)
+
+    def run(cells: tuple[Any, ...], carry: Any, here: Any) -> tuple[Any, Array]:
+        sequence, _, keys = here
+        return features(net, cells, carry, sequence, full(), keys)  # (N1)
+
+    def advance(params: NetworkParams, carry: Any, here: Any) -> Any:
+        return run(params.cells, carry, here)[0]
+
+    def reverse(params: NetworkParams, carry: Any, here: Any, d_carry: Any) -> Any:
+        (last, hs), backward = jax.vjp(lambda cells, s: run(cells, s, here), params.cells, carry)
+        sequence, targets, _ = here
+        error, d_readout, d_hs = read_steps(
+            net.readout, loss, params.readout, hs, targets, sequence.mask, n
+        )  # (N2)
+        d_cells, d_carry = backward((d_carry, d_hs))  # (N3)
+        return last, NetworkParams(d_cells, d_readout), d_carry, error
+
+    def begun(cells: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _begun(net, params._replace(cells=cells), carry, sequence)
+
+    s_0, begin = jax.vjp(begun, params.cells)
+    assert gradient.stream is not None
+    data = sequence, targets, keys
+    streamed = gradient.stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (N4)
+    d_params = streamed.d_weights
+    d_params = d_params._replace(cells=plus(d_params.cells, begin(streamed.d_carry)[0]))
+    error = sum(errors.sum() for errors in streamed.out)
+    return (error, streamed.carry), d_params
+
+
+def _begun(net: Network, params: NetworkParams, carry: Any, sequence: Sequence) -> tuple[Any, ...]:
+    """The carry of every layer, the initial one where it is None."""
+    initial = net.initial_carry(params, sequence.xs.shape[1:-1])
+    return tuple(
+        begun if given is None else given
+        for begun, given in zip(initial, carry or [None] * len(initial), strict=True)
+    )
+
+
+def check_outputs(net: Network, loss: Loss, like: Array, targets: Any, mask: Array | None) -> None:
+    """ValueError unless the targets fit an additive loss of the outputs; like has their leading axes."""
+    if is_additive(loss):
+        shape = (*like.shape[:-1], net.readout.output_size)
+        check_targets(loss, jax.ShapeDtypeStruct(shape, like.dtype), targets, mask)
