@@ -251,6 +251,19 @@ SHAPES = [(1, ()), (2, (3,)), (3, (2, 2)), (7, ()), (13, (1,))]  # T, batch axes
 
 METHODS = {"full": jb.full(), "autodiff": jb.autodiff()}
 
+# Every exact method, with chunks that divide no T, and windows that no T outgrows.
+EXACT = {
+    "full": jb.full(),
+    "full in chunks": jb.full(chunk=3),
+    "full, nothing recomputed": jb.full(chunk=4, recompute=False),
+    "checkpointed": jb.checkpointed(slots=2, chunk=2),
+    "checkpointed, a slot for each leaf": jb.checkpointed(),
+    "truncated, chunked": jb.truncated(window=13),
+    "truncated, sliding": jb.truncated(window=13, stride=1),
+    "truncated, in blocks": jb.truncated(window=14, stride=3),
+    "autodiff": jb.autodiff(),
+}
+
 MARKS = [(), ("mask",), ("reset",), ("mask", "reset"), ("mask", "reset", "cut")]
 
 

@@ -1,15 +1,18 @@
 """Every gradient method against four witnesses, over every case, leaf by leaf."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import witnesses as w
-from cases import CELLS, KINDS, MARKS, METHODS, every_case, make
+from cases import CELLS, EXACT, KINDS, MARKS, METHODS, every_case, make
 
 import jax_bptt as jb
 
-EXACT, SINGLE, DIFFERENCES = 1e-12, 1e-5, 1e-7
+LIMIT, SINGLE, DIFFERENCES = 1e-12, 1e-5, 1e-7
+QUICK = {"xla_backend_optimization_level": 0}  # many programs, each run once: compiling is what takes time
 
 
 def _by_methods(case, methods=METHODS):
@@ -23,21 +26,20 @@ def _by_methods(case, methods=METHODS):
             found[name] = outputs, pullback((case.d_carry, case.d_hs))
         return found
 
-    return jax.jit(all_of_them)(case.primals())
+    return jax.jit(all_of_them, compiler_options=QUICK)(case.primals())
 
 
 def _assert_agreement(case, methods=METHODS):
-    """Values and gradients of these methods against those of an independent scan."""
+    """Values and gradients of these methods and of an independent scan, each against each."""
     found = _by_methods(case, methods)
-    wanted = found.pop("plain")
-    for name, (values, gradient) in found.items():
-        assert not w.wrong(values, wanted[0], EXACT), name
-        assert not w.wrong(gradient, wanted[1], EXACT), name
+    for (one, (values, gradient)), (other, wanted) in itertools.combinations(found.items(), 2):
+        assert not w.wrong(values, wanted[0], LIMIT), (one, other)
+        assert not w.wrong(gradient, wanted[1], LIMIT), (one, other)
 
 
 @every_case
-def test_every_method_agrees_with_jax_grad_of_a_plain_scan(name, steps, batch):
-    _assert_agreement(make(name, steps, batch))
+def test_every_exact_method_agrees_with_every_other_and_a_plain_scan(name, steps, batch):
+    _assert_agreement(make(name, steps, batch), EXACT if steps in (2, 13) else METHODS)
 
 
 @pytest.mark.parametrize("marks", [(), ("mask", "reset")], ids=["plain", "marked"])
@@ -46,14 +48,14 @@ def test_full_agrees_with_differences_and_forward_mode(name, marks):
     case = make(name, 7, (2,), marks=marks)
     found = w.manual(case, jb.full())
     assert not w.wrong(found, w.by_differences(case), DIFFERENCES)
-    assert not w.wrong(found, w.by_forward_mode(case), EXACT)
-    assert not w.broken_identity(case, found, EXACT)
+    assert not w.wrong(found, w.by_forward_mode(case), LIMIT)
+    assert not w.broken_identity(case, found, LIMIT)
 
 
 @pytest.mark.parametrize(("marks", "reverse"), [(m, r) for m in MARKS for r in (False, True) if m or r])
 @pytest.mark.parametrize("name", [*KINDS, "lstm-learned-carry", "gru-reset-before"])
 def test_masks_resets_and_cuts(name, marks, reverse):
-    methods = METHODS if marks == ("mask", "reset", "cut") else {"full": jb.full()}
+    methods = EXACT if marks == ("mask", "reset", "cut") else {"full": jb.full()}
     _assert_agreement(make(name, 5, (3,), marks=marks, reverse=reverse), methods)
 
 
@@ -66,16 +68,17 @@ def test_marks_without_and_with_two_batch_axes(name, batch):
 @pytest.mark.parametrize("name", CELLS)
 def test_single_precision(name):
     case = make(name, 7, (2,), "float32", marks=("mask", "reset", "cut"))
-    found, *_, wanted = (gradient for _, gradient in _by_methods(case).values())
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
-    assert not w.wrong(found, wanted, SINGLE)
+    *methods, (_, wanted) = _by_methods(case, EXACT if name in ("elman-tanh", "lstm") else METHODS).values()
+    for _, found in methods:
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
+        assert not w.wrong(found, wanted, SINGLE)
 
 
 @pytest.mark.parametrize("marks", [(), ("mask", "reset", "cut")], ids=["plain", "marked"])
 @pytest.mark.parametrize("name", CELLS)
 def test_full_equals_numpy_by_complex_step(name, marks):
     case = make(name, 5, (2,), marks=marks, reverse=bool(marks))
-    assert not w.wrong(w.manual(case, jb.full()), w.by_complex_step(case), EXACT)
+    assert not w.wrong(w.manual(case, jb.full()), w.by_complex_step(case), LIMIT)
 
 
 def test_the_scalar_case_in_closed_form():
@@ -104,7 +107,7 @@ def test_vmap_over_networks_equals_a_loop(name):
     stacked = jax.tree.map(lambda *z: jnp.stack(z), *(tuple(c[1:6]) for c in cases))
     found = jax.vmap(run)(*stacked)
     for i, case in enumerate(cases):
-        assert not w.wrong(jax.tree.map(lambda z, i=i: z[i], found), w.by_autodiff(case), EXACT)
+        assert not w.wrong(jax.tree.map(lambda z, i=i: z[i], found), w.by_autodiff(case), LIMIT)
 
 
 def test_inside_a_larger_model():
@@ -122,7 +125,7 @@ def test_inside_a_larger_model():
         jax.jit(jax.grad(lambda *a, m=m: model(m, *a), (0, 1, 2)))(before, case.params, behind)
         for m in (jb.full(), jb.autodiff())
     )
-    assert not w.wrong(found, wanted, EXACT)
+    assert not w.wrong(found, wanted, LIMIT)
 
 
 def test_cotangents_on_one_output_only():
@@ -132,7 +135,7 @@ def test_cotangents_on_one_output_only():
             d_carry=jax.tree.map(lambda z, s=d_carry: s * z, case.d_carry), d_hs=d_hs * case.d_hs
         )
         found, wanted = w.manual(part, jb.full()), w.by_autodiff(part)
-        assert not w.wrong(found, wanted, EXACT)
+        assert not w.wrong(found, wanted, LIMIT)
 
 
 def test_reverse_over_reverse():
@@ -146,7 +149,7 @@ def test_reverse_over_reverse():
         return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss)(params)))
 
     found, wanted = (jax.grad(lambda p, m=m: slope_norm(m, p))(case.params) for m in METHODS.values())
-    assert not w.wrong(found, wanted, EXACT)
+    assert not w.wrong(found, wanted, LIMIT)
 
 
 def test_second_derivatives():
@@ -158,9 +161,9 @@ def test_second_derivatives():
         return jnp.sum(jb.unroll(case.row.cell, params, case.carry, case.xs, gradient=method)[1] ** 2)
 
     found, wanted = (jax.hessian(loss)(case.params.w_h, m) for m in METHODS.values())
-    assert not w.wrong({"w_h": found}, {"w_h": wanted}, EXACT)
+    assert not w.wrong({"w_h": found}, {"w_h": wanted}, LIMIT)
     forward = jax.jacfwd(loss)(case.params.w_h, jb.autodiff())
-    assert not w.wrong({"w_h": jax.grad(loss)(case.params.w_h, jb.full())}, {"w_h": forward}, EXACT)
+    assert not w.wrong({"w_h": jax.grad(loss)(case.params.w_h, jb.full())}, {"w_h": forward}, LIMIT)
 
 
 def _batch_centred(units, s, u, v):
@@ -212,7 +215,7 @@ def test_unusual_cells_have_the_right_gradient(name):
     found, wanted = (jax.grad(loss, (0, 2))(params, carry, xs, m) for m in METHODS.values())
     if name.startswith("step that mixes"):  # a bias common to all rows drops out
         found, wanted = (jax.tree.map(lambda z: z, (g[0]._replace(b=xs), g[1])) for g in (found, wanted))
-    assert not w.wrong(found, wanted, EXACT)
+    assert not w.wrong(found, wanted, LIMIT)
 
 
 def _unit_direction(p, s, x):
@@ -243,7 +246,7 @@ def test_a_step_that_is_singular_at_zero_under_padding(name, method):
 
     found = jax.grad(loss)(params, jnp.where(mask[..., None], xs, jnp.nan), mask)
     alone = [jax.grad(loss)(params, xs[:n, b]) for b, n in ((0, 5), (2, 3))]
-    assert not w.wrong(found, jax.tree.map(jnp.add, *alone), EXACT)
+    assert not w.wrong(found, jax.tree.map(jnp.add, *alone), LIMIT)
 
 
 def test_relu_at_exactly_zero_has_slope_zero():
