@@ -12,7 +12,6 @@ from cases import CELLS, EXACT, KINDS, MARKS, METHODS, every_case, make
 import jax_bptt as jb
 
 LIMIT, SINGLE, DIFFERENCES = 1e-12, 1e-5, 1e-7
-QUICK = {"xla_backend_optimization_level": 0}  # many programs, each run once: compiling is what takes time
 
 
 def _by_methods(case, methods=METHODS):
@@ -26,7 +25,7 @@ def _by_methods(case, methods=METHODS):
             found[name] = outputs, pullback((case.d_carry, case.d_hs))
         return found
 
-    return jax.jit(all_of_them, compiler_options=QUICK)(case.primals())
+    return jax.jit(all_of_them, compiler_options=w.QUICK)(case.primals())
 
 
 def _assert_agreement(case, methods=METHODS):

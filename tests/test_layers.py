@@ -196,7 +196,7 @@ def test_padded_outputs_of_a_row_depend_on_no_other_row():
 
 
 def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
-    """The gradient under a key is that of the same masks written out."""
+    """The gradient under a key is that of the same masks written out, one draw a step and layer."""
     net, key = _dropout_net(0.4), jax.random.key(9)
     params, carry, xs, targets = _problem(net, {})
 

@@ -12,6 +12,8 @@ from cases import Case, initial
 
 import jax_bptt as jb
 
+QUICK = {"xla_backend_optimization_level": 0}  # for programs that run once: compiling is what takes time
+
 
 def unrolled(case: Case, method: jb.GradientMethod) -> Any:
     """The library's outputs as a function of params, carry and xs."""

@@ -1,0 +1,215 @@
+"""Truncation says what it cuts: against programs with stop_gradient, frozen carries, and all patterns."""
+
+import itertools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import witnesses as w
+from cases import KINDS, make
+
+import jax_bptt as jb
+
+T = 7
+WINDOWS = [(1, 1), (3, 3), (5, 5), (3, 1), (4, 2), (5, 3)]
+
+
+def _blocks(window, stride):
+    """(first step seen, first loss, end) of every block of losses, in Python's counting."""
+    for first_loss in range(0, T, stride):
+        end = min(first_loss + stride, T)
+        yield (first_loss if stride == window else max(0, end - window)), first_loss, end
+
+
+def _part(case, first, end):
+    return case._replace(
+        xs=case.xs[first:end],
+        d_hs=case.d_hs[first:end],
+        marks={name: mark[first:end] for name, mark in case.marks.items()},
+    )
+
+
+def _by_stop_gradient(case, window, stride, frozen=None):
+    """E as a sum of programs, one a block, each from a carry that is a number, of (params, carry, xs).
+
+    The carries are those of `frozen`, primals at which they were made, or stop_gradient of the same run.
+    """
+
+    def run(*primals):
+        params, carry, xs = primals
+        held = frozen or primals
+        total = 0.0
+        for first, first_loss, end in _blocks(window, stride):
+            s = carry
+            if first:
+                before = w.plain(_part(case, 0, first))(held[0], held[1], held[2][:first])[0]
+                s = jax.tree.map(jax.lax.stop_gradient, before)
+            block = _part(case, first, end)
+            last, hs = w.plain(block)(params, s, xs[first:end])
+            total += jnp.sum(block.d_hs[first_loss - first :] * hs[first_loss - first :])
+            if end == T:
+                total += sum(map(jnp.vdot, jax.tree.leaves(case.d_carry), jax.tree.leaves(last)))
+        return total
+
+    return run
+
+
+def _found(case, methods):
+    def all_of_them(primals):
+        return [jax.vjp(w.unrolled(case, m), *primals)[1]((case.d_carry, case.d_hs)) for m in methods]
+
+    return jax.jit(all_of_them, compiler_options=w.QUICK)(case.primals())
+
+
+def _wanted(case, programs):
+    gradients = jax.jit(lambda p: [jax.grad(f, (0, 1, 2))(*p) for f in programs], compiler_options=w.QUICK)
+    return gradients(case.primals())
+
+
+@pytest.mark.parametrize(
+    ("name", "marks"),
+    [
+        ("elman-tanh", ()),
+        ("lstm-learned-carry", ("mask", "reset", "cut")),
+        ("own-attention", ("mask", "reset")),
+    ],
+)
+def test_every_window_and_stride_is_a_program_with_stop_gradient(name, marks):
+    case = make(name, T, (3,), marks=marks)
+    if "mask" in marks:
+        case = case._replace(xs=jnp.nan_to_num(case.xs))
+    programs = [_by_stop_gradient(case, *pair) for pair in WINDOWS]
+    wanted = _wanted(case, programs)
+    found = _found(case, [jb.truncated(*pair) for pair in WINDOWS])
+    for pair, ours, theirs in zip(WINDOWS, found, wanted, strict=True):
+        assert not w.wrong(ours, theirs, 1e-12), pair
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("elman-tanh", "own-attention")])
+def test_every_cell_is_truncated(name):
+    case, pairs = make(name, T, ()), [(3, 3), (3, 1), (5, 3)]
+    programs = [_by_stop_gradient(case, *pair) for pair in pairs]
+    wanted = _wanted(case, programs)
+    for ours, theirs in zip(_found(case, [jb.truncated(*pair) for pair in pairs]), wanted, strict=True):
+        assert not w.wrong(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("pair", [(3, 3), (3, 1), (5, 3)], ids=str)
+def test_differences_of_the_frozen_carry_function(pair):
+    """Truncated gradients can be checked by differences: of the function whose carries are held."""
+    case = make("lstm", T, (2,))
+    flat, unflatten = jax.flatten_util.ravel_pytree(case.primals())
+    held = case.primals()
+    f = jax.jit(jax.vmap(lambda z: _by_stop_gradient(case, *pair, frozen=held)(*unflatten(z))))
+    steps = 1e-5 * jnp.eye(len(flat))
+    differences = unflatten((f(flat[None] + steps) - f(flat[None] - steps)) / 2e-5)
+    (found,) = _found(case, [jb.truncated(*pair)])
+    assert not w.wrong(found, differences, 1e-7)
+
+
+@pytest.mark.parametrize("wrong", [(3, 2), (4, 1), (2, 1)], ids=str)
+def test_another_window_is_another_gradient(wrong):
+    """Negative control: off by one in window or stride is seen in every leaf."""
+    case = make("elman-tanh", T, (2,))
+    (wanted,) = _wanted(case, [_by_stop_gradient(case, 3, 1)])
+    (found,) = _found(case, [jb.truncated(*wrong)])
+    assert {"params.w_x", "params.w_h", "params.b", "xs"} <= set(w.wrong(found, wanted, 1e-3))
+
+
+def test_chunked_is_cuts_and_sliding_is_a_sum_over_losses():
+    case = make("gru", T, (2,))
+    cut = jnp.zeros((T, 2), bool).at[jnp.array([3, 6])].set(True)
+    by_cuts = w.manual(case._replace(marks={"cut": cut}), jb.full())
+    chunked, sliding = _found(case, [jb.truncated(3), jb.truncated(3, stride=1)])
+    assert not w.wrong(chunked, by_cuts, 1e-13)
+    total = jax.tree.map(jnp.zeros_like, case.primals())
+    for t in range(T):  # one loss at a time, cut where its window begins
+        alone = case._replace(
+            d_hs=jnp.zeros_like(case.d_hs).at[t].set(case.d_hs[t]),
+            d_carry=jax.tree.map(lambda z, on=float(t == T - 1): z * on, case.d_carry),
+            marks={"cut": jnp.zeros((T, 2), bool).at[max(t - 2, 0)].set(t >= 3)},
+        )
+        total = jax.tree.map(jnp.add, total, w.manual(alone, jb.full()))
+    assert not w.wrong(sliding, total, 1e-12)
+
+
+def test_a_reversed_sequence_counts_from_its_last_step():
+    case = make("elman-tanh", T, (2,), reverse=True)
+    forwards = case._replace(xs=case.xs[::-1], d_hs=case.d_hs[::-1], reverse=False)
+    for method in (jb.truncated(3), jb.truncated(4, stride=2)):
+        (found,), (wanted,) = _found(case, [method]), _found(forwards, [method])
+        assert not w.wrong(found, (*wanted[:2], wanted[2][::-1]), 1e-13)
+
+
+# ARTBP: the expectation over every pattern of cuts.
+
+
+@pytest.mark.parametrize("marks", [(), ("mask", "reset")], ids=["plain", "marked"])
+@pytest.mark.parametrize("name", ["elman-tanh", "lstm-learned-carry", "own-layer-norm", "own-attention"])
+def test_the_expectation_of_artbp_is_the_full_gradient(name, marks):
+    rate, steps = 0.3, 5
+    case = make(name, steps, (), marks=marks)
+    patterns = jnp.array(list(itertools.product([False, True], repeat=steps)))
+    weights = jnp.prod(jnp.where(patterns, rate, 1 - rate), axis=1)
+
+    def of(cut):
+        marked = case._replace(marks={**case.marks, "cut": cut})
+        return jax.vjp(w.unrolled(marked, jb.artbp(rate)), *case.primals())[1]((case.d_carry, case.d_hs))
+
+    each = jax.jit(jax.vmap(of))(patterns)
+    mean = jax.tree.map(lambda z: jnp.tensordot(weights, z, 1), each)
+    assert not w.wrong(mean, w.by_autodiff(case), 1e-12)
+    biased = jax.tree.map(lambda z: z[0] * (1 - rate) ** steps, each)  # one pattern says nothing of it
+    assert w.wrong(biased, w.by_autodiff(case), 1e-2)
+
+
+def test_artbp_in_a_network_of_two_layers():
+    """All layers share the cuts, and a term meets each link once."""
+    rate, steps = 0.4, 4
+    net = jb.network([jb.lstm(3, 4), jb.elman(4, 4)], jb.readout(4, 2))
+    params = net.init(jax.random.key(0))
+    xs, targets = jnp.sin(jnp.arange(12.0)).reshape(4, 3), jnp.ones((4, 2))
+    patterns = jnp.array(list(itertools.product([False, True], repeat=steps)))
+    weights = jnp.prod(jnp.where(patterns, rate, 1 - rate), axis=1)
+    run = jb.value_and_grad(net, jb.squared_error)
+    each = jax.jit(jax.vmap(lambda cut: run(params, None, xs, targets, gradient=jb.artbp(rate), cut=cut)[1]))(
+        patterns
+    )
+    mean = jax.tree.map(lambda z: jnp.tensordot(weights, z, 1), each)
+    assert not w.wrong(mean, run(params, None, xs, targets)[1], 1e-12)
+
+
+def test_artbp_asks_for_its_cuts():
+    case = make("elman-tanh", 3, ())
+    with pytest.raises(ValueError, match=r"cut: expected bool marks .* got None; draw it by jax.random.bern"):
+        jax.grad(lambda p: w.unrolled(case, jb.artbp(0.3))(p, case.carry, case.xs)[1].sum())(case.params)
+
+
+BAD = {
+    "no window": (lambda: jb.truncated(0), r"window: expected an integer >= 1, got 0"),
+    "stride above the window": (
+        lambda: jb.truncated(3, 4),
+        r"stride: expected at most window=3, got 4; losses between two blocks would be lost",
+    ),
+    "stride of zero": (lambda: jb.truncated(3, 0), r"stride: expected an integer >= 1, got 0"),
+    "rate of one": (lambda: jb.artbp(1), r"rate: expected a probability in \[0, 1\), got 1"),
+    "rate as bool": (lambda: jb.artbp(False), r"rate: expected a probability in \[0, 1\), got False"),
+    "rate as array": (lambda: jb.artbp(np.ones(2)), r"rate: expected a probability .* got float64\[2\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_message(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_methods_are_values():
+    assert jb.truncated(3) is jb.truncated(window=3, stride=None)
+    assert repr(jb.truncated(3)) == "truncated(3)"
+    assert repr(jb.truncated(4, 2)) == "truncated(4, stride=2)"
+    assert jb.artbp(0.5) == jb.artbp(rate=0.5)
+    assert jb.truncated(3) != jb.truncated(4)

@@ -1,0 +1,158 @@
+"""Chunk after chunk or layer after layer: the same loss and gradient, with everything a network can have."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+import witnesses as w
+
+import jax_bptt as jb
+
+T, B, I, H, O = 11, 3, 3, 4, 2  # noqa: E741
+
+BY_CHUNKS = {
+    "checkpointed": jb.checkpointed(slots=2, chunk=3),
+    "a slot for each leaf": jb.checkpointed(),
+    "longer than the sequence": jb.checkpointed(slots=1, chunk=99),
+    "truncated": jb.truncated(4),
+}
+
+
+def _net():
+    layers = [jb.layer(jb.learn_carry(jb.lstm(I, H)), dropout=0.3), jb.layer(jb.gru(H, H), residual=True)]
+    return jb.network(layers, jb.readout(H, O, "tanh"))
+
+
+def _problem(net, loss):
+    keys = iter(jax.random.split(jax.random.key(2), 99))
+    params = jax.tree.map(lambda z: z + 0.3 * jax.random.normal(next(keys), z.shape), net.init(next(keys)))
+    carry = jax.tree.map(lambda z: jax.random.normal(next(keys), z.shape), net.initial_carry(params, (B,)))
+    mask = jb.mask_of_lengths(jnp.array([11, 0, 4]), T)  # whole chunks without a valid step
+    xs = jnp.where(mask[..., None], jax.random.normal(next(keys), (T, B, I)), jnp.nan)
+    targets = jax.random.normal(next(keys), (T, B, O))
+    if loss is jb.softmax_cross_entropy:
+        targets = jax.random.randint(next(keys), (T, B), 0, O)
+    drawn = jax.random.bernoulli(next(keys), 0.2, (2, T, B))
+    return params, carry, xs, targets, {"mask": mask, "reset": drawn[0], "cut": drawn[1]}
+
+
+def _run(net, loss, method, *args, **marks):
+    return jax.jit(functools.partial(jb.value_and_grad(net, loss), gradient=method))(*args, **marks)
+
+
+@pytest.mark.parametrize("loss", [jb.squared_error, jb.softmax_cross_entropy])
+@pytest.mark.parametrize("method", BY_CHUNKS.values(), ids=BY_CHUNKS)
+def test_by_chunks_equals_by_layers(method, loss):
+    """A loss of one's own is not known to be a sum over steps, so it goes by layers."""
+    net = _net()
+    params, carry, xs, targets, marks = _problem(net, loss)
+
+    def own(ys, targets, mask):
+        return loss(ys, targets, mask)
+
+    args = params, (carry[0], None), xs, targets
+    found, wanted = (_run(net, f, method, *args, key=jax.random.key(5), **marks) for f in (loss, own))
+    assert not w.wrong(found, wanted, 1e-12)
+    if method != BY_CHUNKS["truncated"]:
+        by_jax = _run(net, own, jb.autodiff(), *args, key=jax.random.key(5), **marks)
+        assert not w.wrong(found, by_jax, 1e-12)
+
+
+@pytest.mark.parametrize("method", BY_CHUNKS.values(), ids=BY_CHUNKS)
+def test_a_missing_carry_is_trained_by_chunks_too(method):
+    net = _net()
+    params, _, _, targets, _ = _problem(net, jb.squared_error)
+    xs = jax.random.normal(jax.random.key(1), (T, B, I))
+    found = _run(net, jb.squared_error, method, params, None, xs, targets)
+    wanted = _run(net, lambda ys, d: jb.squared_error(ys, d), method, params, None, xs, targets)
+    assert not w.wrong(found, wanted, 1e-12)
+    assert found[1].cells[0].h_0.any()
+
+
+@pytest.mark.parametrize("method", BY_CHUNKS.values(), ids=BY_CHUNKS)
+def test_what_does_not_run_one_way_goes_by_layers(method):
+    """A layer that reads backwards, a readout of the last step."""
+    both = jb.layer(jb.elman(I, H), backward=jb.elman(I, H))
+    for readout, rows in ((jb.readout(2 * H, O), (T, B)), (jb.last(jb.readout(2 * H, O)), (B,))):
+        net = jb.network([both], readout)
+        params, xs = (
+            net.init(jax.random.key(0)),
+            jnp.cos(jnp.arange(T * B * I)).reshape(T, B, I).astype(float),
+        )
+        targets = jnp.ones((*rows, O))
+        found, wanted = (
+            _run(net, jb.squared_error, m, params, None, xs, targets) for m in (method, jb.full())
+        )
+        if method != BY_CHUNKS["truncated"]:
+            assert not w.wrong(found, wanted, 1e-12)
+        assert not w.wrong(found[0], wanted[0], 1e-12)
+
+
+@pytest.mark.parametrize("rows", [(), (2, 2)], ids=str)
+def test_other_batch_axes_by_chunks(rows):
+    net = _net()
+    params = net.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (T, *rows, I))
+    targets = jnp.ones((T, *rows, O))
+    found, wanted = (
+        _run(net, jb.squared_error, m, params, None, xs, targets) for m in (jb.checkpointed(2, 4), jb.full())
+    )
+    assert not w.wrong(found, wanted, 1e-12)
+
+
+def test_the_loss_is_read_in_pieces_of_any_length(monkeypatch):
+    from jax_bptt import reading
+
+    net = jb.network([jb.elman(I, H)], jb.readout(H, O))
+    params, carry, xs, targets, marks = _problem(net, jb.softmax_cross_entropy)
+    args = params, carry, xs, targets
+    whole = jb.value_and_grad(net, jb.softmax_cross_entropy)(*args, mask=marks["mask"])
+    for at_once in (1, 2 * B * O, 5 * B * O):
+        monkeypatch.setattr(reading, "AT_ONCE", at_once)
+        pieces = jb.value_and_grad(net, jb.softmax_cross_entropy)(*args, mask=marks["mask"])
+        assert not w.wrong(pieces, whole, 1e-12)
+
+
+def test_a_step_singular_at_zero_in_chunks_without_any_valid_step():
+    """What stands in the place of padding is no zero vector there either."""
+
+    def step(p, s, x):
+        return jb.Carry(jnp.tanh(s.h @ p["w_h"] + (x / jnp.linalg.norm(x)) @ p["w_x"]))
+
+    cell = jb.step_cell(I, H, step, lambda key: jb.elman(I, H).init(key)._asdict())
+    net = jb.network([cell], jb.readout(H, O))
+    params, xs = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (T, 2, I))
+    mask = jb.mask_of_lengths(jnp.array([3, 2]), T)
+    spoiled = jnp.where(mask[..., None], xs, 0.0)
+    targets = jnp.ones((T, 2, O))
+    for method in (jb.checkpointed(2, 4), jb.truncated(4)):
+        _, grads = _run(net, jb.squared_error, method, params, None, spoiled, targets, mask=mask)
+        _, wanted = _run(net, jb.squared_error, method, params, None, xs[:3], targets[:3], mask=mask[:3])
+        assert not w.wrong(grads, wanted, 1e-12)
+
+
+def test_training_with_every_method():
+    """One compilation each; exact methods end where full() ends."""
+    import optax
+
+    net, sgd = jb.network([jb.gru(I, H)], jb.readout(H, O)), optax.sgd(0.05)
+    ends = {}
+    for method in (
+        jb.full(),
+        jb.checkpointed(2, 3),
+        jb.full(recompute=False),
+        jb.truncated(4),
+        jb.truncated(4, 2),
+    ):
+        state = jb.init_train_state(jax.random.key(0), net, sgd, (B,))
+        step = jb.make_train_step(net, jb.squared_error, sgd, gradient=method)
+        for i in range(3):
+            xs = jax.random.normal(jax.random.key(i), (T, B, I))
+            state, metrics = step(state, jb.Batch(xs, jnp.ones((T, B, O))))
+        assert step._cache_size() == 1
+        assert bool(metrics.finite)
+        ends[method] = state
+    assert not w.wrong(ends[jb.checkpointed(2, 3)], ends[jb.full()], 1e-12)
+    assert not w.wrong(ends[jb.full(recompute=False)], ends[jb.full()], 1e-12)
+    assert w.wrong(ends[jb.truncated(4)], ends[jb.full()], 1e-6)
