@@ -204,7 +204,8 @@ def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
         x = xs
         for number, (p, s) in enumerate(zip(params.cells, carry, strict=True)):
             _, hs = _scan(ROWS["elman-tanh"].plain, p, s._asdict(), x, {}, False)
-            kept = jax.random.bernoulli(jax.random.fold_in(key, number), 0.6, hs.shape)
+            keys = [jax.random.fold_in(k, number) for k in jax.random.split(key, len(hs))]
+            kept = jnp.stack([jax.random.bernoulli(k, 0.6, h.shape) for k, h in zip(keys, hs, strict=True)])
             hs = hs * kept.astype(hs.dtype) / 0.6
             x = hs + x if number else hs
         z = x @ params.readout.w_y
