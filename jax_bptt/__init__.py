@@ -19,10 +19,14 @@ from jax_bptt.cells import mgu as mgu
 from jax_bptt.check import check_cell as check_cell
 from jax_bptt.check import check_gradient as check_gradient
 from jax_bptt.gradients import GradientMethod as GradientMethod
+from jax_bptt.gradients import Newton as Newton
+from jax_bptt.gradients import NewtonInfo as NewtonInfo
 from jax_bptt.gradients import artbp as artbp
 from jax_bptt.gradients import autodiff as autodiff
 from jax_bptt.gradients import checkpointed as checkpointed
 from jax_bptt.gradients import full as full
+from jax_bptt.gradients import newton as newton
+from jax_bptt.gradients import parallel as parallel
 from jax_bptt.gradients import truncated as truncated
 from jax_bptt.initial import chrono as chrono
 from jax_bptt.initial import identity as identity
@@ -50,4 +54,5 @@ from jax_bptt.train import TrainState as TrainState
 from jax_bptt.train import init_train_state as init_train_state
 from jax_bptt.train import make_train_step as make_train_step
 from jax_bptt.unroll import unroll as unroll
+from jax_bptt.unroll_by_newton import unroll_by_newton as unroll_by_newton
 from jax_bptt.value_and_grad import value_and_grad as value_and_grad

@@ -24,7 +24,7 @@ FLOORS = [
     ["sweep"],
     ["gradients"],
     ["arguments", "loss"],
-    ["unroll"],
+    ["unroll", "unroll_by_newton"],
     ["layers", "readout"],
     ["reading", "network"],
     ["value_and_grad"],

@@ -1,0 +1,201 @@
+"""The states of all steps at once, by Newton's method on the recurrence (DEER, Lim et al. 2024).
+
+The recurrence s_t = F_t(s_{t−1}), with F_t the step and its marks, is one equation for s_1..s_T. Its
+linearisation about an iterate s^k is a linear recurrence, which a parallel prefix solves. Written for
+the change z_t = s_t^{k+1} − s_t^k:
+
+    residual   f_t = F_t(s_{t−1}^k),  r_t = f_t − s_t^k        all t at once; zero at the solution  (N1)
+    slope      A_t = κ dF_t/ds_{t−1}                           κ: the damping; 1 where the carry is
+                                                               held, 0 where it begins anew         (N2)
+    solve      z_t = A_t z_{t−1} + r_t,  z_0 = 0                                                    (N3)
+               (N, c) after (M, b):  z → N (M z + b) + c       is (N M, N b + c)                    (N4)
+    update     s_t^{k+1} = f_t + (z_t − r_t)                   f_t itself where z_{t−1} = 0         (N5)
+               s_t^{k+1} = f_t, or else s_t^k                  where a number overflowed            (N6)
+    stop       max |r_t| / (1 + max |s_t|) below the tolerance                                      (N7)
+
+Whatever A is, s_1..s_k are those of the loop after k iterations, bit by bit for bit-equal steps: by
+(N5) and (N6) the first wrong step is set right, and what is right is left alone. So T iterations
+always suffice; contracting dynamics need a few, however long T is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt import sweep
+from jax_bptt.cell import check_flag, size
+from jax_bptt.errors import bad
+from jax_bptt.gradients.jacobians import UNITS, form_of, jacobians, links, times
+from jax_bptt.sequence import Sequence, select
+
+_ROUNDING = 64  # multiples of eps that the residual of converged states stays below
+
+
+class Newton(NamedTuple):
+    """How the states of all steps are found at once; made by `newton`.
+
+    Attributes:
+      iterations: after how many to give up.
+      tolerance: of the residual; None for 64 eps of the dtype.
+      diagonal: whether each unit's own block stands for the Jacobian.
+      damping: κ, by which the Jacobian is multiplied.
+    """
+
+    iterations: int
+    tolerance: float | None
+    diagonal: bool
+    damping: float
+
+    def __repr__(self) -> str:
+        return "newton(" + ", ".join(f"{n}={v!r}" for n, v in self._asdict().items()) + ")"
+
+
+class NewtonInfo(NamedTuple):
+    """How the iteration went.
+
+    Attributes:
+      iterations: how many were made, int32.
+      residual: max_t |s_t − step(s_{t−1})| / (1 + max |s|) of the states that are returned.
+      converged: bool, whether that is below the tolerance.
+    """
+
+    iterations: Array
+    residual: Array
+    converged: Array
+
+
+def newton(
+    iterations: int = 100, tolerance: float | None = None, diagonal: bool = False, damping: float = 1.0
+) -> Newton:
+    """Newton's method for the states of all steps at once, for `parallel` and `unroll_by_newton`.
+
+    s_t^{k+1} = step(s_{t−1}^k) + κ J_t (s_{t−1}^{k+1} − s_{t−1}^k)   for all t by a parallel prefix
+
+    An iteration has O(log T) depth, O(T·B·S³) work and O(T·B·S²) memory for S numbers in one row's
+    carry; O(T·B·H) for a cell without a recurrent product, and for every pointwise cell with
+    `diagonal`. The number of iterations is what counts: a few where the dynamics contract (largest
+    Lyapunov exponent negative), towards T where they are chaotic, and then a loop is better. So it
+    pays for long T, small H and contracting dynamics, on a GPU.
+
+    Args:
+      iterations: after how many to give up.
+      tolerance: of the residual max |s_t − step(s_{t−1})| / (1 + max |s|); None for 64 eps of the dtype.
+      diagonal: keep of J_t only each unit's own block (quasi-DEER): less work and memory for each of
+        more iterations. The carry must then be [..., H] throughout.
+      damping: κ in (0, 1]. Below 1 the linear recurrence stays bounded where the product of the J_t
+        explodes, for more iterations.
+
+    Returns:
+      The `Newton`, a hashable value.
+
+    Raises:
+      ValueError: iterations below 1, a tolerance not above 0, a damping outside (0, 1].
+
+    Reference: Lim et al. 2024, Parallelizing non-linear sequential models over the sequence length;
+    Gonzalez et al. 2024, Towards scalable and stable parallelization of nonlinear RNNs; Gonzalez et al.
+    2025, Predictability enables parallelization of nonlinear state space models.
+
+    >>> newton(diagonal=True)
+    newton(iterations=100, tolerance=None, diagonal=True, damping=1.0)
+    """
+    check_flag("diagonal", diagonal)
+    if tolerance is not None:
+        tolerance = _number("tolerance", "a number above 0, or None", tolerance)
+    damping = _number("damping", "a number in (0, 1]", damping)
+    if damping > 1:
+        raise bad("damping", "a number in (0, 1]", damping, "1 is Newton's method itself")
+    return Newton(size("iterations", iterations), tolerance, diagonal, damping)
+
+
+def states_by_newton(
+    newton: Newton, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+) -> tuple[Any, NewtonInfo]:
+    """The states of the whole sequence, all at once.
+
+    s_t = F_t(s_{t−1}), t = 1..T   (N1 to N7)
+
+    Args:
+      newton: how.
+      cell: the cell.
+      params: its parameters.
+      carry: s_0, leaves [..., H].
+      start: the initial carry, like carry; None without resets.
+      sequence: x_1..x_T, [T, ..., I], and the marks.
+
+    Returns:
+      s_1..s_T, leaves [T, ..., H], and how it went.
+
+    Raises:
+      ValueError: `diagonal` for a carry with other shapes than h.
+    """
+    if newton.diagonal and {z.shape for z in jax.tree.leaves(carry)} != {carry.h.shape}:
+        fix = "unit-wise blocks need a carry that is [..., H] throughout"
+        raise bad("newton", "diagonal=False for this cell", "diagonal=True", fix)
+    dtype, engine = carry.h.dtype, sweep.engine_of(cell)
+    tolerance = newton.tolerance or _ROUNDING * float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    u = engine.project(cell, params, sequence.xs)
+    every_step = jax.vmap(functools.partial(engine.step, cell, params))
+
+    def next_of(states: Any) -> Any:
+        s_prev = sweep.previous(carry, start, sequence, states)
+        return select(sequence.mask, every_step(s_prev, u), s_prev)  # (N1)
+
+    def goes_on(at_k: tuple[Array, Any, Any]) -> Array:
+        k, s, f = at_k
+        return (k < newton.iterations) & ~(_residual(s, f) < tolerance)  # a NaN goes on
+
+    def iterate(at_k: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:
+        k, s, f = at_k
+        s = _updated(newton, cell, params, sweep.previous(carry, start, sequence, s), sequence, s, f)
+        return k + 1, s, next_of(s)
+
+    with jax.named_scope("bptt/newton"):
+        s = jax.tree.map(lambda s_0: jnp.broadcast_to(s_0, (len(sequence.xs), *s_0.shape)), carry)
+        k, s, f = jax.lax.while_loop(goes_on, iterate, (jnp.int32(0), s, next_of(s)))
+        residual = _residual(s, f)
+        return s, NewtonInfo(k, residual, residual < tolerance)
+
+
+def _updated(newton: Newton, cell: Any, params: Any, s_prev: Any, sequence: Sequence, s: Any, f: Any) -> Any:
+    form = UNITS if newton.diagonal else form_of(cell, params)
+    a = sweep.linearise(cell, params, s_prev, sequence, f)
+    slope = newton.damping * jacobians(cell, params, a, s, form)
+    slope = links(slope, sequence.mask, sequence.reset)  # (N2)
+    r = form.pack(f) - form.pack(s)  # (N1)
+    _, z = jax.lax.associative_scan(_composed, (slope, r))  # (N3)
+    through = form.unpack(z - r, s)
+
+    def update(s: Array, f: Array, through: Array) -> Array:
+        new = f + through  # (N5)
+        return jnp.where(jnp.isfinite(new), new, jnp.where(jnp.isfinite(f), f, s))  # (N6)
+
+    return jax.tree.map(update, s, f, through)
+
+
+def _composed(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The map of the earlier step and then that of the later one."""
+    (m, b), (n, c) = first, second
+    return times(n, m), times(n, b[..., None])[..., 0] + c  # (N4)
+
+
+def _residual(s: Any, f: Any) -> Array:
+    def largest(tree: Any) -> Array:
+        return jnp.max(jnp.stack([jnp.abs(z).max() for z in jax.tree.leaves(tree)]))
+
+    return largest(jax.tree.map(jnp.subtract, f, s)) / (1 + largest(s))  # (N7)
+
+
+def _number(argument: str, expected: str, value: Any) -> float:
+    """A positive number as a float, or a ValueError that names it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise bad(argument, expected, value, "it is a Python number") from None
+    if not 0 < number < float("inf") or isinstance(value, bool):
+        raise bad(argument, expected, value, "it is a positive number")
+    return number

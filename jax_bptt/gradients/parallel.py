@@ -1,0 +1,136 @@
+"""Backpropagation for all steps at once: the backward recursion is affine in λ, whatever the cell.
+
+    loop       λ_{t−1} = G_{t−1} + M_tᵀ λ_t       M_t = ds_t/ds_{t−1} with its marks, see `jacobians`
+
+An affine map after an affine map is an affine map, and the composition of maps is associative, so
+all of T compositions come by a parallel prefix of depth log₂ T, exactly. Write μ_t for λ_t without
+what is added at step t itself, which is then the same for every map:
+
+    sweep      γ_t = G_t,  γ_T = G_T + dE/ds_T                                                    (P1)
+               μ_{t−1} = M_tᵀ μ_t + M_tᵀ γ_t,  μ_T = 0        an affine map for each t            (P2)
+               (N, c) after (M, b):  μ → Nᵀ (Mᵀ μ + b) + c    is (M N, Nᵀ b + c)                  (P3)
+               λ_t = μ_t + γ_t,  dE/ds_0 = μ_0                                                    (P4)
+               dE/dstart = Σ_t λ̃_{t−1} where reset_t          λ̃: before the marks close the way   (P5)
+
+    contract   as after the loop, with λ_t = 0 where mask is False                                (P6)
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt import sweep
+from jax_bptt.caching import cached
+from jax_bptt.errors import bad
+from jax_bptt.gradients.jacobians import backward_steps, form_of, jacobians, links, times
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.gradients.newton import Newton, states_by_newton
+from jax_bptt.sequence import Sequence, select, zeros_like
+
+
+@cached
+def parallel(newton: Newton | None = None) -> GradientMethod:
+    """The exact gradient by a parallel prefix over time, and with `newton` the states as well.
+
+    λ_{t−1} = G_{t−1} + M_tᵀ λ_t for all t in O(log T) steps,   M_t = ds_t/ds_{t−1}
+
+    A loop needs T small steps, one after the other; this needs log₂ T large ones, and S times the
+    arithmetic: O(T·B·S³) work and O(T·B·S²) memory for S numbers in one row's carry, O(T·B·H) of both
+    for a cell without a recurrent product (`indrnn`). So it pays on a GPU that a loop would leave
+    idle: long T, small H, few rows. On a CPU it pays for cells without a recurrent product at most.
+
+    With `newton` the forward pass is parallel too, see there: for contracting dynamics (largest
+    Lyapunov exponent negative). Where the iteration did not converge, the states come from the loop
+    after all (by jax.lax.cond; under jax.vmap both are then run), so outputs and gradient are right in
+    any case, to its tolerance. Ask `unroll_by_newton` how it went.
+
+    Args:
+      newton: the forward pass, from `newton`; None for the loop.
+
+    Returns:
+      The `GradientMethod`; the same object for the same arguments. Without `newton` it can be
+      differentiated again (grad of grad); with it reverse over reverse is JAX's error, for a loop
+      of unknown length.
+
+    Raises:
+      ValueError: a newton that is none; when it runs, `diagonal` for a carry with other shapes than h.
+
+    Reference: Blelloch 1990, Prefix sums and their applications; Wang, Bai & Pekhimenko 2020, BPPSA:
+    scaling back-propagation by parallel scan algorithm.
+
+    >>> parallel() is parallel(newton=None)
+    True
+    """
+    if newton is None:
+        return GradientMethod("parallel()", _forward, _backward)
+    if not isinstance(newton, Newton):
+        raise bad("newton", "a Newton or None", newton, "make one by jb.newton()")
+    forward = functools.partial(_forward_by_newton, newton)
+    return GradientMethod(f"parallel(newton={newton!r})", forward, _backward)
+
+
+def _forward(
+    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+) -> tuple[tuple[Any, Array], Any]:
+    last, states = sweep.forward(cell, params, carry, start, sequence)
+    return (last, states.h), (params, carry, start, sequence, states)
+
+
+def _forward_by_newton(
+    newton: Newton, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+) -> tuple[tuple[Any, Array], Any]:
+    found, info = states_by_newton(newton, cell, params, carry, start, sequence)
+    states = jax.lax.cond(
+        info.converged,
+        lambda: found,
+        lambda: sweep.forward(cell, params, carry, start, sequence)[1],
+    )
+    last = jax.tree.map(lambda s: s[-1], states)
+    return (last, states.h), (params, carry, start, sequence, states)
+
+
+def _backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Any, Array]:
+    params, carry, start, sequence, states = residuals
+    s_prev = sweep.previous(carry, start, sequence, states)
+    a = sweep.linearise(cell, params, s_prev, sequence, states)
+    lam, d_carry = _sweep_at_once(cell, params, a, sequence, d_carry, d_hs, states)
+    lam_step = select(sequence.mask, lam, zeros_like(lam))  # (P6)
+    d_start = None
+    if sequence.reset is not None:
+        lam_prev = select(sequence.mask, backward_steps(cell, params, a, lam_step), lam)
+        begun = select(sequence.reset, lam_prev, zeros_like(lam_prev))
+        d_start = jax.tree.map(lambda z: z.sum(0), begun)  # (P5)
+    d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam_step)
+    return d_params, d_carry, d_start, d_xs
+
+
+def _sweep_at_once(
+    cell: Any, params: Any, a: Any, sequence: Sequence, d_carry: Any, d_hs: Array, states: Any
+) -> tuple[Any, Any]:
+    """λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
+    with jax.named_scope("bptt/sweep_at_once"):
+        form = form_of(cell, params)
+        j = jacobians(cell, params, a, states, form)
+        m = links(j, sequence.mask, sequence.reset, sequence.cut)
+        direct = zeros_like(states)._replace(h=d_hs)
+        direct = jax.tree.map(lambda g, d: g.at[-1].add(d), direct, d_carry)
+        gamma = form.pack(direct)  # (P1)
+        _, mu = jax.lax.associative_scan(_composed, (m, _back(m, gamma)), reverse=True)  # (P2)
+        lam = jnp.concatenate([mu[1:], jnp.zeros_like(mu[:1])]) + gamma  # (P4)
+        return form.unpack(lam, states), form.unpack(mu[0], d_carry)  # (P4)
+
+
+def _composed(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The map of the later step, which comes first, and then that of the earlier one."""
+    (m, b), (n, c) = first, second
+    return times(m, n), _back(n, b) + c  # (P3)
+
+
+def _back(m: Array, z: Array) -> Array:
+    """Mᵀ z for matrices [..., n, n] and vectors [..., n]."""
+    return times(z[..., None, :], m)[..., 0, :]
