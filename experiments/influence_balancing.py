@@ -45,13 +45,12 @@ from tqdm import tqdm
 
 import jax_bptt as jb
 from experiments.runs import Run, StopRequest
-from jax_bptt.gradients.rtrl import rtrl
-from jax_bptt.streaming import rtrl_gradient, rtrl_init, rtrl_step
 
 A = np.eye(23) / 2 + np.eye(23, k=1) / 2
 SIGNS = np.where(np.arange(23) < 10, 1.0, -1.0)
 OPTIMUM = -1 / 6
 FAR = 400  # steps after which nothing is left of an influence
+WINDOWS = 1, 2, 5, 10, 14, 20, 28, 34, 40, 41, 50, 70, 100, 109, 110, 150, 200, 300, 400
 LOST = 1e6  # a θ beyond it is not followed any further
 
 
@@ -59,27 +58,7 @@ LOST = 1e6  # a θ beyond it is not followed any further
 class Config:
     """How long to train, and how fast."""
 
-    windows: tuple[int, ...] = (
-        1,
-        2,
-        5,
-        10,
-        14,
-        20,
-        28,
-        34,
-        40,
-        41,
-        50,
-        70,
-        100,
-        109,
-        110,
-        150,
-        200,
-        300,
-        400,
-    )
+    windows: tuple[int, ...] = WINDOWS
     """Windows h of the gradients that are compared, from 1 to 400."""
     chunks: tuple[int, ...] = (10, 50, 100, 200, 400)
     """Lengths of the chunks that are trained with, divisors of 400."""
@@ -151,7 +130,7 @@ def slope(method: jb.GradientMethod, weights: Array) -> Array:
 def compare_gradients(config: Config, run: Run, stop: StopRequest) -> list[Any]:
     """For every window the truncated gradients, and that of `rtrl`, as ratios to the full one."""
     last, steps = jnp.zeros(FAR).at[-1].set(1.0), jnp.arange(FAR)
-    full, forward = float(slope(jb.full(), last)), float(slope(rtrl(), last))
+    full, forward = float(slope(jb.full(), last)), float(slope(jb.rtrl(), last))
     found = {m["window"]: m for m in run.metrics() if "window" in m}
     for h in _bar(sorted(set(config.windows)), "gradients"):
         if h not in found and not stop.came:
@@ -203,13 +182,13 @@ def by_rtrl(config: Config) -> Learner:
     """θ moves after every step."""
 
     def step(learning: Learning, key: Array) -> tuple[Learning, Array]:
-        state, h = rtrl_step(CELL, learning.theta, learning.state, jnp.zeros(1))
+        state, h = jb.rtrl_step(CELL, learning.theta, learning.state, jnp.zeros(1))
         error, d_h = jax.value_and_grad(lambda h: errors(h[None])[0])(h)
-        d_theta = rtrl_gradient(learning.theta, state, d_h)
+        d_theta = jb.rtrl_gradient(learning.theta, state, d_h)
         return Learning(learning.theta - config.learning_rate * d_theta, state), error
 
     theta = jnp.zeros(())
-    return Learner(Learning(theta, rtrl_init(CELL, theta, ())), _scanned(step, FAR))
+    return Learner(Learning(theta, jb.rtrl_init(CELL, theta, ())), _scanned(step, FAR))
 
 
 def _scanned(f: Callable[[Learning, Array], tuple[Learning, Array]], times: int) -> Any:

@@ -27,6 +27,7 @@ from jax_bptt.gradients import checkpointed as checkpointed
 from jax_bptt.gradients import full as full
 from jax_bptt.gradients import newton as newton
 from jax_bptt.gradients import parallel as parallel
+from jax_bptt.gradients import rtrl as rtrl
 from jax_bptt.gradients import truncated as truncated
 from jax_bptt.initial import chrono as chrono
 from jax_bptt.initial import identity as identity
@@ -48,6 +49,10 @@ from jax_bptt.report import Report as Report
 from jax_bptt.sequence import mask_of_lengths as mask_of_lengths
 from jax_bptt.step_cell import StepCell as StepCell
 from jax_bptt.step_cell import step_cell as step_cell
+from jax_bptt.streaming import RTRLState as RTRLState
+from jax_bptt.streaming import rtrl_gradient as rtrl_gradient
+from jax_bptt.streaming import rtrl_init as rtrl_init
+from jax_bptt.streaming import rtrl_step as rtrl_step
 from jax_bptt.train import Batch as Batch
 from jax_bptt.train import Metrics as Metrics
 from jax_bptt.train import TrainState as TrainState

@@ -24,7 +24,7 @@ FLOORS = [
     ["sweep"],
     ["gradients"],
     ["arguments", "loss"],
-    ["unroll", "unroll_by_newton"],
+    ["unroll", "unroll_by_newton", "streaming"],
     ["layers", "readout"],
     ["reading", "network"],
     ["value_and_grad"],

@@ -9,4 +9,5 @@ from jax_bptt.gradients.newton import Newton as Newton
 from jax_bptt.gradients.newton import NewtonInfo as NewtonInfo
 from jax_bptt.gradients.newton import newton as newton
 from jax_bptt.gradients.parallel import parallel as parallel
+from jax_bptt.gradients.rtrl import rtrl as rtrl
 from jax_bptt.gradients.truncated import truncated as truncated

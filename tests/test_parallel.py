@@ -1,0 +1,213 @@
+"""Parallel in time: lambda by a prefix over Jacobians, states by Newton's method, and when neither helps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+import witnesses as w
+from cases import CELLS, make
+
+import jax_bptt as jb
+
+T, H = 400, 16
+
+
+def _elman(gain):
+    """Lyapunov exponent below zero at 0.9, chaotic well above 1."""
+    return jb.elman(4, H, recurrent=lambda k, s, d: gain * jax.random.normal(k, s, d) / s[0] ** 0.5)
+
+
+def _problem(cell, steps=T, dtype="float64", rows=()):
+    params = jax.tree.map(lambda z: z.astype(dtype), cell.init(jax.random.key(0)))
+    return params, 0.5 * jax.random.normal(jax.random.key(1), (steps, *rows, cell.input_size), dtype)
+
+
+def _by_newton(cell, newton, **kwargs):
+    """unroll_by_newton, and how far it is from the loop."""
+    params, xs = _problem(cell, **kwargs)
+    last, hs, info = jax.jit(lambda p, x: jb.unroll_by_newton(cell, p, None, x, newton=newton))(params, xs)
+    wanted_last, wanted = jax.jit(lambda p, x: jb.unroll(cell, p, None, x))(params, xs)
+    return info, {**w.ratios({"hs": hs}, {"hs": wanted}), **w.ratios({"last": last}, {"last": wanted_last})}
+
+
+CONTRACTING = {
+    "elman": _elman(0.9),
+    "lstm": jb.lstm(4, H),
+    "gru": jb.gru(4, H),
+    "gru, reset before": jb.gru(4, H, reset_after=False),
+    "indrnn": jb.indrnn(4, H, "tanh"),
+    "layer norm": CELLS["own-layer-norm"].cell,
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTING)
+def test_newton_finds_the_states_of_the_loop_in_a_few_iterations(name):
+    info, gaps = _by_newton(CONTRACTING[name], jb.newton())
+    assert bool(info.converged)
+    assert int(info.iterations) <= 25  # of T = 400 that would do in any case
+    assert float(info.residual) < 64 * jnp.finfo("float64").eps
+    assert max(gaps.values()) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm", "layer norm"])
+def test_unit_wise_blocks_need_more_iterations(name):
+    whole, _ = _by_newton(CONTRACTING[name], jb.newton(T))
+    info, gaps = _by_newton(CONTRACTING[name], jb.newton(T, diagonal=True))
+    assert bool(info.converged)
+    assert int(info.iterations) > int(whole.iterations)
+    assert max(gaps.values()) < 1e-11
+
+
+def test_unit_wise_blocks_are_all_there_is_of_independent_units():
+    iterations = {
+        int(_by_newton(CONTRACTING["indrnn"], jb.newton(diagonal=d))[0].iterations) for d in (True, False)
+    }
+    assert len(iterations) == 1
+
+
+def test_chaos_is_said_and_not_returned_silently():
+    info, gaps = _by_newton(_elman(4.0), jb.newton(60), dtype="float32")
+    assert not bool(info.converged)
+    assert int(info.iterations) == 60
+    assert float(info.residual) > 1e-2
+    assert max(gaps.values()) > 1e-2
+
+
+def test_damping_converges_where_the_undamped_form_does_not():
+    """Near the edge of chaos unit-wise blocks explode as a linear recurrence; scaled by 0.6 they do not."""
+    undamped, damped = (
+        _by_newton(_elman(1.5), jb.newton(240, diagonal=True, damping=k), dtype="float32") for k in (1.0, 0.6)
+    )
+    assert not bool(undamped[0].converged)
+    assert bool(damped[0].converged)
+    assert max(damped[1].values()) < 1e-4
+
+
+def test_as_many_iterations_as_steps_always_do():
+    """Whatever the dynamics: the first wrong step is set right by each iteration."""
+    for newton in (jb.newton(60), jb.newton(60, diagonal=True), jb.newton(60, damping=0.1)):
+        info, gaps = _by_newton(_elman(6.0), newton, steps=60)
+        assert bool(info.converged)
+        assert max(gaps.values()) < 1e-12
+
+
+@pytest.mark.parametrize("gain", [0.9, 4.0], ids=["contracting", "chaotic"])
+def test_parallel_falls_back_to_the_loop_where_newton_fails(gain):
+    cell = _elman(gain)
+    params, xs = _problem(cell, steps=60, rows=(2,))
+    weights = jax.random.normal(jax.random.key(2), (60, 2, H))
+
+    def loss(params, method):
+        return jnp.sum(weights * jb.unroll(cell, params, None, xs, gradient=method)[1])
+
+    def both(method):
+        return jax.jit(functools.partial(jax.value_and_grad(loss), method=method))(params)
+
+    assert not w.wrong(both(jb.parallel(jb.newton(8))), both(jb.full()), 1e-9)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("name", ["lstm-learned-carry", "gru-reset-before", "indrnn"])
+def test_newton_with_marks_in_both_directions(name, reverse):
+    case = make(name, 7, (3,), marks=("mask", "reset", "cut"), reverse=reverse)
+    marks = {name: case.marks[name] for name in ("mask", "reset")}
+
+    def all_of_them(primals):
+        outputs, pullback = jax.vjp(w.unrolled(case, jb.parallel(jb.newton())), *primals)
+        blocks = jb.newton(diagonal=True, damping=0.7)
+        alone = jb.unroll_by_newton(case.row.cell, *primals, newton=blocks, reverse=reverse, **marks)
+        return outputs, pullback((case.d_carry, case.d_hs)), alone, w.plain(case)(*primals)
+
+    run = jax.jit(all_of_them, compiler_options=w.QUICK)
+    outputs, gradient, (last, hs, info), wanted = run(case.primals())
+    assert not w.wrong(outputs, wanted, 1e-12)
+    assert not w.wrong(gradient, w.by_autodiff(case), 1e-9)
+    assert not w.wrong((last, hs), wanted, 1e-12)
+    assert bool(info.converged)
+
+
+def test_memory_of_independent_units_is_linear_in_their_number():
+    def temporaries(cell):
+        params, xs = _problem(cell)
+
+        def loss(params):
+            return jnp.sum(jb.unroll(cell, params, None, xs, gradient=jb.parallel())[1])
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(jb.indrnn(4, 64, "tanh")) < 5 * temporaries(jb.indrnn(4, 16, "tanh"))
+    assert temporaries(jb.elman(4, 64)) > 10 * temporaries(jb.elman(4, 16))  # the comparison sees H²
+
+
+def test_there_is_no_loop_over_time_in_either_pass():
+    """Of 400 steps only the iteration of Newton's method is a loop."""
+    cell = CONTRACTING["indrnn"]
+    params, xs = _problem(cell)
+    run = jax.grad(lambda p, m: jnp.sum(jb.unroll(cell, p, None, xs, gradient=m)[1]))
+
+    def loops(method):
+        return str(jax.make_jaxpr(functools.partial(run, m=method))(params)).count("scan[")
+
+    assert loops(jb.full()) >= 2
+    assert loops(jb.parallel()) == 1  # the forward pass
+    assert loops(jb.parallel(jb.newton())) == 1  # the branch that falls back
+
+
+def test_second_derivatives():
+    case = make("elman-tanh", 4, ())
+
+    def loss(w_h, method):
+        params = case.params._replace(w_h=w_h)
+        return jnp.sum(jb.unroll(case.row.cell, params, case.carry, case.xs, gradient=method)[1] ** 3)
+
+    def slope(w_h, method):
+        return jnp.sum(jax.grad(loss)(w_h, method) ** 2)
+
+    for f in (jax.hessian(loss), jax.grad(slope)):
+        found, wanted = (
+            jax.jit(f, static_argnums=1)(case.params.w_h, m) for m in (jb.parallel(), jb.autodiff())
+        )
+        assert not w.wrong({"w_h": found}, {"w_h": wanted}, 1e-12)
+
+
+ATTENTION = CELLS["own-attention"].cell
+BAD = {
+    "no iteration": (lambda: jb.newton(0), r"iterations: expected an integer >= 1, got 0"),
+    "tolerance of zero": (
+        lambda: jb.newton(tolerance=0.0),
+        r"tolerance: expected a number above 0, or None, got 0.0",
+    ),
+    "damping above one": (lambda: jb.newton(damping=1.5), r"damping: expected a number in \(0, 1\], got 1.5"),
+    "damping of NaN": (
+        lambda: jb.newton(damping=float("nan")),
+        r"damping: expected a number in \(0, 1\], got nan",
+    ),
+    "diagonal by name": (lambda: jb.newton(diagonal="yes"), r"diagonal: expected True or False, got yes"),
+    "newton itself": (lambda: jb.parallel(jb.newton), r"newton: expected a Newton or None, got function"),
+    "newton as bool": (lambda: jb.parallel(True), r"newton: expected a Newton or None, got True"),
+    "blocks of a carry of other shapes": (
+        lambda: jb.unroll_by_newton(
+            ATTENTION, *_problem(ATTENTION)[:1], None, jnp.ones((5, 3)), newton=jb.newton(diagonal=True)
+        ),
+        r"newton: expected diagonal=False for this cell, got diagonal=True; unit-wise blocks need",
+    ),
+    "no Newton at all": (
+        lambda: jb.unroll_by_newton(jb.elman(3, 4), None, None, jnp.ones((5, 3)), newton=3),
+        r"newton: expected a Newton, got 3; make one by jb.newton\(\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_message(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_methods_are_values():
+    assert jb.parallel() is jb.parallel(newton=None)
+    assert jb.parallel(jb.newton(5)) is jb.parallel(newton=jb.newton(iterations=5))
+    assert repr(jb.parallel()) == "parallel()"
+    assert repr(jb.parallel(jb.newton(5))).startswith("parallel(newton=newton(iterations=5, ")
