@@ -19,13 +19,13 @@ That is possible where time runs one way only: no layer reads backwards, and the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
 
 from jax_bptt.gradients.full import full
-from jax_bptt.gradients.method import GradientMethod, Recurrence
+from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
 from jax_bptt.layers import dropout_keys
 from jax_bptt.loss import Loss, check_loss, check_targets, count, is_additive
 from jax_bptt.network import Network, NetworkParams, check_network, check_run, features
@@ -81,12 +81,24 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
     ) -> tuple[tuple[Array, Any], NetworkParams]:
         sequence = Sequence(xs, mask, reset, cut)
         params, carry, sequence = check_run(net, params, carry, sequence, gradient, key)
-        keys = dropout_keys(key, sequence)
+        problem = _Problem(net, loss, params, carry, sequence, targets, dropout_keys(key, sequence))
         if gradient.stream is not None and _runs_one_way(net, loss):
-            return _by_chunks(net, loss, gradient, params, carry, sequence, targets, keys)
-        return _by_layers(net, loss, gradient, params, carry, sequence, targets, keys)
+            return _by_chunks(problem, gradient.stream)
+        return _by_layers(problem, gradient)
 
     return run
+
+
+class _Problem(NamedTuple):
+    """What the gradient is of; keys are for dropout, one a step."""
+
+    net: Network
+    loss: Loss
+    params: NetworkParams
+    carry: Any
+    sequence: Sequence
+    targets: Any
+    keys: Array | None
 
 
 def _runs_one_way(net: Network, loss: Loss) -> bool:
@@ -94,16 +106,9 @@ def _runs_one_way(net: Network, loss: Loss) -> bool:
     return one_way and is_additive(loss) and not net.readout.of_last
 
 
-def _by_layers(
-    net: Network,
-    loss: Loss,
-    gradient: GradientMethod,
-    params: NetworkParams,
-    carry: Any,
-    sequence: Sequence,
-    targets: Any,
-    keys: Array | None,
-) -> tuple[tuple[Array, Any], NetworkParams]:
+def _by_layers(problem: _Problem, gradient: GradientMethod) -> tuple[tuple[Array, Any], NetworkParams]:
+    net, loss, params, carry, sequence, targets, keys = problem
+
     def run(cells: tuple[Any, ...]) -> tuple[Array, Any]:
         last, hs = features(net, cells, carry, sequence, gradient, keys)
         return hs, last
@@ -118,16 +123,8 @@ def _by_layers(
     return (error, last), NetworkParams(d_cells, d_readout)
 
 
-def _by_chunks(
-    net: Network,
-    loss: Loss,
-    gradient: GradientMethod,
-    params: NetworkParams,
-    carry: Any,
-    sequence: Sequence,
-    targets: Any,
-    keys: Array | None,
-) -> tuple[tuple[Array, Any], NetworkParams]:
+def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[tuple[Array, Any], NetworkParams]:
+    net, loss, params, carry, sequence, targets, keys = problem
     check_outputs(net, loss, sequence.xs, targets, sequence.mask)
     n = count(loss, targets, sequence.mask)
 
@@ -151,9 +148,8 @@ def _by_chunks(
         return _begun(net, params._replace(cells=cells), carry, sequence)
 
     s_0, begin = jax.vjp(begun, params.cells)
-    assert gradient.stream is not None
     data = sequence, targets, keys
-    streamed = gradient.stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (N4)
+    streamed = stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (N4)
     d_params = streamed.d_weights
     d_params = d_params._replace(cells=plus(d_params.cells, begin(streamed.d_carry)[0]))
     error = sum(errors.sum() for errors in streamed.out)

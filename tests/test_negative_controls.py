@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mutations
 import pytest
 import witnesses as w
-from cases import CELLS, KINDS, make
+from cases import CELLS, EXACT, KINDS, make
 
 import jax_bptt as jb
 
@@ -70,6 +70,21 @@ def test_check_cell_catches_a_wrong_adjoint():
     assert not report.ok
     assert report.wrong[0] == "carry.h"  # at one step nothing else is wrong
     assert "the gradient is WRONG: carry.h (1 steps)" in str(report)
+
+
+def test_a_truncated_gradient_is_no_exact_one():
+    """As if the chunks of full() forgot what came from behind: everything but the last chunk is wrong."""
+    report = jb.check_gradient(jb.lstm(3, 4), gradient=jb.truncated(2))
+    assert not report.ok
+    assert set(report.wrong) == {"params.w_x", "params.w_h", "params.b", "carry.h", "carry.c", "xs"}
+    assert jb.check_gradient(jb.lstm(3, 4), gradient=jb.truncated(5)).ok
+
+
+@pytest.mark.parametrize("name", ["full in chunks", "checkpointed", "truncated, sliding", "rtrl", "parallel"])
+def test_exact_methods_pass_the_public_checker(name):
+    net = jb.network([jb.gru(3, 4), jb.lstm(4, 3)], jb.readout(3, 2))
+    mask = jnp.arange(10).reshape(5, 2) % 4 != 1
+    assert jb.check_gradient(net, gradient=EXACT[name], mask=mask).ok
 
 
 def test_a_wrong_forward_pass_is_named():
