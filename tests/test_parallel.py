@@ -84,6 +84,24 @@ def test_damping_converges_where_the_undamped_form_does_not():
     assert max(damped[1].values()) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["own-pointwise", "own-attention"])
+def test_an_iterate_of_enormous_numbers_is_no_solution(name):
+    """A residual against the largest state of all, or a maximum that drops NaN, calls this converged."""
+    case = make(name, 512, (2,))
+    run = jax.jit(lambda *primals: jb.unroll_by_newton(case.row.cell, *primals, newton=jb.newton(20)))
+    assert not bool(run(*case.primals())[-1].converged)
+    outputs = jax.jit(w.unrolled(case, jb.parallel(jb.newton(20))))(*case.primals())
+    assert not w.wrong(outputs, jax.jit(w.unrolled(case, jb.full()))(*case.primals()), 1e-12)
+
+
+def test_a_carry_that_is_no_number_never_converges():
+    case = make("elman-tanh", 5, (2, 2))
+    carry = jax.tree.map(lambda z: jnp.full_like(z, jnp.nan), case.carry)
+    info = jb.unroll_by_newton(case.row.cell, case.params, carry, case.xs, newton=jb.newton(3))[-1]
+    assert not bool(info.converged)
+    assert float(info.residual) == float("inf")
+
+
 def test_as_many_iterations_as_steps_always_do():
     """Whatever the dynamics: the first wrong step is set right by each iteration."""
     for newton in (jb.newton(60), jb.newton(60, diagonal=True), jb.newton(60, damping=0.1)):

@@ -41,8 +41,10 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
 
     A loop needs T small steps, one after the other; this needs log₂ T large ones, and S times the
     arithmetic: O(T·B·S³) work and O(T·B·S²) memory for S numbers in one row's carry, O(T·B·H) of both
-    for a cell without a recurrent product (`indrnn`). So it pays on a GPU that a loop would leave
-    idle: long T, small H, few rows. On a CPU it pays for cells without a recurrent product at most.
+    for a cell without a recurrent product (`indrnn`). So it is meant for a GPU that a loop would leave
+    idle: long T, small H, few rows. On a 2-core CPU the loop won throughout, value and gradient in
+    ms, `full` against this: indrnn (T, B, H) = (4000, 1, 64) 1.2, 1.8; (2000, 8, 64) 2.5, 12.5; Elman
+    (4000, 1, 4) 0.3, 2.5; LSTM (1000, 4, 8) 1.5, 2.0. With Newton's method 5 to 30 times the loop's.
 
     With `newton` the forward pass is parallel too, see there: for contracting dynamics (largest
     Lyapunov exponent negative). Where the iteration did not converge, the states come from the loop
