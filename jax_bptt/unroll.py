@@ -43,7 +43,8 @@ def unroll(
       carry: s_0, from `cell.initial_carry` or an earlier call, leaves [..., H], dtype of params; None
         for the initial carry of these params, to which the gradient then goes on.
       xs: [T, ..., I] with T >= 1, time first, any number of batch axes, also none; dtype of params.
-      gradient: how jax.grad goes backwards: `full` (by hand) or `autodiff` (JAX's own).
+      gradient: how jax.grad goes backwards: `full` (by hand), `checkpointed`, `truncated`, `artbp`,
+        `rtrl`, `parallel` or `autodiff` (JAX's own).
       mask: bool [T, ...]; where False the carry is held, h_t = h_{t−1}, and x_t is not read: what
         stands there, a NaN too, reaches no value and no gradient. See `mask_of_lengths`.
       reset: bool [T, ...]; where True the step begins from the initial carry of params.
