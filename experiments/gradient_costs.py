@@ -46,10 +46,10 @@ def _costs(of_size: list[dict[str, Any]]) -> str:
     rows = [
         [
             m["method"],
-            f"{m['milliseconds']:.3g}",
+            f"{m['milliseconds']:.{0 if m['milliseconds'] >= 100 else 2}f}",
             f"{m['time_ratio']:.2f}",
             "–".join(f"{q:.2f}" for q in m["quartiles"]),
-            f"{m['temporaries'] / MIB:.3g}",
+            f"{m['temporaries'] / MIB:.2f}",
             f"{m['temporaries'] / unit:.2f}",
             part(m["temporaries_ratio"]),
             f"{m['forward_runs']:.2f}" if m["forward_runs"] else "",
@@ -90,7 +90,7 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(head), f"|{ruled}|", *map(line, rows)])
 
 
-def draw(path: Path, measured: list[dict[str, Any]]) -> None:
+def draw(path: Path, measured: list[dict[str, Any]], counts: list[dict[str, int]]) -> None:
     """Time against temporaries for each size, and what few states cost in advances."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -101,11 +101,11 @@ def draw(path: Path, measured: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, len(widths), figsize=(width, 5), layout="constrained", width_ratios=widths)
     for panel, of_size in zip(axes, sizes, strict=False):
         _draw_costs(panel, of_size)
-    _draw_advances(axes[-1])
+    _draw_advances(axes[-1], counts)
     figure.draw_without_rendering()  # settles the layout, which the names are placed in
     figure.set_layout_engine("none")
     for panel, of_size in zip(axes, sizes, strict=False):
-        _name_points(panel, [(m["time_ratio"], m["temporaries_ratio"], m["method"]) for m in of_size])
+        _name_points(panel, of_size)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -118,7 +118,12 @@ def _draw_costs(panel: Any, of_size: list[dict[str, Any]]) -> None:
         panel.errorbar(x, m["temporaries_ratio"], xerr=spread, fmt="o", color=colour, ms=6)
     panel.axvline(1, color="0.7", lw=1, ls=":")
     panel.axhline(1, color="0.7", lw=1, ls=":")
-    panel.set(xscale="log", yscale="log", xlabel="time / baseline", ylabel="temporaries / baseline")
+    panel.set(
+        xscale="log",
+        yscale="log",
+        xlabel="time / baseline (bars: quartiles)",
+        ylabel="temporaries / baseline",
+    )
     panel.margins(0.25, 0.15)
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
@@ -127,17 +132,20 @@ def _draw_costs(panel: Any, of_size: list[dict[str, Any]]) -> None:
     panel.set_title(titled(of_size[0]["size"]), fontsize=11)
 
 
-def _name_points(panel: Any, points: list[tuple[float, float, str]]) -> None:
-    """A name beside each point, at the first place that covers no point and no other name."""
-    dots = panel.transData.transform([point[:2] for point in points])
-    taken = [matplotlib.transforms.Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in dots]
+def _name_points(panel: Any, of_size: list[dict[str, Any]]) -> None:
+    """A name beside each point, at the first place that covers no point, bar or other name."""
+    taken = []
+    for m in of_size:
+        ends = [(x, m["temporaries_ratio"]) for x in (m["time_ratio"], *m["quartiles"])]
+        pixels = panel.transData.transform(ends)
+        taken.append(matplotlib.transforms.Bbox((pixels.min(0), pixels.max(0))).padded(7))
     frame = panel.get_window_extent()
     ways = (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)
-    for x, y, name in points:
+    for m in of_size:
         for far, (right, up) in itertools.product(range(9, 100, 8), ways):
             text = panel.annotate(
-                name,
-                (x, y),
+                m["method"],
+                (m["time_ratio"], m["temporaries_ratio"]),
                 (right * far, up * far),
                 textcoords="offset points",
                 ha=("center", "left", "right")[right],
@@ -153,11 +161,13 @@ def _name_points(panel: Any, points: list[tuple[float, float, str]]) -> None:
         taken.append(box)
 
 
-def _draw_advances(panel: Any) -> None:
+def _draw_advances(panel: Any, counts: list[dict[str, int]]) -> None:
     slots = np.arange(2, 101)
     for n in (100, 1000, 10_000):
         again = [advances(n, int(m)) / n for m in slots]
         panel.plot(slots, again, lw=1.6, label=f"n = {n} leaves")
+    counted = [(c["slots"], c["counted"] / c["leaves"]) for c in counts]
+    panel.plot(*zip(*counted, strict=True), "ko", ms=5, label="schedules, counted")
     panel.set(xscale="log", yscale="log", xlabel="states kept, m", ylabel="advances of a leaf, t(n, m) / n")
     panel.set_xticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
     panel.set_yticks((1, 2, 5, 10, 20, 50, 100), ("1", "2", "5", "10", "20", "50", "100"))

@@ -49,7 +49,7 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.gradient_costs import draw, part, table
+from experiments.gradient_costs import draw, part, table, titled
 from experiments.runs import Run, StopRequest
 from jax_bptt.chunks import chunk_of
 from jax_bptt.gradients.autodiff import plain_scan
@@ -158,7 +158,9 @@ def programs_of(size: Size, methods: tuple[jb.GradientMethod, ...], stop: StopRe
         wanted = grads if name == BASELINE else wanted
         distance = farthest(grads, wanted)
         if is_exact(name) and not distance < AGREE:
-            raise SystemExit(f"{name}: its gradient is {distance:.0e} from the baseline's at {size}")
+            raise SystemExit(
+                f"{name}: its gradient is {distance:.0e} from the baseline's ({titled(size._asdict())})"
+            )
         used = compiled.memory_analysis()
         assert used is not None
         calls = min(100, math.ceil(0.02 / seconds(call, 1)))  # of some 20 ms at least
@@ -250,7 +252,7 @@ def _leave_if(stop: StopRequest) -> None:
 
 def leaves(size: Size, slots: int | None) -> tuple[int, int]:
     """K and n: the steps of a leaf of `checkpointed`, and how many leaves there are."""
-    _, (_, carry, xs, _) = jax.eval_shape(lambda: (None, problem(size)[1]))
+    _, carry, xs, _ = jax.eval_shape(lambda: problem(size)[1])
     root = math.isqrt(size.steps)
     leaf = root if slots is None else min(root, chunk_of(Sequence(xs), carry))
     return leaf, size.steps // leaf
@@ -350,40 +352,55 @@ def judge(
     measured: list[dict[str, Any]], counts: list[dict[str, int]], million: list[dict[str, Any]]
 ) -> tuple[str, list[str]]:
     """What was shown, and what of the expectation was not met."""
-    default = Config()
-    size = Size("lstm", default.steps, default.rows, default.inputs, default.hidden, default.outputs)
     shown, unmet = [], []
-    for name, most in (("full()", 1 / 3), ("checkpointed(slots=16)", 1 / 15)):
-        m = next(m for m in measured if m["method"] == name)
-        shown.append(f"{name} {m['time_ratio']:.2f} of the time and {part(m['temporaries_ratio'])}")
-        if Size(**m["size"]) == size:
-            unmet += [f"time of {name}"] * (m["time_ratio"] > 1)
-            unmet += [f"temporaries of {name}"] * (m["temporaries_ratio"] > most)
-    said = " of the temporaries, ".join(shown) + " of the temporaries"
+    costs = {(Size(**m["size"]), m["method"]): m for m in measured}
+    sizes = [size for size, name in costs if name == "checkpointed(slots=16)"]
+    for size in sizes:
+        of_size = []
+        for name, most in (("full()", 1 / 3), ("checkpointed(slots=16)", 1 / 15)):
+            time_ratio, ratio = costs[size, name]["time_ratio"], costs[size, name]["temporaries_ratio"]
+            of_size.append(f"{name} {time_ratio:.2f} of the time, {part(ratio)} of the temporaries")
+            if size == size_of(Config(), "lstm"):
+                unmet += [f"time of {name}"] * (time_ratio > 1)
+                unmet += [f"temporaries of {name}"] * (ratio > most)
+        shown.append(f"{size.cell}: {' and '.join(of_size)}")
+    if size_of(Config(), "lstm") not in sizes:
+        shown.append("costs are judged for the LSTM at the default size only")
     for m in million:
         if m["million"] == "checkpointed(slots=16)":
-            said += f"; {MILLION} steps in {m['seconds']:.1f} s and {m['peak'] / GIB:.2f} GiB"
+            shown.append(f"{m['steps']} steps by it in {m['seconds']:.1f} s and {m['peak'] / GIB:.2f} GiB")
             unmet += ["memory of a million steps"] * (m["peak"] >= 2 * GIB)
     equal = [c["advances"] == c["counted"] == c["closed_form"] for c in counts]
-    said += f"; {sum(equal)} of {len(equal)} schedules of the least length"
-    return said, unmet + ["schedules"] * (not all(equal))
+    shown.append(f"{sum(equal)} of {len(equal)} schedules as long as the closed form")
+    return "; ".join(shown), unmet + ["schedules"] * (not all(equal))
+
+
+def size_of(config: Config, cell: str) -> Size:
+    """The size at which a cell is measured."""
+    return Size(cell, config.steps, config.rows, config.inputs, config.hidden, config.outputs)
 
 
 def main(config: Config) -> None:
     """Take the million steps, measure all methods, show both."""
     check(config)
-    with jax.enable_x64(False), StopRequest() as stop:
-        if config.peak is not None:
+    with jax.enable_x64(False):
+        if config.peak is None:
+            compare(config)
+        else:
             print(json.dumps(step_of(config.peak, config.steps)))
-            return
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "peak")}
-        run = Run(config.out, settings | {"cells": list(config.cells)})
-        kept = [m for m in run.metrics() if "million" in m]
-        run.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
-        # first: while this process is small, since Linux counts it in the peak of one that it starts
+
+
+def compare(config: Config) -> None:
+    """All but `--peak`."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "peak")}
+    run = Run(config.out, settings | {"cells": list(config.cells)})
+    kept = [m for m in run.metrics() if "million" in m]
+    run.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+    sizes = {size_of(config, cell): METHODS for cell in config.cells}
+    sizes[SMALL] = tuple(dict.fromkeys((*sizes.get(SMALL, ()), *AT_SMALL_SIZE)))
+    with StopRequest() as stop:
+        # first, while this process is small: Linux counts its peak in that of a process it starts
         million = take_the_million(run, stop) if config.million else []
-        shape = (config.steps, config.rows, config.inputs, config.hidden, config.outputs)
-        sizes = {Size(cell, *shape): METHODS for cell in config.cells} | {SMALL: AT_SMALL_SIZE}
         measured = [m for size in sizes for m in measure(size, sizes[size], config.repeats, stop)]
     counts = count_advances()
     for line in (*measured, *counts):
@@ -391,7 +408,7 @@ def main(config: Config) -> None:
     text = table(measured, counts, million)
     run.write("table.md", text)
     print(text)
-    draw(run.folder / "gradient_methods.png", measured)
+    draw(run.folder / "gradient_methods.png", measured, counts)
     print(run.folder / "gradient_methods.png")
     shown, unmet = judge(measured, counts, million)
     print(f"{shown}; {'EXPECTATION NOT MET: ' + ', '.join(unmet) if unmet else 'as expected'}")
