@@ -368,7 +368,8 @@ def judge(
         shown.append("costs are judged for the LSTM at the default size only")
     for m in million:
         if m["million"] == "checkpointed(slots=16)":
-            shown.append(f"{m['steps']} steps by it in {m['seconds']:.1f} s and {m['peak'] / GIB:.2f} GiB")
+            took = f"{m['seconds']:.1f} s and {m['peak'] / GIB:.2f} GiB"
+            shown.append(f"{m['steps']} steps by {m['million']} in {took}")
             unmet += ["memory of a million steps"] * (m["peak"] >= 2 * GIB)
     equal = [c["advances"] == c["counted"] == c["closed_form"] for c in counts]
     shown.append(f"{sum(equal)} of {len(equal)} schedules as long as the closed form")
