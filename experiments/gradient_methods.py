@@ -120,7 +120,9 @@ class Config:
 
 def check(config: Config) -> None:
     """SystemExit where an option can not be meant."""
-    for name in ("steps", "rows", "inputs", "hidden", "outputs", "repeats"):
+    if config.steps < 2:
+        raise SystemExit(f"--steps {config.steps}: give a number of at least 2; one has no gradient by W_h")
+    for name in ("rows", "inputs", "hidden", "outputs", "repeats"):
         if getattr(config, name) < 1:
             raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least 1")
     if not config.cells:

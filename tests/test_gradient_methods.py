@@ -128,7 +128,7 @@ def test_what_was_not_met_is_said():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "--steps 0: give a number of at least 1"),
+        ({"steps": 1}, "--steps 1: give a number of at least 2"),
         ({"repeats": -1}, "--repeats -1: give a number of at least 1"),
         ({"cells": ()}, "--cells: give at least one of"),
         ({"peak": "print(1)"}, r"--peak print\(1\): give one of full\(\), full\(recompute=False\), "),
