@@ -78,7 +78,7 @@ def check_mark(name: str, mark: Any, shape: tuple[int, ...]) -> Array | None:
 def check_method(gradient: Any) -> None:
     """ValueError unless gradient is a gradient method."""
     if not isinstance(gradient, GradientMethod):
-        raise bad("gradient", "a gradient method", gradient, "pass jb.full() or jb.autodiff()")
+        raise bad("gradient", "a gradient method", gradient, "pass jb.full() or another one, called")
 
 
 def check_params(params: Any, shapes: Any, fix: str) -> Any:

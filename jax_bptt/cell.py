@@ -17,6 +17,7 @@ p are the unit-wise parameters (a leak rate, a peephole): one number per unit, s
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -239,10 +240,21 @@ def size(argument: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise bad(argument, "an integer >= 1", value, "sizes are Python integers") from None
+        raise bad(argument, "an integer >= 1", value, "pass a Python integer") from None
     if number < 1 or isinstance(value, bool):
-        raise bad(argument, "an integer >= 1", value, "sizes count units or rows")
+        raise bad(argument, "an integer >= 1", value, "pass a positive Python integer")
     return number
+
+
+def number(argument: str, expected: str, value: Any) -> float:
+    """A finite number as a Python float, or a ValueError that names it."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise bad(argument, expected, value, "pass a Python number") from None
+    if isinstance(value, bool) or not math.isfinite(found):
+        raise bad(argument, expected, value, "pass a finite Python number")
+    return found
 
 
 def check_flag(argument: str, value: Any) -> None:

@@ -1,6 +1,6 @@
 """A long sequence in chunks of K steps, so that what is made of a step need not exist for all at once.
 
-    steps 1..T  =  chunks of K, K, .., K and the T mod K steps that are left                  (K1)
+    steps 1..T  =  chunks of K, K, .., K and the T mod K steps that are left                  (O1)
 
 The last, shorter chunk is a second copy of the same program, outside the loop: no step is dropped and
 none is padded.
@@ -25,17 +25,17 @@ def scan(
 
     Args:
       f: (carry, number of the chunk's first step, data of the chunk) -> (carry, outputs), the outputs
-        leaves [K, ...], one entry for each step of the chunk.
+        leaves [K, ...], one entry for each step of the chunk, or [1, ...], one for the chunk.
       carry: what f begins with.
       data: leaves [T, ...].
       chunk: K.
       reverse: from the last chunk to the first.
 
     Returns:
-      The last carry, and the outputs of all steps, leaves [T, ...].
+      The last carry, and the outputs of all steps, leaves [T, ...], or of all chunks.
     """
     steps = length(data)
-    whole, left = divmod(steps, chunk)  # (K1)
+    whole, left = divmod(steps, chunk)  # (O1)
 
     def at(carry: Any, first: Any) -> tuple[Any, Any]:
         return f(carry, first, part(data, first, chunk))
@@ -58,6 +58,21 @@ def scan(
         carry, outputs = in_loop(carry)
         carry, last = at_end(carry)
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, last)
+
+
+def zero_sums(like: Any) -> Any:
+    """Zeros to add to, one chunk after the other: float32 at least, or many small parts would be lost."""
+    return jax.tree.map(lambda z: jnp.zeros(z.shape, jnp.float32 if z.dtype.itemsize < 4 else z.dtype), like)
+
+
+def add_to(sums: Any, parts: Any) -> Any:
+    """sums + parts, in the precision of the sums."""
+    return jax.tree.map(lambda total, z: total + z.astype(total.dtype), sums, parts)
+
+
+def sums_as(sums: Any, like: Any) -> Any:
+    """The sums in the dtypes of another tree."""
+    return jax.tree.map(lambda total, z: total.astype(z.dtype), sums, like)
 
 
 def part(data: Any, first: Any, steps: int) -> Any:

@@ -149,7 +149,10 @@ def rtrl_gradient(params: Any, state: RTRLState, d_h: Array) -> Any:
     (5,)
     """
     params, state, d_h = as_arrays((params, state, d_h))
+    if not isinstance(state, RTRLState):
+        raise bad("state", "an RTRLState", state, "pass what jb.rtrl_step returns")
     h = state.carry.h
+    check_params(params, params, "pass the params that rtrl_init was given")
     check_like("d_h", d_h, h, h.dtype, "give the derivative of the loss by every h")
     theta, params_of = ravel_pytree(params)
     numbers = state.influence.shape[-1]

@@ -75,14 +75,14 @@ def _forward(
     engine = engine_of(cell)
 
     def step(s_prev: Any, at_t: Any) -> tuple[Any, Any]:
-        u, mask, reset = at_t
-        s_prev = enter(reset, start, s_prev)
+        u, mask, reset, cut = at_t
+        s_prev = enter(reset, start, closed(cut, s_prev))
         s = select(mask, engine.step(cell, params, s_prev, u), s_prev)  # (F4)
         return s, emit(s_prev, u, s)
 
     with jax.named_scope("bptt/forward"):
         u = engine.project(cell, params, sequence.xs)
-        return jax.lax.scan(step, carry, (u, sequence.mask, sequence.reset))
+        return jax.lax.scan(step, carry, (u, sequence.mask, sequence.reset, sequence.cut))
 
 
 def linearise(cell: Any, params: Any, s_prev: Any, sequence: Sequence, states: Any) -> Any:
@@ -207,12 +207,17 @@ def previous(carry: Any, start: Any, sequence: Sequence, states: Any) -> Any:
     """s̃_0..s̃_{T−1} from s_0, the initial carry and s_1..s_T: what each step began from."""
     shifted = jax.tree.map(lambda s_0, s: jnp.concatenate([s_0[None], s[:-1]]), carry, states)
     every_t = jax.tree.map(lambda s_0: s_0[None], start)
-    return enter(sequence.reset, every_t, shifted)
+    return enter(sequence.reset, every_t, closed(sequence.cut, shifted))
 
 
 def enter(reset: Array | None, start: Any, s_prev: Any) -> Any:
     """s̃_{t−1}: the initial carry where reset, s_{t−1} elsewhere."""
     return s_prev if reset is None else select(reset, start, s_prev)
+
+
+def closed(cut: Array | None, s_prev: Any) -> Any:
+    """s_{t−1}, a number where cut: for derivatives of the passes themselves, such as a hessian."""
+    return s_prev if cut is None else select(cut, jax.lax.stop_gradient(s_prev), s_prev)
 
 
 def plus(a: Any, b: Any) -> Any:

@@ -25,7 +25,7 @@ def unroll_by_newton(
     reset: Array | None = None,
     reverse: bool = False,
 ) -> tuple[Any, Array, NewtonInfo]:
-    """The states of `unroll` by Newton's method, and how it went; no gradient is defined.
+    """The states of `unroll` by Newton's method, and how it went; a derivative of it is a ValueError.
 
     s_t = step(s_{t−1}, x_t) for all t at once
 

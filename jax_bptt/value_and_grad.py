@@ -2,16 +2,16 @@
 
 article   E = Σ_t (d_t − Y_t)²,   Y_t = g₂(W_y S_t)
 
-forward   h_t = layers(x_t)                 `network`                                     (N1)
-          E, and G_t = dE/dh_t              `reading`                                     (N2)
-back      dE/dW_x, dE/dW_h of each layer    from G_t: the summed rule, in `gradients`;    (N3)
+forward   h_t = layers(x_t)                 `network`                                     (V1)
+          E, and G_t = dE/dh_t              `reading`                                     (V2)
+back      dE/dW_x, dE/dW_h of each layer    from G_t: the summed rule, in `gradients`;    (V3)
           G_t of the layer below            is dE/dx_t of this one
 
-No jax.grad goes through time: (N3) is the backward pass of the gradient method. It goes layer after
+No jax.grad goes through time: (V3) is the backward pass of the gradient method. It goes layer after
 layer, all steps of one before the next; or chunk after chunk, all layers, readout and loss of one chunk
 before the next, where the gradient method wants to hold no layer's outputs for all steps:
 
-          dE/dθ = Σ dE/dθ of the chunks,    dE/ds of a chunk's begin from dE/ds of its end      (N4)
+          dE/dθ = Σ dE/dθ of the chunks,    dE/ds of a chunk's begin from dE/ds of its end      (V4)
 
 That is possible where time runs one way only: no layer reads backwards, and the loss is a sum over steps.
 """
@@ -37,7 +37,7 @@ from jax_bptt.sweep import plus
 def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array, Any], NetworkParams]]:
     """The loss and its gradient by every parameter, by hand from E to W_x.
 
-    dE/dW_y = Σ_t h_tᵀ δz_t;   dE/dW_h, dE/dW_x by the summed rule from G_t = δz_t W_yᵀ   (N3-N5)
+    dE/dW_y = Σ_t h_tᵀ δz_t;   dE/dW_h, dE/dW_x by the summed rule from G_t = δz_t W_yᵀ   (V3, V4)
 
     Args:
       net: from `network`.
@@ -45,10 +45,11 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
         as (ys, targets, mask=mask) where there is a mask.
 
     Returns:
-      A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
-      key=None) -> ((loss, carry), grads), with loss a scalar, carry the last state of every layer and
-      grads like params; the arguments are those of `Network.apply`. The gradient ends at the carry
-      that came in; a carry that is None, and a reset, begin at the initial carry, which is trained.
+      A pure function, to be called inside jax.jit, (params, carry, xs, targets, *, gradient=full(),
+      mask=None, reset=None, cut=None, key=None) -> ((loss, carry), grads), with loss a scalar, carry the
+      last state of every layer and grads like params; the arguments are those of `Network.apply`. The
+      gradient ends at the carry that came in; a carry that is None, and a reset, begin at the initial
+      carry, which is trained.
       Steps where mask is False count in no loss; under `last`, rows without any valid step.
 
     Raises:
@@ -113,13 +114,13 @@ def _by_layers(problem: _Problem, gradient: GradientMethod) -> tuple[tuple[Array
         last, hs = features(net, cells, carry, sequence, gradient, keys)
         return hs, last
 
-    hs, backward, last = jax.vjp(run, params.cells, has_aux=True)  # (N1)
+    hs, backward, last = jax.vjp(run, params.cells, has_aux=True)  # (V1)
     counted = sequence.mask
     if counted is not None and net.readout.of_last:
         counted = counted.any(0)
     check_outputs(net, loss, hs, targets, counted)
-    error, d_readout, d_hs = read(net.readout, loss, params.readout, hs, targets, counted)  # (N2)
-    (d_cells,) = backward(d_hs)  # (N3)
+    error, d_readout, d_hs = read(net.readout, loss, params.readout, hs, targets, counted)  # (V2)
+    (d_cells,) = backward(d_hs)  # (V3)
     return (error, last), NetworkParams(d_cells, d_readout)
 
 
@@ -130,7 +131,7 @@ def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[tupl
 
     def run(cells: tuple[Any, ...], carry: Any, here: Any) -> tuple[Any, Array]:
         sequence, _, keys = here
-        return features(net, cells, carry, sequence, full(), keys)  # (N1)
+        return features(net, cells, carry, sequence, full(), keys)  # (V1)
 
     def advance(params: NetworkParams, carry: Any, here: Any) -> Any:
         return run(params.cells, carry, here)[0]
@@ -140,8 +141,8 @@ def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[tupl
         sequence, targets, _ = here
         error, d_readout, d_hs = read_steps(
             net.readout, loss, params.readout, hs, targets, sequence.mask, n
-        )  # (N2)
-        d_cells, d_carry = backward((d_carry, d_hs))  # (N3)
+        )  # (V2)
+        d_cells, d_carry = backward((d_carry, d_hs))  # (V3)
         return last, NetworkParams(d_cells, d_readout), d_carry, error
 
     def begun(cells: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -149,7 +150,7 @@ def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[tupl
 
     s_0, begin = jax.vjp(begun, params.cells)
     data = sequence, targets, keys
-    streamed = stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (N4)
+    streamed = stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (V4)
     d_params = streamed.d_weights
     d_params = d_params._replace(cells=plus(d_params.cells, begin(streamed.d_carry)[0]))
     error = sum(errors.sum() for errors in streamed.out)

@@ -190,7 +190,7 @@ def test_message(name):
 
 
 def test_methods_are_values():
-    assert jb.checkpointed(16) is jb.checkpointed(slots=16)
+    assert jb.checkpointed(16) is jb.checkpointed(slots=16) is jb.checkpointed(np.int64(16))
     assert repr(jb.checkpointed(slots=4, host=True)) == "checkpointed(slots=4, host=True)"
     assert repr(jb.full(chunk=8, recompute=False)) == "full(chunk=8, recompute=False)"
     assert jb.full(recompute=False) != jb.full()

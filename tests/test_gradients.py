@@ -165,6 +165,50 @@ def test_second_derivatives():
     assert not w.wrong({"w_h": jax.grad(loss)(case.params.w_h, jb.full())}, {"w_h": forward}, LIMIT)
 
 
+@pytest.mark.parametrize("mark", ["cut", "reset"])
+def test_second_derivatives_under_marks(mark):
+    """A carry that is a number is one for the derivative of the gradient too."""
+    case = make("elman-tanh", 6, (), marks=(mark,))
+
+    def loss(w_h, method, marks=case.marks):
+        params = case.params._replace(w_h=w_h)
+        return jnp.sum(
+            jb.unroll(case.row.cell, params, case.carry, case.xs, gradient=method, **marks)[1] ** 3
+        )
+
+    def slope(w_h, method):
+        return jnp.sum(jax.grad(loss)(w_h, method) ** 2)
+
+    methods = jb.autodiff(), jb.full(), jb.checkpointed(2, 2), jb.parallel(), jb.rtrl()
+    for f in (jax.hessian(loss), jax.grad(slope)):
+        wanted, *found = (jax.jit(f, static_argnums=1)(case.params.w_h, m) for m in methods)
+        for one in found:
+            assert not w.wrong({"w_h": one}, {"w_h": wanted}, LIMIT)
+    every_third = {"cut": jnp.arange(6) % 3 == 0}
+    by_cuts = jax.hessian(loss)(case.params.w_h, jb.autodiff(), {"cut": every_third["cut"].at[0].set(False)})
+    truncated = jax.hessian(loss)(case.params.w_h, jb.truncated(3), {})
+    assert not w.wrong({"w_h": truncated}, {"w_h": by_cuts}, LIMIT)
+
+
+@pytest.mark.parametrize(
+    "method", [jb.full(), jb.full(1), jb.checkpointed(9, 1), jb.rtrl(), jb.truncated(1024)], ids=repr
+)
+def test_sums_over_chunks_are_kept_in_single_precision(method):
+    """In bfloat16 a sum of a thousand small parts would stand still at the first few."""
+    net = jb.network([jb.elman(2, 4)], jb.readout(4, 1))
+    params, xs = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (1024, 1, 2))
+    params = params._replace(cells=(params.cells[0]._replace(w_h=params.cells[0].w_h * 0.5),))
+    grads = {}
+    for dtype in ("bfloat16", "float64"):
+        args = jax.tree.map(lambda z, d=dtype: z.astype(d), (params, None, xs, 1 + 0 * xs[..., :1]))
+        grads[dtype] = jax.jit(
+            lambda *a, m=method: jb.value_and_grad(net, jb.squared_error)(*a, gradient=m)[1]
+        )(*args)
+    assert {z.dtype.name for z in jax.tree.leaves(grads["bfloat16"])} == {"bfloat16"}
+    found = jax.tree.map(lambda z: z.astype("float64"), grads["bfloat16"])
+    assert not w.wrong(found, grads["float64"], 0.05)
+
+
 def _batch_centred(units, s, u, v):
     z = u[0] + v[0]
     return jb.Carry(jnp.tanh(z - jnp.broadcast_to(z.mean(0, keepdims=True), z.shape)))

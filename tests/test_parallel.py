@@ -102,6 +102,61 @@ def test_a_carry_that_is_no_number_never_converges():
     assert float(info.residual) == float("inf")
 
 
+def test_a_small_signal_that_lasts_is_no_rounding():
+    """h_t = 0.9999 h_{t−1} + 1e-6: the initial guess misses each step by 1e-6, and the last by 0.004."""
+    cell = jb.elman(1, 1)
+    params = jb.Params(jnp.full((1, 1), 1e-6), jnp.full((1, 1), 0.9999), jnp.zeros(1))
+    params, xs = jax.tree.map(lambda z: z.astype("float32"), (params, jnp.ones((5000, 1))))
+
+    def total(params, method):
+        return jb.unroll(cell, params, None, xs, gradient=method)[1].sum()
+
+    found, wanted = (
+        jax.jit(jax.value_and_grad(lambda p, m=m: total(p, m)))(params)
+        for m in (jb.parallel(jb.newton()), jb.full())
+    )
+    assert not w.wrong(found, wanted, 1e-3)
+
+
+def test_in_sixteen_bits_the_loop_is_taken():
+    cell = CONTRACTING["elman"]
+    params, xs = _problem(cell, dtype="bfloat16")
+    info = jb.unroll_by_newton(cell, params, None, xs)[2]
+    exact = jax.tree.map(lambda z: z.astype("float64"), (params, xs))
+
+    def total(params, xs, method):
+        return jb.unroll(cell, params, None, xs, gradient=method)[1].astype("float32").sum()
+
+    found = jax.jit(jax.grad(lambda p: total(p, xs, jb.parallel(jb.newton()))))(params)
+    wanted = jax.jit(jax.grad(lambda p: total(p, exact[1], jb.full())))(exact[0])
+    found = jax.tree.map(lambda z: z.astype("float64"), found)
+    assert not bool(info.converged) or float(info.residual) == 0
+    assert not w.wrong(found, wanted, 0.05)
+
+
+def test_derivatives_of_the_iteration_are_refused():
+    case = make("elman-tanh", 4, ())
+    unrolled = w.unrolled(case, jb.parallel(jb.newton()))
+
+    def loss(w_h):
+        return jnp.sum(unrolled(case.params._replace(w_h=w_h), case.carry, case.xs)[1] ** 2)
+
+    def by_newton(xs):
+        return jb.unroll_by_newton(case.row.cell, case.params, case.carry, xs)[1].sum()
+
+    refused = (
+        lambda: jax.hessian(loss)(case.params.w_h),
+        lambda: jax.grad(lambda w_h: jnp.sum(jax.grad(loss)(w_h) ** 2))(case.params.w_h),
+        lambda: jax.grad(by_newton)(case.xs),
+        lambda: jax.jvp(by_newton, (case.xs,), (case.xs,)),
+    )
+    for call in refused:
+        with pytest.raises(
+            ValueError, match=r"gradient: expected first derivatives in reverse mode, got a deriv"
+        ):
+            call()
+
+
 def test_as_many_iterations_as_steps_always_do():
     """Whatever the dynamics: the first wrong step is set right by each iteration."""
     for newton in (jb.newton(60), jb.newton(60, diagonal=True), jb.newton(60, damping=0.1)):

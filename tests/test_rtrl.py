@@ -166,6 +166,7 @@ def _step(cell=CELL, params=PARAMS, state=STATE, x=X, **marks):
         (lambda: _step(state=STATE.carry), "state: expected RTRLState"),
         (lambda: _step(mask=jnp.ones(3, bool)), r"mask: expected bool\[2\], got bool\[3\]"),
         (lambda: _step(reset=jnp.ones(2)), r"reset: expected bool\[2\], got float64\[2\]"),
+        (lambda: jb.rtrl_gradient(PARAMS, None, X), "state: expected an RTRLState, got None"),
         (lambda: jb.rtrl_gradient(PARAMS, STATE, X), r"d_h: expected shape \[2,5\], got float64\[2,3\]"),
         (
             lambda: jb.rtrl_gradient(jb.elman(3, 4).init(jax.random.key(0)), STATE, jnp.ones((2, 5))),

@@ -143,6 +143,20 @@ def test_a_reversed_sequence_counts_from_its_last_step():
         assert not w.wrong(found, (*wanted[:2], wanted[2][::-1]), 1e-13)
 
 
+def test_in_a_stack_sliding_windows_add_up_and_chunks_do_not():
+    """Each layer goes back from the gradient it is given: L (h − 1) + 1 steps; all share the chunks."""
+    net = jb.network([jb.elman(1, 3), jb.elman(3, 3)], jb.readout(3, 1))
+    params, xs = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (8, 1))
+
+    def seen(method):
+        return [
+            bool(z) for z in jax.grad(lambda xs: net.apply(params, None, xs, gradient=method)[1][-1, 0])(xs)
+        ]
+
+    assert seen(jb.truncated(3, stride=1)) == [False] * 3 + [True] * 5
+    assert seen(jb.truncated(3)) == [False] * 6 + [True] * 2
+
+
 # ARTBP: the expectation over every pattern of cuts.
 
 
@@ -208,8 +222,8 @@ def test_message(name):
 
 
 def test_methods_are_values():
-    assert jb.truncated(3) is jb.truncated(window=3, stride=None)
+    assert jb.truncated(3) is jb.truncated(window=3, stride=None) is jb.truncated(np.int64(3), 3)
     assert repr(jb.truncated(3)) == "truncated(3)"
     assert repr(jb.truncated(4, 2)) == "truncated(4, stride=2)"
-    assert jb.artbp(0.5) == jb.artbp(rate=0.5)
+    assert jb.artbp(0) is jb.artbp(rate=0.0) is jb.artbp(np.float32(0))
     assert jb.truncated(3) != jb.truncated(4)

@@ -20,14 +20,13 @@ from typing import Any
 
 from jax import Array
 
-from jax_bptt.caching import cached
+from jax_bptt.cell import number
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import backward, full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.sequence import Sequence
 
 
-@cached
 def artbp(rate: float) -> GradientMethod:
     """An unbiased gradient from sequences cut at random (anticipated reweighted truncated BPTT).
 
@@ -52,9 +51,14 @@ def artbp(rate: float) -> GradientMethod:
     >>> artbp(0.1)
     artbp(0.1)
     """
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-        raise bad("rate", "a probability in [0, 1)", rate, "pass the one that the cuts are drawn with")
-    rate = float(rate)
+    expected = "a probability in [0, 1)"
+    if not 0 <= number("rate", expected, rate) < 1:
+        raise bad("rate", expected, rate, "pass the one that the cuts are drawn with")
+    return _artbp(float(rate))
+
+
+@functools.lru_cache(maxsize=256)
+def _artbp(rate: float) -> GradientMethod:
     weighted = functools.partial(backward, None, 1 / (1 - rate))  # (U1)
     return GradientMethod(f"artbp({rate})", functools.partial(_forward, rate), weighted)
 

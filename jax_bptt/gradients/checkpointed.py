@@ -1,21 +1,21 @@
 """Backpropagation through every step that keeps m states, not T: the others are made again.
 
-    1..T = head, then n leaves of K steps       head: the T mod K steps that are left over     (P1)
+    1..T = head, then n leaves of K steps       head: the T mod K steps that are left over     (M1)
 
-    forward    over the leaves in order, keeping the states that the schedule names            (P2)
+    forward    over the leaves in order, keeping the states that the schedule names            (M2)
 
     backward   the actions of `schedule`, one after the other:
-               current state ← a kept one, or as it is                                         (P3)
-               a slot ← the current state, or nothing                                          (P4)
-               advance: current state ← the state one leaf on                                  (P5)
+               current state ← a kept one, or as it is                                         (M3)
+               a slot ← the current state, or nothing                                          (M4)
+               advance: current state ← the state one leaf on                                  (M5)
                reverse: run the leaf again and go back through it, by the chunk's three
-                        phases of `full`; dE/dW gains its part, dE/ds goes on                  (P6)
+                        phases of `full`; dE/dW gains its part, dE/ds goes on                  (M6)
 
 The schedule is numbers, an array; one jax.lax.scan executes it. So what is compiled holds an advance
 and a reversal of one leaf (and of the head), however long the sequence is.
 
 In `value_and_grad` a leaf is K steps of all layers, of the readout and of the loss, and all actions are
-in the backward pass, those of (P2) too. In `unroll` h_1..h_T are outputs and exist in any case.
+in the backward pass, those of (M2) too. In `unroll` h_1..h_T are outputs and exist in any case.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import numpy as np
 from jax import Array
 
 from jax_bptt import chunks, sweep
-from jax_bptt.caching import cached
 from jax_bptt.cell import check_flag, size
 from jax_bptt.gradients.full import backward_of_steps
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
@@ -38,17 +37,16 @@ from jax_bptt.gradients.schedule import Action, schedule
 from jax_bptt.sequence import Sequence, zeros_like
 
 
-@cached
 def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool = False) -> GradientMethod:
     """The exact gradient in little memory: at most m states are kept.
 
     t(n, m) advances over a leaf, the fewest that are possible, then one run of each to reverse it
 
     Time: T + K t(n, m) steps forward, T backward, with n = T/K leaves; for m = n, the default, each leaf
-    runs forward twice. Memory: m states, O(m·B·H), and one leaf as in `full`, O(K·B·G·H). In `unroll`
-    the outputs and their cotangents come to that; in `value_and_grad` nothing does that grows with T,
-    unless a layer reads backwards, the readout is of the `last` step or the loss is your own: then it
-    goes layer by layer, as `unroll`.
+    runs forward twice, for m = 1 it is n²/2 leaves. Memory: m states, O(m·B·H), and one leaf as in
+    `full`, O(K·B·G·H). In `unroll` the outputs and their cotangents come to that; in `value_and_grad`
+    nothing does that grows with T, unless a layer reads backwards, the readout is of the `last` step or
+    the loss is your own: then it goes layer by layer, as `unroll`.
 
     Args:
       slots: m, states that are kept, s_0 among them; None for one for each leaf, of about √T steps.
@@ -70,7 +68,11 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
     """
     check_flag("host", host)
     slots = None if slots is None else size("slots", slots)
-    chunk = None if chunk is None else size("chunk", chunk)
+    return _checkpointed(slots, None if chunk is None else size("chunk", chunk), host)
+
+
+@functools.lru_cache(maxsize=256)
+def _checkpointed(slots: int | None, chunk: int | None, host: bool) -> GradientMethod:
     given = {"slots": (slots, None), "chunk": (chunk, None), "host": (host, False)}
     name = ", ".join(f"{n}={value}" for n, (value, default) in given.items() if value != default)
     plan = functools.partial(_plan, slots, chunk, host)
@@ -96,7 +98,7 @@ class _Plan(NamedTuple):
 
     @property
     def leaves(self) -> int:
-        """n; the first n − 1 actions are the first advances, (P2)."""
+        """n; the first n − 1 actions are the first advances, (M2)."""
         return int(self.actions[:, _STEP].max()) + 1
 
 
@@ -104,9 +106,14 @@ def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, 
     steps = len(sequence.xs)
     root = max(1, math.isqrt(steps))
     leaf = min(steps, chunk or (root if slots is None else min(root, chunks.chunk_of(sequence, carry))))
-    leaves, head = divmod(steps, leaf)  # (P1)
+    leaves, head = divmod(steps, leaf)  # (M1)
     kept = min(leaves, slots or leaves)
-    return _Plan(leaf, head, kept, host, np.array(schedule(leaves, kept), np.int32))
+    return _Plan(leaf, head, kept, host, _actions(leaves, kept))
+
+
+@functools.lru_cache(maxsize=64)
+def _actions(leaves: int, kept: int) -> np.ndarray:
+    return np.array(schedule(leaves, kept), np.int32)
 
 
 def _forward(
@@ -123,7 +130,7 @@ def _forward(
         number, keep = at
         here = chunks.part(sequence, plan.head + number * plan.leaf, plan.leaf)
         last, states = sweep.forward(cell, params, s, start, here)
-        return (last, s, _kept(plan, slots, keep, s)), states.h  # (P2)
+        return (last, s, _kept(plan, slots, keep, s)), states.h  # (M2)
 
     ats = jnp.arange(plan.leaves), jnp.asarray(plan.actions[: plan.leaves, _KEEP])
     (last, before_last, slots), h = jax.lax.scan(over_leaf, (s, s, _slots(plan, s)), ats)
@@ -184,29 +191,31 @@ def _execute(
     *_, out = jax.eval_shape(recurrence.reverse, weights, s, leaf(0), d_carry)
 
     def advance(s: Any, d_weights: Any, d_s: Any, here: Any) -> Any:
-        return recurrence.advance(weights, s, here), d_weights, d_s, zeros_like(out)  # (P5)
+        return recurrence.advance(weights, s, here), d_weights, d_s, zeros_like(out)  # (M5)
 
     def reverse(s: Any, d_weights: Any, d_s: Any, here: Any) -> Any:
-        s, d_part, d_s, out = recurrence.reverse(weights, s, here, d_s)  # (P6)
-        return s, sweep.plus(d_weights, d_part), d_s, out
+        s, d_part, d_s, out = recurrence.reverse(weights, s, here, d_s)  # (M6)
+        return s, chunks.add_to(d_weights, d_part), d_s, out
 
     def act(state: Any, action: Array) -> tuple[Any, None]:
         s, end, slots, outs, *towards = state
         load, keep, number, back = action
-        s = jax.tree.map(lambda z, kept: jnp.where(load < 0, z, kept), s, _read(plan, slots, load))  # (P3)
-        slots = _kept(plan, slots, keep, s)  # (P4)
+        s = jax.tree.map(lambda z, kept: jnp.where(load < 0, z, kept), s, _read(plan, slots, load))  # (M3)
+        slots = _kept(plan, slots, keep, s)  # (M4)
         s, *towards, out = jax.lax.cond(back, reverse, advance, s, *towards, leaf(number))
         end = jax.tree.map(lambda last, z: jnp.where(number == plan.leaves - 1, z, last), end, s)
         outs = jax.tree.map(lambda z, new: z.at[number].set(new), outs, out)  # an advance's are overwritten
         return (s, end, slots, outs, *towards), None
 
     outs = jax.tree.map(lambda z: jnp.zeros((plan.leaves, *z.shape), z.dtype), out)
-    state = s, s, slots, outs, zeros_like(weights), d_carry
+    state = s, s, slots, outs, chunks.zero_sums(weights), d_carry
     (_, end, _, outs, d_weights, d_carry), _ = jax.lax.scan(act, state, jnp.asarray(actions))
-    if not plan.head:
-        return Streamed(end, d_weights, d_carry, [outs])
-    _, d_head, d_carry, of_head = recurrence.reverse(weights, s_0, chunks.part(data, 0, plan.head), d_carry)
-    return Streamed(end, sweep.plus(d_weights, d_head), d_carry, [outs, of_head])
+    out = [outs]
+    if plan.head:
+        head = chunks.part(data, 0, plan.head)
+        _, d_head, d_carry, of_head = recurrence.reverse(weights, s_0, head, d_carry)
+        d_weights, out = chunks.add_to(d_weights, d_head), [outs, of_head]
+    return Streamed(end, chunks.sums_as(d_weights, weights), d_carry, out)
 
 
 def _slots(plan: _Plan, like: Any) -> Any:

@@ -24,13 +24,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import chunks, sweep
-from jax_bptt.caching import cached
 from jax_bptt.cell import check_flag, size
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sequence import Sequence, zeros_like
+from jax_bptt.sequence import Sequence
 
 
-@cached
 def full(chunk: int | None = None, recompute: bool = True) -> GradientMethod:
     """The exact gradient, derived by hand.
 
@@ -59,7 +57,11 @@ def full(chunk: int | None = None, recompute: bool = True) -> GradientMethod:
     (full(), True)
     """
     check_flag("recompute", recompute)
-    chunk = None if chunk is None else size("chunk", chunk)
+    return _full(None if chunk is None else size("chunk", chunk), recompute)
+
+
+@functools.lru_cache(maxsize=256)
+def _full(chunk: int | None, recompute: bool) -> GradientMethod:
     given = {"chunk": (chunk, None), "recompute": (recompute, True)}
     name = ", ".join(f"{n}={value}" for n, (value, default) in given.items() if value != default)
     forward = functools.partial(_forward, chunk, recompute)
@@ -90,12 +92,13 @@ def backward(
         part, d_h, s, a = here
         s_0 = _state_before(first, carry, states)
         d_part, d_s, d_begun, d_xs = backward_of_steps(cell, params, s_0, start, part, d_h, s, a, d_s, weight)
-        return (d_s, sweep.plus(d_params, d_part), sweep.plus(d_start, d_begun)), d_xs  # (B5)
+        return (d_s, *chunks.add_to((d_params, d_start), (d_part, d_begun))), d_xs  # (B5)
 
-    nothing = zeros_like(params), zeros_like(start)
+    nothing = chunks.zero_sums((params, start))
     data = sequence, d_hs, states, a
     steps = chunk or chunks.chunk_of(sequence, carry)
     (d_carry, d_params, d_start), d_xs = chunks.scan(of_chunk, (d_carry, *nothing), data, steps, reverse=True)
+    d_params, d_start = chunks.sums_as((d_params, d_start), (params, start))
     return d_params, d_carry, d_start, d_xs
 
 

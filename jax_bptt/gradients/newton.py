@@ -4,17 +4,18 @@ The recurrence s_t = F_t(s_{t−1}), with F_t the step and its marks, is one equ
 linearisation about an iterate s^k is a linear recurrence, which a parallel prefix solves. Written for
 the change z_t = s_t^{k+1} − s_t^k:
 
-    residual   f_t = F_t(s_{t−1}^k),  r_t = f_t − s_t^k        all t at once; zero at the solution  (N1)
+    residual   f_t = F_t(s_{t−1}^k),  r_t = f_t − s_t^k        all t at once; zero at the solution  (Q1)
     slope      A_t = κ dF_t/ds_{t−1}                           κ: the damping; 1 where the carry is
-                                                               held, 0 where it begins anew         (N2)
-    solve      z_t = A_t z_{t−1} + r_t,  z_0 = 0                                                    (N3)
-               (N, c) after (M, b):  z → N (M z + b) + c       is (N M, N b + c)                    (N4)
-    update     s_t^{k+1} = f_t + (z_t − r_t)                   f_t itself where z_{t−1} = 0         (N5)
-               s_t^{k+1} = f_t, or else s_t^k                  where a number overflowed            (N6)
-    stop       |r_t|∞ / (1 + |s_t|∞) below the tolerance at every t and in every row                (N7)
+                                                               held, 0 where it begins anew         (Q2)
+    solve      z_t = A_t z_{t−1} + r_t,  z_0 = 0                                                    (Q3)
+               (N, c) after (M, b):  z → N (M z + b) + c       is (N M, N b + c)                    (Q4)
+    update     s_t^{k+1} = f_t + (z_t − r_t)                   f_t itself where z_{t−1} = 0         (Q5)
+               s_t^{k+1} = f_t, or else s_t^k                  where a number overflowed            (Q6)
+    stop       |r_t|∞ below ε m_t and |s_t^{k+1} − s_t^k|∞ below √ε m_t at every t and in every row (Q7)
+               m_t = max of |s_0|∞..|s_t|∞                     what earlier steps do not excuse     (Q8)
 
 Whatever A is, s_1..s_k are those of the loop after k iterations, bit by bit for bit-equal steps: by
-(N5) and (N6) the first wrong step is set right, and what is right is left alone. So T iterations
+(Q5) and (Q6) the first wrong step is set right, and what is right is left alone. So T iterations
 always suffice; contracting dynamics need a few, however long T is.
 """
 
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import sweep
-from jax_bptt.cell import check_flag, size
+from jax_bptt.cell import check_flag, number, size
 from jax_bptt.errors import bad
 from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, links, times
 from jax_bptt.sequence import Sequence, select
@@ -41,7 +42,7 @@ class Newton(NamedTuple):
 
     Attributes:
       iterations: after how many to give up.
-      tolerance: of the residual; None for 16 eps of the dtype.
+      tolerance: ε, of the residual; None for 16 eps of the dtype, at most 1e-3.
       diagonal: whether each unit's own block stands for the Jacobian.
       damping: κ, by which the Jacobian is multiplied.
     """
@@ -60,8 +61,9 @@ class NewtonInfo(NamedTuple):
 
     Attributes:
       iterations: how many were made, int32.
-      residual: max_t |s_t − step(s_{t−1})|∞ / (1 + |s_t|∞), over all rows, of the states returned.
-      converged: bool, whether that is below the tolerance.
+      residual: max_t |s_t − step(s_{t−1})|∞ / m_t, over all rows, of the states returned, m_t the
+        largest number in s_0..s_t.
+      converged: bool, whether that is below the tolerance ε and the last change below √ε; or it is zero.
     """
 
     iterations: Array
@@ -84,7 +86,9 @@ def newton(
 
     Args:
       iterations: after how many to give up.
-      tolerance: of the residual max_t |s_t − step(s_{t−1})|∞ / (1 + |s_t|∞); None for 16 eps of the dtype.
+      tolerance: ε, of the residual max_t |s_t − step(s_{t−1})|∞ / m_t, m_t the largest number in
+        s_0..s_t; the last change must be below √ε. None for 16 eps of the dtype, but at most 1e-3: in 16
+        bits it seldom converges, and `parallel` takes the loop.
       diagonal: keep of J_t only each unit's own block (quasi-DEER): less work and memory for each of
         more iterations. The carry must then be [..., H] throughout.
       damping: κ in (0, 1]. Below 1 the linear recurrence is held where the product of the J_t explodes
@@ -107,9 +111,11 @@ def newton(
     """
     check_flag("diagonal", diagonal)
     if tolerance is not None:
-        tolerance = _number("tolerance", "a number above 0, or None", tolerance)
-    damping = _number("damping", "a number in (0, 1]", damping)
-    if damping > 1:
+        tolerance = number("tolerance", "a number above 0, or None", tolerance)
+        if tolerance <= 0:
+            raise bad("tolerance", "a number above 0, or None", tolerance, "rounding alone is some eps")
+    damping = number("damping", "a number in (0, 1]", damping)
+    if not 0 < damping <= 1:
         raise bad("damping", "a number in (0, 1]", damping, "1 is Newton's method itself")
     return Newton(size("iterations", iterations), tolerance, diagonal, damping)
 
@@ -119,7 +125,7 @@ def states_by_newton(
 ) -> tuple[Any, NewtonInfo]:
     """The states of the whole sequence, all at once.
 
-    s_t = F_t(s_{t−1}), t = 1..T   (N1 to N7)
+    s_t = F_t(s_{t−1}), t = 1..T   (Q1 to Q8)
 
     Args:
       newton: how.
@@ -133,48 +139,66 @@ def states_by_newton(
       s_1..s_T, leaves [T, ..., H], and how it went.
 
     Raises:
-      ValueError: `diagonal` for a carry with other shapes than h.
+      ValueError: `diagonal` for a carry with other shapes than h; a derivative of the iteration.
     """
     if newton.diagonal and {z.shape for z in jax.tree.leaves(carry)} != {carry.h.shape}:
         fix = "unit-wise blocks need a carry that is [..., H] throughout"
         raise bad("newton", "diagonal=False for this cell", "diagonal=True", fix)
-    dtype, engine = carry.h.dtype, sweep.engine_of(cell)
-    tolerance = newton.tolerance or _ROUNDING * float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return _solve(newton, cell, params, carry, start, sequence)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _solve(
+    newton: Newton, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+) -> tuple[Any, NewtonInfo]:
+    engine, eps = sweep.engine_of(cell), float(jnp.finfo(carry.h.dtype).eps)  # type: ignore[no-untyped-call]
+    tolerance = newton.tolerance or min(_ROUNDING * eps, 1e-3)
     u = engine.project(cell, params, sequence.xs)
     every_step = jax.vmap(functools.partial(engine.step, cell, params))
 
     def next_of(states: Any) -> Any:
         s_prev = sweep.previous(carry, start, sequence, states)
-        return select(sequence.mask, every_step(s_prev, u), s_prev)  # (N1)
+        return select(sequence.mask, every_step(s_prev, u), s_prev)  # (Q1)
 
-    def goes_on(at_k: tuple[Array, Any, Any]) -> Array:
-        k, s, f = at_k
-        return (k < newton.iterations) & (_residual(s, f) >= tolerance)
+    def converged(s: Any, f: Any, change: Array) -> Array:
+        residual = _relative(carry, s, f)
+        return (residual == 0) | ((residual < tolerance) & (change < tolerance**0.5))  # (Q7)
 
-    def iterate(at_k: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:
-        k, s, f = at_k
-        s = _updated(newton, cell, params, sweep.previous(carry, start, sequence, s), sequence, s, f)
-        return k + 1, s, next_of(s)
+    def goes_on(at_k: tuple[Array, Any, Any, Array]) -> Array:
+        k, *at = at_k
+        return (k < newton.iterations) & ~converged(*at)
+
+    def iterate(at_k: tuple[Array, Any, Any, Array]) -> tuple[Array, Any, Any, Array]:
+        k, s, f, _ = at_k
+        new = _updated(newton, cell, params, sweep.previous(carry, start, sequence, s), sequence, s, f)
+        return k + 1, new, next_of(new), _relative(carry, new, s)
 
     with jax.named_scope("bptt/newton"):
         s = jax.tree.map(lambda s_0: jnp.broadcast_to(s_0, (len(sequence.xs), *s_0.shape)), carry)
-        k, s, f = jax.lax.while_loop(goes_on, iterate, (jnp.int32(0), s, next_of(s)))
-        residual = _residual(s, f)
-        return s, NewtonInfo(k, residual, residual < tolerance)
+        begin = jnp.int32(0), s, next_of(s), jnp.full((), jnp.inf, carry.h.dtype)
+        k, s, f, change = jax.lax.while_loop(goes_on, iterate, begin)
+        return s, NewtonInfo(k, _relative(carry, s, f), converged(s, f, change))
+
+
+@_solve.defjvp
+def _no_derivative(newton: Newton, cell: Any, primals: Any, tangents: Any) -> Any:
+    """The derivative of a loop of unknown length would be that of its last iterations, silently wrong."""
+    came = "a derivative through Newton's iteration (jvp, hessian, grad of grad)"
+    raise bad("gradient", "first derivatives in reverse mode", came, "take jb.parallel() without newton")
 
 
 def _updated(newton: Newton, cell: Any, params: Any, s_prev: Any, sequence: Sequence, s: Any, f: Any) -> Any:
     form = UNITS if newton.diagonal else form_of(cell, params)
     a = sweep.linearise(cell, params, s_prev, sequence, f)
     slope = newton.damping * jacobians(cell, params, a, s, form)
-    slope = links(slope, sequence.mask, sequence.reset)  # (N2)
-    r = form.pack(f) - form.pack(s)  # (N1)
-    _, z = jax.lax.associative_scan(_composed, (slope, r))  # (N3)
+    slope = links(slope, sequence.mask, sequence.reset)  # (Q2)
+    r = form.pack(f) - form.pack(s)  # (Q1)
+    _, z = jax.lax.associative_scan(_composed, (slope, r))  # (Q3)
     through = form.unpack(z - r, s)
 
     def update(s: Array, f: Array, through: Array) -> Array:
-        new = f + through  # (N5)
-        return jnp.where(jnp.isfinite(new), new, jnp.where(jnp.isfinite(f), f, s))  # (N6)
+        new = f + through  # (Q5)
+        return jnp.where(jnp.isfinite(new), new, jnp.where(jnp.isfinite(f), f, s))  # (Q6)
 
     return jax.tree.map(update, s, f, through)
 
@@ -182,26 +206,17 @@ def _updated(newton: Newton, cell: Any, params: Any, s_prev: Any, sequence: Sequ
 def _composed(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
     """The map of the earlier step and then that of the later one."""
     (m, b), (n, c) = first, second
-    return times(n, m), times(n, b[..., None])[..., 0] + c  # (N4)
+    return times(n, m), times(n, b[..., None])[..., 0] + c  # (Q4)
 
 
-def _residual(s: Any, f: Any) -> Array:
-    """The largest over steps and rows; what is no number counts as infinite.
+def _relative(carry: Any, s: Any, other: Any) -> Array:
+    """The largest difference over steps and rows, relative to s; what is no number counts as infinite.
 
-    Each step has its own scale: one of 1e38 that an iterate passes through would excuse all others.
+    Each step has its own scale: one of 1e38 that an iterate passes through would excuse all before it.
     A NaN must not reach the maximum: XLA:CPU leaves it out of one over three axes or more.
     """
-    s, f = WHOLE.pack(s), WHOLE.pack(f)
-    ratios = jnp.abs(f - s) / (1 + jnp.abs(s).max(-1, keepdims=True))  # (N7)
+    gap = jnp.abs(WHOLE.pack(other) - WHOLE.pack(s)).max(-1)
+    sizes = [jnp.abs(WHOLE.pack(z)).max(-1) for z in (jax.tree.map(lambda s_0: s_0[None], carry), s)]
+    scale = jax.lax.cummax(jnp.concatenate(sizes))[1:]  # (Q8)
+    ratios = jnp.where(gap == 0, jnp.zeros_like(gap), gap / scale)
     return jnp.where(jnp.isfinite(ratios), ratios, jnp.inf).max()
-
-
-def _number(argument: str, expected: str, value: Any) -> float:
-    """A positive number as a float, or a ValueError that names it."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise bad(argument, expected, value, "it is a Python number") from None
-    if not 0 < number < float("inf") or isinstance(value, bool):
-        raise bad(argument, expected, value, "it is a positive number")
-    return number

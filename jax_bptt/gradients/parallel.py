@@ -56,8 +56,7 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
 
     Returns:
       The `GradientMethod`; the same object for the same arguments. Without `newton` it can be
-      differentiated again (grad of grad); with it reverse over reverse is JAX's error, for a loop
-      of unknown length.
+      differentiated again (grad of grad, hessian); with it that is a ValueError.
 
     Raises:
       ValueError: a newton that is none; when it runs, `diagonal` for a carry with other shapes than h.

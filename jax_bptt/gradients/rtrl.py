@@ -28,6 +28,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from jax_bptt import sweep
+from jax_bptt.chunks import add_to, sums_as, zero_sums
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.sequence import Sequence, select, zeros_like
 
@@ -42,7 +43,8 @@ def rtrl() -> GradientMethod:
     For a carry of S numbers and P parameters: memory O(B·S·P) whatever T is, beside inputs and outputs;
     time O(T·B·S²·P), against O(T·B·P) of `full`. So for small networks, for long sequences, and for
     streams without an end (`rtrl_step`). The gradient by xs, which layers above the first need, has T·I
-    columns in the place of P. The rows of a batch must not read each other. Reverse mode, as `full`.
+    columns in the place of P. The rows of a batch must not read each other. Where the influence itself
+    overflows the gradient is no number, even if no loss looks there. Reverse mode, as `full`.
 
     Returns:
       The `GradientMethod`.
@@ -173,12 +175,12 @@ def _follow(
         t, marked, d_h = at_t
         direct_t = functools.partial(direct, t)
         s, influence = advance(cell, params, start, begun, s_prev, influence, marked, direct_t)
-        return (s, influence, d_theta + spent(d_h, s, influence)), None  # (R4)
+        return (s, influence, add_to(d_theta, spent(d_h, s, influence))), None  # (R4)
 
-    begin = carry, influence, jnp.zeros(influence.shape[-1], influence.dtype)
+    begin = carry, influence, zero_sums(influence[0])
     every_t = jnp.arange(len(d_hs)), sequence, d_hs
     (_, influence, d_theta), _ = jax.lax.scan(step, begin, every_t)
-    return d_theta + ravel_pytree(d_carry)[0] @ influence  # (R4)
+    return sums_as(add_to(d_theta, ravel_pytree(d_carry)[0] @ influence), influence[0])  # (R4)
 
 
 _RTRL = GradientMethod("rtrl()", _forward, _backward)

@@ -35,7 +35,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import chunks, sweep
-from jax_bptt.caching import cached
 from jax_bptt.cell import size
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
@@ -43,7 +42,6 @@ from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
 from jax_bptt.sequence import Sequence, select, zeros_like
 
 
-@cached
 def truncated(window: int, stride: int | None = None) -> GradientMethod:
     """Truncated backpropagation through time, chunked or sliding.
 
@@ -51,8 +49,13 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
 
     Chunked: time as `full`; memory as `full`, but in `value_and_grad` that of one piece only (as
     `checkpointed`, with the same exceptions). Otherwise: T h/h′ steps backward, ⌈T/h′⌉ of them side by
-    side, and the derivative of all steps is kept, O(T·B·G·H). From h >= T on the gradient is the exact
-    one. Pieces and blocks count from the first step of the call, the last step of a reversed one.
+    side, and the derivative of all steps is kept, O(T·B·G·H), more than JAX keeps of the plain scan. From
+    h >= T on the gradient is the exact one. Pieces and blocks count from the first step of the call, the
+    last step of a reversed one.
+
+    In a network of L layers the chunks of all layers are the same; with h′ < h each layer goes h steps back
+    from the gradient that it is given, so that a loss reaches up to L (h − 1) + 1 steps. A truncated
+    gradient is that of a program in which carries are numbers: it is not the derivative of the loss.
 
     Args:
       window: h, steps from the end of a block to where its gradient ends.
@@ -75,6 +78,11 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     if stride > window:
         fix = "losses between two blocks would be lost; pass stride=None for chunks of the window"
         raise bad("stride", f"at most window={window}", stride, fix)
+    return _truncated(window, stride)
+
+
+@functools.lru_cache(maxsize=256)
+def _truncated(window: int, stride: int) -> GradientMethod:
     if stride < window:
         back = functools.partial(_backward, window, stride)
         return GradientMethod(f"truncated({window}, stride={stride})", full().forward, back)
@@ -86,11 +94,12 @@ def _forward_with_cuts(
     window: int, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
 ) -> tuple[tuple[Any, Array], Any]:
     xs, cut = sequence.xs, sequence.cut
+    if len(xs) <= window:
+        return full().forward(cell, params, carry, start, sequence)
     t = jnp.arange(1, 1 + len(xs)).reshape(-1, *[1] * (xs.ndim - 2))
     between = ((t - 1) % window == 0) & (t > 1)  # (W2)
     cut = between if cut is None else between | cut
-    marked = sequence._replace(cut=cut) if len(xs) > window else sequence
-    return full().forward(cell, params, carry, start, marked)
+    return full().forward(cell, params, carry, start, sequence._replace(cut=cut))
 
 
 def _stream(
@@ -103,11 +112,11 @@ def _stream(
         s, d_part, d_s, out = whole.reverse(weights, s, here, zeros_like(s))
         d_carry = jax.tree.map(lambda z, new: jnp.where(first == 0, new, z), d_carry, d_s)
         out = jax.tree.map(lambda z: z[None], out)
-        return (s, sweep.plus(d_weights, d_part), d_carry), out
+        return (s, chunks.add_to(d_weights, d_part), d_carry), out
 
-    state = carry, zeros_like(weights), zeros_like(carry)
+    state = carry, chunks.zero_sums(weights), zeros_like(carry)
     (carry, d_weights, d_carry), out = chunks.scan(piece, state, data, min(window, len(sequence.xs)))
-    return Streamed(carry, d_weights, d_carry, [out])
+    return Streamed(carry, chunks.sums_as(d_weights, weights), d_carry, [out])
 
 
 def _backward(
