@@ -397,8 +397,7 @@ def compare(config: Config) -> None:
     """All but `--peak`."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "peak")}
     run = Run(config.out, settings | {"cells": list(config.cells)})
-    kept = [m for m in run.metrics() if "million" in m]
-    run.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+    run.keep_metrics(lambda m: "million" in m)
     sizes = {size_of(config, cell): METHODS for cell in config.cells}
     sizes[SMALL] = tuple(dict.fromkeys((*sizes.get(SMALL, ()), *AT_SMALL_SIZE)))
     with StopRequest() as stop:

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -321,8 +320,7 @@ def main(config: Config) -> None:
     jax.config.update("jax_enable_x64", True)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
     run = Run(config.out, settings | {"windows": list(config.windows), "chunks": list(config.chunks)})
-    whole = "".join(json.dumps(m) + "\n" for m in run.metrics())
-    run.write("metrics.jsonl", whole)  # without a line torn by a kill, which the next would be joined to
+    run.keep_metrics(lambda m: True)
     with StopRequest() as stop:
         gradients, curves = compare_gradients(config, run, stop), train(config, run, stop)
     draw(run.folder / "influence_balancing.png", gradients, curves)

@@ -11,6 +11,7 @@ import json
 import platform
 import signal
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,11 @@ class Run:
 
     def keep_metrics_up_to(self, step: int) -> None:
         """Drop what was recorded after this step."""
-        kept = [m for m in self.metrics() if m["step"] <= step]
-        self.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+        self.keep_metrics(lambda m: m["step"] <= step)
+
+    def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop what is not wanted, and a torn line, which the next one would be joined to."""
+        self.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.metrics() if wanted(m)))
 
     def record(self, **metrics: Any) -> None:
         """One more line of metrics.jsonl."""
