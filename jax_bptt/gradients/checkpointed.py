@@ -32,7 +32,7 @@ from jax import Array
 from jax_bptt import chunks, sweep
 from jax_bptt.cell import check_flag, size
 from jax_bptt.gradients.full import backward_of_steps
-from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
+from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed, called
 from jax_bptt.gradients.schedule import Action, schedule
 from jax_bptt.sequence import Sequence, zeros_like
 
@@ -73,11 +73,9 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
 
 @functools.lru_cache(maxsize=256)
 def _checkpointed(slots: int | None, chunk: int | None, host: bool) -> GradientMethod:
-    given = {"slots": (slots, None), "chunk": (chunk, None), "host": (host, False)}
-    name = ", ".join(f"{n}={value}" for n, (value, default) in given.items() if value != default)
     plan = functools.partial(_plan, slots, chunk, host)
     return GradientMethod(
-        f"checkpointed({name})",
+        called("checkpointed", slots=(slots, None), chunk=(chunk, None), host=(host, False)),
         functools.partial(_forward, plan),
         functools.partial(_backward, plan),
         functools.partial(_stream, plan),

@@ -25,7 +25,7 @@ from jax import Array
 
 from jax_bptt import chunks, sweep
 from jax_bptt.cell import check_flag, size
-from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.gradients.method import GradientMethod, called
 from jax_bptt.sequence import Sequence
 
 
@@ -62,10 +62,9 @@ def full(chunk: int | None = None, recompute: bool = True) -> GradientMethod:
 
 @functools.lru_cache(maxsize=256)
 def _full(chunk: int | None, recompute: bool) -> GradientMethod:
-    given = {"chunk": (chunk, None), "recompute": (recompute, True)}
-    name = ", ".join(f"{n}={value}" for n, (value, default) in given.items() if value != default)
+    name = called("full", chunk=(chunk, None), recompute=(recompute, True))
     forward = functools.partial(_forward, chunk, recompute)
-    return GradientMethod(f"full({name})", forward, functools.partial(backward, chunk, None))
+    return GradientMethod(name, forward, functools.partial(backward, chunk, None))
 
 
 def _forward(

@@ -40,6 +40,12 @@ class Streamed(NamedTuple):
     out: list[Any]
 
 
+def called(name: str, **arguments: tuple[Any, Any]) -> str:
+    """A method as one writes it; each argument is (value, default), and left out where they are equal."""
+    given = ", ".join(f"{n}={value}" for n, (value, default) in arguments.items() if value != default)
+    return f"{name}({given})"
+
+
 class GradientMethod(NamedTuple):
     """A forward pass and the backward pass that belongs to it.
 
