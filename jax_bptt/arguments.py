@@ -75,6 +75,26 @@ def check_mark(name: str, mark: Any, shape: tuple[int, ...]) -> Array | None:
     return jnp.asarray(mark)
 
 
+def computing_in(dtype: Any, owner: Any, params: Any) -> Any:
+    """A cell or readout whose matrix products have operands of this dtype, or a ValueError."""
+    if dtype is None:
+        return owner
+    own = jax.tree.leaves(params)[0].dtype
+    try:
+        asked = jnp.dtype(dtype)
+    except TypeError:
+        asked = None
+    if asked is None or not jnp.issubdtype(asked, jnp.floating) or asked.itemsize > own.itemsize:
+        fix = "pass jnp.bfloat16, or None to compute as params are"
+        raise bad("dtype", f"a floating dtype not wider than params, {own}", dtype, fix)
+    if asked == own:
+        return owner
+    if isinstance(owner, StepCell):
+        fix = "round the operands inside your step; make_cell and the built-in pointwise cells have it done"
+        raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)
+    return owner._replace(dtype=asked)
+
+
 def check_method(gradient: Any) -> None:
     """ValueError unless gradient is a gradient method."""
     if not isinstance(gradient, GradientMethod):
@@ -162,9 +182,10 @@ def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
         s_prev, engine = cell.initial_carry(params, rows), engine_of(cell)
         check_initial_carry(cell, s_prev, rows, dtype)
         u = engine.project(cell, params, x)
-        s = engine.step(cell, params, s_prev, u)
+        v = engine.recur(cell, params, s_prev)
+        s = engine.step(cell, params, s_prev, u, v)
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
-        a = engine.linearise(cell, params, s_prev, u, s_prev)
+        a = engine.linearise(cell, params, s_prev, u, v, s_prev)
         if isinstance(cell, Cell):
             check_adjoint(cell, params, a, s_prev)
         fixed = engine.before_sweep(cell, params)

@@ -86,6 +86,8 @@ class Cell(NamedTuple):
       init: key -> params, a NamedTuple with w_x, w_h, b, perhaps b_h [G*H] and unit-wise [H] leaves.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, H]: zeros, or for each field
         such as h the parameter h_0 [H] where there is one (see `learn_carry`).
+      dtype: what the operands of its matrix products are rounded to, None for nothing; see `unroll`,
+        which sets it.
     """
 
     input_size: int
@@ -96,6 +98,7 @@ class Cell(NamedTuple):
     adjoint: Callable[[Units, Any, Any], StepCotangent]
     init: Callable[[Array], Any]
     initial_carry: Callable[[Any, tuple[int, ...]], Any]
+    dtype: Any = None
 
     @property
     def gates(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import Array
+from jax.typing import DTypeLike
 
 from jax_bptt.arguments import (
     as_arrays,
@@ -23,6 +24,7 @@ from jax_bptt.arguments import (
     check_method,
     check_params,
     check_steps,
+    computing_in,
     parameter_shapes,
 )
 from jax_bptt.cell import Cell, check_batch_shape, check_key
@@ -116,6 +118,7 @@ class Network(NamedTuple):
         reset: Array | None = None,
         cut: Array | None = None,
         key: Array | None = None,
+        dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Any, ...], Array]:
         """Y_1..Y_T; differentiable by params, carry and xs.
 
@@ -130,6 +133,7 @@ class Network(NamedTuple):
           mask, reset, cut: bool [T, ...], of every layer, see `unroll`. For a cell that reads
             backwards, a reset or cut at step t stands between t − 1 and t as well.
           key: a key from jax.random.key for dropout; None leaves all outputs in, for evaluation.
+          dtype: jnp.bfloat16 for mixed precision in every layer and the readout, see `unroll`.
 
         Returns:
           (carry, ys): the last state of every layer, and Y, [T, ..., O], or [..., O] of `last`.
@@ -139,8 +143,9 @@ class Network(NamedTuple):
         """
         sequence = Sequence(xs, mask, reset, cut)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
-        last, hs = features(self, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))
-        return last, self.readout.forward(params.readout, hs)[1]  # (N2)
+        net = computing(dtype, self, params)
+        last, hs = features(net, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))
+        return last, net.readout.forward(params.readout, hs)[1]  # (N2)
 
 
 def network(cells: ListOf[Cell | StepCell | Layer], readout: Readout) -> Network:
@@ -181,6 +186,18 @@ def check_network(net: Any) -> None:
     """ValueError unless net is a network."""
     if not isinstance(net, Network):
         raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")
+
+
+def computing(dtype: DTypeLike | None, net: Network, params: NetworkParams) -> Network:
+    """The network with every matrix product on operands of this dtype, or a ValueError."""
+    layers = (
+        one._replace(
+            forward=computing_in(dtype, one.forward, p),
+            backward=None if one.backward is None else computing_in(dtype, one.backward, p),
+        )
+        for one, p in zip(net.layers, params.cells, strict=True)
+    )
+    return Network(tuple(layers), computing_in(dtype, net.readout, params))
 
 
 def features(

@@ -43,10 +43,11 @@ from jax_bptt.cell import Cell, Gates
 from jax_bptt.products import (
     has_recurrent_product,
     input_gates,
-    joined,
     recurrent_gates,
     sum_of_outer_products,
     sum_over_rows,
+    towards_h,
+    towards_x,
     transposed,
     unit_wise,
 )
@@ -58,21 +59,24 @@ def project(cell: Cell, params: Any, xs: Array) -> Gates:
     return input_gates(cell, params, xs)  # (F1)
 
 
-def step(cell: Cell, params: Any, s_prev: Any, u: Gates) -> Any:
-    """s_t from s̃_{t−1}, leaves [..., H], and u_t."""
-    v = recurrent_gates(cell, params, s_prev.h)  # (F2)
+def recur(cell: Cell, params: Any, s_prev: Any) -> Gates:
+    """v_t, G arrays [..., H], from s̃_{t−1}, leaves [..., H]."""
+    return recurrent_gates(cell, params, s_prev.h)  # (F2)
+
+
+def step(cell: Cell, params: Any, s_prev: Any, u: Gates, v: Gates) -> Any:
+    """s_t from s̃_{t−1}, leaves [..., H], u_t and v_t."""
     return cell.step(unit_wise(params, s_prev.h.ndim), s_prev, u, v)  # (F3)
 
 
-def linearise(cell: Cell, params: Any, s_prev: Any, u: Gates, s: Any) -> Any:
-    """a_t from s̃_{t−1}, u_t and s_t, leaves [..., H]."""
-    v = recurrent_gates(cell, params, s_prev.h)
+def linearise(cell: Cell, params: Any, s_prev: Any, u: Gates, v: Gates, s: Any) -> Any:
+    """a_t from s̃_{t−1}, u_t, v_t and s_t, leaves [..., H]."""
     return cell.linearise(unit_wise(params, s_prev.h.ndim), s_prev, u, v, s)  # (L1)
 
 
 def before_sweep(cell: Cell, params: Any) -> Any:
     """W_hᵀ, or None without a recurrent product: what every backward step reads."""
-    return transposed(params.w_h) if has_recurrent_product(params) else None
+    return transposed(params.w_h, cell.dtype) if has_recurrent_product(params) else None
 
 
 def backward_step(cell: Cell, params: Any, w_h_t: Any, a: Any, lam: Any) -> Any:
@@ -80,22 +84,20 @@ def backward_step(cell: Cell, params: Any, w_h_t: Any, a: Any, lam: Any) -> Any:
     towards = cell.adjoint(unit_wise(params, lam.h.ndim), a, lam)  # (S6)
     if w_h_t is None:
         return towards.carry
-    return towards.carry._replace(h=towards.carry.h + joined(towards.v) @ w_h_t)  # (S7)
+    return towards.carry._replace(h=towards.carry.h + towards_h(cell, w_h_t, towards.v))  # (S7)
 
 
 def contract(cell: Cell, params: Any, s_prev: Any, xs: Array, a: Any, lam: Any) -> tuple[Any, Array]:
     """dE/dparams and dE/dxs, [T, ..., I], from everything at every t."""
     every_t = jax.vmap(functools.partial(cell.adjoint, unit_wise(params, xs.ndim - 1)))
     towards = every_t(a, lam)  # (C1)
-    d_u = joined(towards.u)
     gradient = {
-        "w_x": sum_of_outer_products(xs, d_u),  # (C3)
-        "b": sum_over_rows(d_u),  # (C4)
-        **{name: sum_over_rows(d_p) for name, d_p in towards.units.items()},  # (C4)
+        "w_x": sum_of_outer_products(xs, towards.u, cell.dtype),  # (C3)
+        "b": sum_over_rows(towards.u),  # (C4)
+        **{name: sum_over_rows((d_p,)) for name, d_p in towards.units.items()},  # (C4)
     }
     if has_recurrent_product(params):
-        d_v = joined(towards.v)
-        gradient["w_h"] = sum_of_outer_products(s_prev.h, d_v)  # (C2)
+        gradient["w_h"] = sum_of_outer_products(s_prev.h, towards.v, cell.dtype)  # (C2)
         if "b_h" in params._fields:
-            gradient["b_h"] = sum_over_rows(d_v)  # (C4)
-    return zeros_like(params)._replace(**gradient), d_u @ params.w_x.T  # (C5)
+            gradient["b_h"] = sum_over_rows(towards.v)  # (C4)
+    return zeros_like(params)._replace(**gradient), towards_x(cell, params.w_x, towards.u)  # (C5)

@@ -12,7 +12,7 @@ back      δz_t = dE/dY_t g₂′(z_t)                                          
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax_bptt.activations import Activation
 from jax_bptt.activations import activation as activation_of
 from jax_bptt.cell import check_key, size
 from jax_bptt.errors import bad
-from jax_bptt.products import against, sum_of_outer_products, sum_over_rows
+from jax_bptt.products import against, product, sum_of_outer_products, sum_over_rows
 
 
 class ReadoutParams(NamedTuple):
@@ -45,12 +45,14 @@ class Readout(NamedTuple):
       output_size: O.
       activation: g₂.
       of_last: whether it reads the last valid step only; see `last`.
+      dtype: what the operands of its matrix products are rounded to, None for nothing; see `unroll`.
     """
 
     hidden_size: int
     output_size: int
     activation: Activation
     of_last: bool = False
+    dtype: Any = None
 
     def init(self, key: Array) -> ReadoutParams:
         """Lecun-normal W_y and zero b_y, in the default float dtype; key from jax.random.key."""
@@ -61,7 +63,7 @@ class Readout(NamedTuple):
 
     def forward(self, params: ReadoutParams, hs: Array) -> tuple[Array, Array]:
         """z and Y, both [..., O], from hs [..., H]."""
-        zs = hs @ params.w_y + against(params.b_y, hs.ndim)  # (Y1)
+        zs = product(hs, params.w_y, self.dtype) + against(params.b_y, hs.ndim)  # (Y1)
         return zs, self.activation.g(zs)  # (Y2)
 
     def backward(
@@ -69,9 +71,9 @@ class Readout(NamedTuple):
     ) -> tuple[ReadoutParams, Array]:
         """dE/dparams and G, [..., H], from dE/dY, [..., O]."""
         d_zs = d_ys * self.activation.slope(zs, ys)  # (Y3)
-        d_w_y = sum_of_outer_products(hs, d_zs)  # (Y4)
-        d_b_y = sum_over_rows(d_zs)  # (Y5)
-        return ReadoutParams(d_w_y, d_b_y), d_zs @ params.w_y.T  # (Y6)
+        d_w_y = sum_of_outer_products(hs, (d_zs,), self.dtype)  # (Y4)
+        d_b_y = sum_over_rows((d_zs,))  # (Y5)
+        return ReadoutParams(d_w_y, d_b_y), product(d_zs, params.w_y.T, self.dtype)  # (Y6)
 
 
 def readout(

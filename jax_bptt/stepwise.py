@@ -1,4 +1,4 @@
-"""The engine's part for a cell with any step: the same five functions as in `pointwise`.
+"""The engine's part for a cell with any step: the same functions as in `pointwise`.
 
 The step is mapped over rows. Forward mode, layout and products inside it are its own affair; what is
 settled here is that its weights are contracted once, for all t together, and not at every step:
@@ -25,12 +25,16 @@ def project(cell: StepCell, params: Any, xs: Array) -> Any:
     return _over(xs.ndim - 1, functools.partial(cell.project, params))(xs)
 
 
-def step(cell: StepCell, params: Any, s_prev: Any, u: Any) -> Any:
+def recur(cell: StepCell, params: Any, s_prev: Any) -> None:
+    """Nothing: what is made of s̃_{t−1} alone is the step's own affair."""
+
+
+def step(cell: StepCell, params: Any, s_prev: Any, u: Any, v: None) -> Any:
     """s_t from s̃_{t−1} and u_t."""
     return _over(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
 
 
-def linearise(cell: StepCell, params: Any, s_prev: Any, u: Any, s: Any) -> Any:
+def linearise(cell: StepCell, params: Any, s_prev: Any, u: Any, v: None, s: Any) -> Any:
     """a_t from s̃_{t−1}, u_t and s_t."""
     return _over(s_prev.h.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, s)
 

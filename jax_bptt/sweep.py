@@ -51,7 +51,7 @@ def forward(cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence) 
     Returns:
       s_T, leaves [..., H], and s_1..s_T, leaves [T, ..., H].
     """
-    return _forward(cell, params, carry, start, sequence, lambda s_prev, u, s: s)
+    return _forward(cell, params, carry, start, sequence, lambda s_prev, u, v, s: s)
 
 
 def forward_and_linearise(
@@ -66,7 +66,7 @@ def forward_and_linearise(
       s_T, and s_1..s_T with a_1..a_T as of `linearise`.
     """
     derivative = functools.partial(engine_of(cell).linearise, cell, params)
-    return _forward(cell, params, carry, start, sequence, lambda s_prev, u, s: (s, derivative(s_prev, u, s)))
+    return _forward(cell, params, carry, start, sequence, lambda *at_t: (at_t[-1], derivative(*at_t)))
 
 
 def _forward(
@@ -77,8 +77,9 @@ def _forward(
     def step(s_prev: Any, at_t: Any) -> tuple[Any, Any]:
         u, mask, reset, cut = at_t
         s_prev = enter(reset, start, closed(cut, s_prev))
-        s = select(mask, engine.step(cell, params, s_prev, u), s_prev)  # (F4)
-        return s, emit(s_prev, u, s)
+        v = engine.recur(cell, params, s_prev)
+        s = select(mask, engine.step(cell, params, s_prev, u, v), s_prev)  # (F4)
+        return s, emit(s_prev, u, v, s)
 
     with jax.named_scope("bptt/forward"):
         u = engine.project(cell, params, sequence.xs)
@@ -101,7 +102,8 @@ def linearise(cell: Any, params: Any, s_prev: Any, sequence: Sequence, states: A
     engine = engine_of(cell)
     with jax.named_scope("bptt/linearise"):
         u = engine.project(cell, params, sequence.xs)
-        return jax.vmap(functools.partial(engine.linearise, cell, params))(s_prev, u, states)
+        v = engine.recur(cell, params, s_prev)
+        return jax.vmap(functools.partial(engine.linearise, cell, params))(s_prev, u, v, states)
 
 
 def sweep(

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 from jax import Array
+from jax.typing import DTypeLike
 
-from jax_bptt.arguments import check_unroll
+from jax_bptt.arguments import check_unroll, computing_in
 from jax_bptt.gradients.autodiff import autodiff, plain_scan
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
@@ -32,6 +33,7 @@ def unroll(
     reset: Array | None = None,
     cut: Array | None = None,
     reverse: bool = False,
+    dtype: DTypeLike | None = None,
 ) -> tuple[Any, Array]:
     """A cell over a sequence; differentiable by params, carry and xs.
 
@@ -50,6 +52,9 @@ def unroll(
       reset: bool [T, ...]; where True the step begins from the initial carry of params.
       cut: bool [T, ...]; where True the step takes s_{t−1} as a number: no gradient goes before it.
       reverse: from the last step to the first, as in jax.lax.scan: marks and outputs keep their places.
+      dtype: jnp.bfloat16 for mixed precision: the operands of every matrix product, forward and back,
+        are rounded to it; sums, states, biases, gradients and all else stay in the dtype of params.
+        Not for cells whose step makes its own products (`step_cell`, the GRU with the reset before).
 
     Returns:
       (carry, hs) as jax.lax.scan: the last state, leaves [..., H], and h_1..h_T, [T, ..., H].
@@ -69,6 +74,7 @@ def unroll(
     """
     sequence = Sequence(xs, mask, reset, cut)
     params, carry, sequence = check_unroll(cell, params, carry, sequence, gradient, reverse)
+    cell = computing_in(dtype, cell, params)
     return run_checked(cell, params, carry, without_padding(sequence), gradient, reverse)
 
 

@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import Array
+from jax.typing import DTypeLike
 
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
 from jax_bptt.layers import dropout_keys
 from jax_bptt.loss import Loss, check_loss, check_targets, count, is_additive
-from jax_bptt.network import Network, NetworkParams, check_network, check_run, features
+from jax_bptt.network import Network, NetworkParams, check_network, check_run, computing, features
 from jax_bptt.reading import read, read_steps
 from jax_bptt.sequence import Sequence
 from jax_bptt.sweep import plus
@@ -46,10 +47,10 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
 
     Returns:
       A pure function, to be called inside jax.jit, (params, carry, xs, targets, *, gradient=full(),
-      mask=None, reset=None, cut=None, key=None) -> ((loss, carry), grads), with loss a scalar, carry the
-      last state of every layer and grads like params; the arguments are those of `Network.apply`. The
-      gradient ends at the carry that came in; a carry that is None, and a reset, begin at the initial
-      carry, which is trained.
+      mask=None, reset=None, cut=None, key=None, dtype=None) -> ((loss, carry), grads), with loss a
+      scalar, carry the last state of every layer and grads like params; the arguments are those of
+      `Network.apply`. The gradient ends at the carry that came in; a carry that is None, and a reset,
+      begin at the initial carry, which is trained.
       Steps where mask is False count in no loss; under `last`, rows without any valid step.
 
     Raises:
@@ -79,10 +80,12 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
         reset: Array | None = None,
         cut: Array | None = None,
         key: Array | None = None,
+        dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Array, Any], NetworkParams]:
         sequence = Sequence(xs, mask, reset, cut)
         params, carry, sequence = check_run(net, params, carry, sequence, gradient, key)
-        problem = _Problem(net, loss, params, carry, sequence, targets, dropout_keys(key, sequence))
+        computed = computing(dtype, net, params)
+        problem = _Problem(computed, loss, params, carry, sequence, targets, dropout_keys(key, sequence))
         if gradient.stream is not None and _runs_one_way(net, loss):
             return _by_chunks(problem, gradient.stream)
         return _by_layers(problem, gradient)

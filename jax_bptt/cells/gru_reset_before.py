@@ -97,12 +97,12 @@ def _adjoint(params: Any, a: Any, lam: Carry) -> Carry:
 def _contract(params: Any, s_prev: Carry, xs: Array, a: Any, lam: Carry) -> tuple[Any, Array]:
     r = a[3]
     d_r, d_z, d_n, _ = _towards_gates(params, a, lam)
-    d_w_rz = sum_of_outer_products(s_prev.h, joined((d_r, d_z)))  # (C1)
-    d_w_n = sum_of_outer_products(r * s_prev.h, d_n)  # (C1)
-    d_u = joined((d_r, d_z, d_n))
+    d_w_rz = sum_of_outer_products(s_prev.h, (d_r, d_z))  # (C1)
+    d_w_n = sum_of_outer_products(r * s_prev.h, (d_n,))  # (C1)
+    d_u = d_r, d_z, d_n
     gradient = {
         "w_x": sum_of_outer_products(xs, d_u),  # (C2)
         "w_h": joined((d_w_rz, d_w_n)),
         "b": sum_over_rows(d_u),  # (C2)
     }
-    return zeros_like(params)._replace(**gradient), d_u @ params.w_x.T  # (C3)
+    return zeros_like(params)._replace(**gradient), joined(d_u) @ params.w_x.T  # (C3)

@@ -158,7 +158,9 @@ def _solve(
 
     def next_of(states: Any) -> Any:
         s_prev = sweep.previous(carry, start, sequence, states)
-        return select(sequence.mask, every_step(s_prev, u), s_prev)  # (Q1)
+        return select(
+            sequence.mask, every_step(s_prev, u, engine.recur(cell, params, s_prev)), s_prev
+        )  # (Q1)
 
     def converged(s: Any, f: Any, change: Array) -> Array:
         residual = _relative(carry, s, f)

@@ -107,8 +107,9 @@ def _linearised(cell: Any, params: Any, s_prev: Any, x: Array) -> tuple[Any, tup
     z_prev, carry_of = ravel_pytree(s_prev)
 
     def step(theta: Array, z_prev: Array, x: Array) -> tuple[Array, Any]:
-        params = params_of(theta)
-        s = engine.step(cell, params, carry_of(z_prev), engine.project(cell, params, x))
+        params, s_prev = params_of(theta), carry_of(z_prev)
+        u, v = engine.project(cell, params, x), engine.recur(cell, params, s_prev)
+        s = engine.step(cell, params, s_prev, u, v)
         return ravel_pytree(s)[0], s
 
     jacobians, s = jax.jacrev(step, (0, 1, 2), has_aux=True)(theta, z_prev, x)  # (R2)
