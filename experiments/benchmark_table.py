@@ -29,21 +29,26 @@ class Claim(NamedTuple):
 
 
 def judge(lines: list[dict[str, Any]]) -> str:
-    """The last line: every part of the expectation that was measured, and those not met."""
+    """The last line: who was refused, every part of the expectation that was measured, and those not met."""
     timed = [m for m in lines if m["work"] == "value_and_grad"]
-    by_lane = [(lane, [m for m in timed if m["lane"] == lane]) for lane in dict.fromkeys(_all(timed, "lane"))]
-    claims = [claim for lane, of_lane in by_lane for claim in claims_of(lane, of_lane)]
-    claims += [
-        Claim(False, f"{m['lane']}: gradient of {name} off by {d:.0e} at {_where(m)}")
+    lanes = list(dict.fromkeys(_all(timed, "lane")))
+    claims = [c for lane in lanes for c in claims_of(lane, [m for m in timed if m["lane"] == lane])]
+    refused = [
+        f"{name} in {m['lane']} at {_where(m)}: gradient off by {d:.0e}"
         for m in lines
         for name, d in m["refused"].items()
     ]
-    unmet = [claim.text for claim in claims if not claim.met]
-    met = [claim.text for claim in claims if claim.met]
+    parts = {
+        "refused": refused,
+        "met": [claim.text for claim in claims if claim.met],
+        "EXPECTATION NOT MET": [claim.text for claim in claims if not claim.met],
+    }
+    said = [f"{title}: {', '.join(texts)}" for title, texts in parts.items() if texts]
     if not claims:
-        return "nothing of the expectation was measured"
-    shown = f"met: {'; '.join(met)}; " if met else ""
-    return shown + (f"EXPECTATION NOT MET: {'; '.join(unmet)}" if unmet else "as expected")
+        said.append("nothing of the expectation was measured")
+    elif all(claim.met for claim in claims):
+        said.append("as expected")
+    return "; ".join(said)
 
 
 def claims_of(lane: str, lines: list[dict[str, Any]]) -> list[Claim]:
@@ -55,7 +60,7 @@ def claims_of(lane: str, lines: list[dict[str, Any]]) -> list[Claim]:
         claims = [nowhere_below(1, name, lines, spread=True) for name in JAX_PEERS]
         claims += [on_average(1.5, "scan", lines), on_average(1.2, "torch", lines)]
         claims += [nowhere_below(0.9, "torch", lines)]
-    return [Claim(c.met, f"{lane}: {c.text}") for c in (*claims, less_memory(lines)) if c is not None]
+    return [Claim(c.met, f"{lane} {c.text}") for c in (*claims, less_memory(lines)) if c is not None]
 
 
 def nowhere_below(least: float, name: str, lines: list[dict[str, Any]], spread: bool = False) -> Claim | None:
@@ -65,9 +70,9 @@ def nowhere_below(least: float, name: str, lines: list[dict[str, Any]], spread: 
         return None
     worst = min(found, key=lambda m: _ratio(m, name))
     below = [m for m in found if is_below(_ratio(m, name), least, m["spread"] if spread else 0.0)]
-    text = f"{name} nowhere below {least:g}x: worst {_ratio(worst, name):.2f}x at {_where(worst)}"
-    many = f", below at {len(below)} of {len(found)}" if below else ""
-    return Claim(not below, text + many)
+    many = f", {len(below)} of {len(found)} below" if below else ""
+    worst_is = f"worst {_ratio(worst, name):.2f} at {_where(worst)}{many}"
+    return Claim(not below, f"{name} >= {least:g} ({worst_is})")
 
 
 def is_below(ratio: float, least: float, spread: float) -> bool:
@@ -81,7 +86,7 @@ def on_average(least: float, name: str, lines: list[dict[str, Any]]) -> Claim | 
     if not ratios:
         return None
     mean = statistics.geometric_mean(ratios)
-    return Claim(mean >= least, f"{name} on average at least {least:g}x: {mean:.2f}x of {len(ratios)}")
+    return Claim(mean >= least, f"{name} >= {least:g} on average ({mean:.2f} of {len(ratios)})")
 
 
 def less_memory(lines: list[dict[str, Any]]) -> Claim | None:
@@ -95,8 +100,8 @@ def less_memory(lines: list[dict[str, Any]]) -> Claim | None:
         return None
     most, where = max(parts)
     above = sum(part > 0.5 for part, _ in parts)
-    many = f", above at {above} of {len(parts)}" if above else ""
-    return Claim(not above, f"temporaries at most 0.5 of scan's: most {most:.2f} at {where}{many}")
+    many = f", {above} of {len(parts)} above" if above else ""
+    return Claim(not above, f"temporaries <= 0.5 of scan's (most {most:.2f} at {where}{many})")
 
 
 def _ratio(m: dict[str, Any], name: str) -> float:
@@ -116,8 +121,8 @@ def _all(lines: Iterable[dict[str, Any]], name: str) -> list[Any]:
 
 
 def _others(lines: list[dict[str, Any]]) -> list[str]:
-    """Every contender but ours."""
-    return [name for name in COLOURS if any(name in m["contenders"] for m in lines)]
+    """Every contender but ours, and those refused."""
+    return [name for name in COLOURS if any(name in m["contenders"] or name in m["refused"] for m in lines)]
 
 
 # Markdown.
@@ -218,6 +223,8 @@ def _draw_cell(panel: Any, lines: list[dict[str, Any]], sizes: list[str]) -> Non
     names = _others(lines)
     for number, name in enumerate(names):
         met = [m for m in lines if name in m["contenders"]]
+        if not met:
+            continue
         shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
         places = [sizes.index(m["size"]) + shift for m in met]
         ratios = [_ratio(m, name) for m in met]
