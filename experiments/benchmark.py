@@ -99,7 +99,7 @@ class Config:
         "cudnn",
     )
     """Contenders; cudnn is for a GPU."""
-    rounds: int = 5
+    rounds: int = 4
     """Rounds in which every contender has its turn."""
     dry_run: bool = False
     """Only this: what a GPU would do, here at a tiny size."""

@@ -214,7 +214,13 @@ def draw(path: Path, lines: list[dict[str, Any]]) -> None:
     for panel in grid[-1]:
         panel.set_xlabel("time / ours (bars: quartiles)")
     named = {n: h for p in grid.flat for h, n in zip(*p.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), frameon=False)
+    figure.legend(
+        [named[n] for n in COLOURS if n in named],
+        [n for n in COLOURS if n in named],
+        loc="outside upper center",
+        ncols=len(named),
+        frameon=False,
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
