@@ -56,7 +56,7 @@ def _costs(of_size: list[dict[str, Any]]) -> str:
         ]
         for m in of_size
     ]
-    return f"**{titled(size)}**\n\n{_markdown(head, rows)}"
+    return f"**{titled(size)}**\n\n{markdown(head, rows)}"
 
 
 def _advances(counts: list[dict[str, int]]) -> str:
@@ -65,7 +65,7 @@ def _advances(counts: list[dict[str, int]]) -> str:
         [str(number) for number in count.values()] + [f"{count['advances'] / count['leaves']:.2f}"]
         for count in counts
     ]
-    return f"**Advances, to reverse n leaves with m states**\n\n{_markdown(head, rows)}"
+    return f"**Advances, to reverse n leaves with m states**\n\n{markdown(head, rows)}"
 
 
 def _million(million: list[dict[str, Any]]) -> str:
@@ -75,10 +75,11 @@ def _million(million: list[dict[str, Any]]) -> str:
         for m in million
     ]
     title = f"One training step of {million[0]['steps']} steps: LSTM, B = 1, I = 1, H = 64, Adam"
-    return f"**{title}**\n\n{_markdown(head, rows)}"
+    return f"**{title}**\n\n{markdown(head, rows)}"
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table, its columns as wide as they must be."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(row: list[str]) -> str:

@@ -1,0 +1,291 @@
+"""Our speed against jax.grad, Flax, Equinox and PyTorch, cell by cell and size by size.
+
+    python -m pip install -e ".[experiments,peers]"
+    python -m experiments.benchmark                                     value and gradient in float32
+    python -m experiments.benchmark --lanes bf16 --works value_and_grad step       more, in the same folder
+
+Measured is one layer, a linear readout and the sum of squares: the value and gradient by all parameters,
+or a whole training step with Adam. The contenders and what each computes in bfloat16 are in
+`benchmark_peers`. All begin with the same weights, and no time counts before the gradient agrees with
+that of the scan in float32: ‖difference‖ / ‖gradient‖ of each array below 1e-4 in float32, 1e-2 in TF32
+and 0.1 in bfloat16. That has 8 bits, so what is computed in it throughout, but summed over time in
+float32, is off by up to 0.04; what is summed over time in it as well is off by more the longer T is
+(PyTorch's RNN and GRU: 0.01 at T = 128, half at 4096); a transposed W_h by about 1. A contender that
+does not agree is refused: named, and not timed; if it is ours, the run ends.
+
+The contenders take turns: in each round every one is called once untimed, then for at least 30 ms; the
+order moves on by one from round to round and is reversed in every other. Ours has two turns in a round.
+A ratio is theirs to ours (the mean of both turns) of the same round, and the median of the rounds is
+shown, so that a machine that is slower for a while is slower for both; the spread is half the distance
+between the quartiles of ours to itself. Milliseconds are medians of the rounds. Compile time is apart,
+temporaries are XLA's own account, and the speed is a part of the machine's best in products of square
+matrices, measured in the same run. Keep the cores idle meanwhile: where one is busy with something else,
+PyTorch's threads wait for each other, up to a thousand times as long as they compute.
+
+Expectation, of value and gradient. Float32: beyond the spread never slower than scan, hoisted, flax and
+equinox; on (geometric) average at least 1.5 times as fast as scan and 1.2 times as torch, and against
+torch nowhere below 0.9. bfloat16: at H >= 256 at least 2.5 times as fast as scan in float32, and not
+slower than torch. Temporaries: at most half of scan's where those are 4 MiB or more.
+
+On a GPU the lanes are strict float32, TF32 and bfloat16, and cuDNN is met through torch and
+jax.experimental.rnn. `--dry-run` does all that at a tiny size without one: each program in JAX is lowered
+for CUDA and runs here (jax.experimental.rnn by its reference, as it asks cuDNN for its memory); the
+times of that mean nothing.
+
+Interrupted, the same command measures what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from experiments.benchmark_peers import Problem, problem_of
+from experiments.benchmark_programs import LANES, Program, program_of
+from experiments.benchmark_table import draw, judge, table
+from experiments.gradient_methods import farthest
+from experiments.runs import Run, StopRequest
+
+SIZES = (
+    "128x32x64x128",
+    "256x64x128x256",
+    "96x64x512x512",
+    "1024x1x32x64",
+    "768x128x1x128",
+    "64x32x1024x1024",
+    "4096x8x64x64",
+)
+TINY = "8x4x3x16"
+AGREE = {"float32": 1e-4, "tf32": 1e-2, "bf16": 0.1}
+TURN = 0.03  # seconds
+PACKAGES = {"scan": "jax", "hoisted": "jax", "cudnn": "jax"}  # the other contenders are named as theirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure, and how often."""
+
+    cells: tuple[Literal["elman", "lstm", "gru"], ...] = ("elman", "lstm", "gru")
+    """Cells."""
+    sizes: tuple[str, ...] = SIZES
+    """Sizes, each as TxBxIxH."""
+    lanes: tuple[Literal["float32", "tf32", "bf16"], ...] = ()
+    """What products are computed in; none: float32, and on a GPU all."""
+    works: tuple[Literal["value_and_grad", "step"], ...] = ("value_and_grad",)
+    """What is timed."""
+    against: tuple[Literal["scan", "hoisted", "flax", "equinox", "torch", "cudnn"], ...] = (
+        "scan",
+        "hoisted",
+        "flax",
+        "equinox",
+        "torch",
+        "cudnn",
+    )
+    """Contenders; cudnn is for a GPU."""
+    rounds: int = 4
+    """Rounds in which every contender has its turn."""
+    dry_run: bool = False
+    """Only this: what a GPU would do, here at a tiny size."""
+    out: Path = Path("results/benchmark")
+    """Result folder."""
+
+
+def check(config: Config) -> None:
+    """SystemExit where an option can not be meant."""
+    for name in ("cells", "sizes", "works", "against"):
+        if not getattr(config, name):
+            raise SystemExit(f"--{name}: give at least one")
+    for text in config.sizes:
+        if len(size_of(text)) != 4 or min(size_of(text)) < 1 or size_of(text)[0] < 2:
+            raise SystemExit(f"--sizes {text}: give T, B, I and H as in {SIZES[0]}, T at least 2")
+    if config.rounds < 2:
+        raise SystemExit(f"--rounds {config.rounds}: give a number of at least 2; one has no spread")
+
+
+def size_of(text: str) -> tuple[int, ...]:
+    """The numbers of a size, none where it is not one."""
+    parts = text.split("x")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+
+
+def installed(against: tuple[str, ...]) -> dict[str, str]:
+    """The version of each contender; those whose package is not installed are left out, and named."""
+    versions = {}
+    for name in against:
+        package = PACKAGES.get(name, name)
+        if importlib.util.find_spec(package) is None:
+            print(f"{name} is left out: {package} is not installed; it is in the extra `peers`")
+        else:
+            versions[name] = importlib.metadata.version(package)
+    return versions
+
+
+# One cell at one size.
+
+
+def measure(
+    problem: Problem, work: str, against: list[str], rounds: int, stop: StopRequest, for_cuda: bool = False
+) -> dict[str, Any]:
+    """A line of metrics: every contender's time, ratio, compile time and temporaries, and who is refused."""
+    programs, distances = programs_of(problem, work, against, stop, for_cuda)
+    refused = {name: d for name, d in distances.items() if not d < AGREE[problem.lane]}
+    if "ours" in refused:
+        where = f"{problem.cell}, {'x'.join(map(str, problem.size))}, {problem.lane}, {work}"
+        raise SystemExit(f"ours: its gradient is {refused['ours']:.0e} from that of the scan ({where})")
+    programs = {name: program for name, program in programs.items() if name not in refused}
+    times = take_turns(programs, rounds, stop)
+    first, again = times["ours"], times.pop("ours again")
+    times["ours"] = (first + again) / 2
+    return {
+        "cell": problem.cell,
+        "size": "x".join(map(str, problem.size)),
+        "lane": problem.lane,
+        "work": work,
+        "spread": float(np.subtract(*np.quantile(again / first, (0.75, 0.25)))) / 2,
+        "flops": problem.flops,
+        "refused": refused,
+        "contenders": {
+            name: {
+                "milliseconds": 1e3 * statistics.median(times[name]),
+                "ratio": float(np.median(times[name] / times["ours"])),
+                "quartiles": np.quantile(times[name] / times["ours"], (0.25, 0.75)).tolist(),
+                "compile_seconds": program.compile_seconds,
+                "temporaries": program.temporaries,
+                "distance": distances[name],
+            }
+            for name, program in programs.items()
+        },
+    }
+
+
+def programs_of(
+    problem: Problem, work: str, against: list[str], stop: StopRequest, for_cuda: bool
+) -> tuple[dict[str, Program], dict[str, float]]:
+    """The program of every contender that has one, and how far its gradient is from the scan's."""
+    names = ["ours", *against, *["scan in float32"] * (problem.lane != "float32")]
+    programs, distances = {}, {}
+    for name in names:
+        leave_if(stop)
+        program = program_of(name, work, problem, for_cuda)
+        if program is not None:
+            programs[name] = program
+            distances[name] = farthest(program.grads, wanted(problem.cell, problem.size))
+    return programs, distances
+
+
+@functools.cache
+def wanted(cell: str, size: tuple[int, ...]) -> Any:
+    """The gradient of the scan in float32."""
+    program = program_of("scan", "value_and_grad", problem_of(cell, size, "float32"))
+    assert program is not None
+    return program.grads
+
+
+def take_turns(programs: dict[str, Program], rounds: int, stop: StopRequest) -> dict[str, Any]:
+    """Seconds of a call by contender, one number a round; ours has two turns."""
+    turns = {name: program.call for name, program in programs.items()}
+    turns["ours again"] = turns["ours"]
+    calls = {name: min(1000, math.ceil(TURN / seconds(call, 1))) for name, call in turns.items()}
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(rounds):
+        first = number % len(turns)
+        moved = [*turns][first:] + [*turns][:first]
+        for name in moved[:: -1 if number % 2 else 1]:
+            leave_if(stop)
+            seconds(turns[name], 1)
+            times[name].append(seconds(turns[name], calls[name]))
+    return {name: np.array(of_name) for name, of_name in times.items()}
+
+
+def seconds(call: Callable[[], Any], calls: int) -> float:
+    """Of one call to its end, the mean over some."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        jax.block_until_ready(call())
+    return (time.perf_counter() - began) / calls
+
+
+def leave_if(stop: StopRequest) -> None:
+    """SystemExit if a stop was asked for."""
+    if stop.came:
+        raise SystemExit("stopped; run the same command again to do the rest")
+
+
+def peak(lane: str, tiny: bool) -> float:
+    """FLOP/s of the best product of two square matrices, summed in float32."""
+    sides = (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
+    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+    best = 0.0
+    with jax.default_matmul_precision(LANES[lane]):
+        for n in (64,) if tiny else sides:
+            a = jnp.ones((n, n), jnp.bfloat16 if lane == "bf16" else jnp.float32)
+            call = functools.partial(jax.jit(product).lower(a, a).compile(), a, a)
+            took = min(seconds(call, 1) for _ in range(10))
+            best = max(best, 2 * n**3 / took)
+    return best
+
+
+def main(config: Config) -> None:
+    """Measure what is missing, show all."""
+    check(config)
+    with jax.enable_x64(False):
+        compare(config)
+
+
+def compare(config: Config) -> None:
+    """All of it."""
+    on_gpu, out = jax.default_backend() == "gpu", config.out
+    lanes: tuple[str, ...] = config.lanes or (tuple(LANES) if on_gpu else ("float32",))
+    if config.dry_run:
+        config = dataclasses.replace(config, sizes=(TINY,), works=("value_and_grad", "step"), rounds=2)
+        lanes, out = tuple(LANES), out / "dry_run"
+    versions = installed(config.against)
+    against = [name for name in versions if name != "cudnn" or on_gpu or config.dry_run]
+    settings = {"rounds": config.rounds, "against": {name: versions[name] for name in against}}
+    run = Run(out, settings | {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()})
+    run.keep_metrics(lambda m: True)
+    found = {(m["lane"], m["work"], m["cell"], m["size"]) for m in run.metrics()}
+    keys = [*itertools.product(lanes, config.works, config.cells, config.sizes)]
+    peaks: dict[str, float] = {}
+    with StopRequest() as stop:
+        for key in tqdm([key for key in keys if key not in found], desc="benchmark", unit="size"):
+            lane, work, cell, size = key
+            peaks[lane] = peaks.get(lane) or peak(lane, config.dry_run)
+            problem = problem_of(cell, size_of(size), lane)
+            line = measure(problem, work, against, config.rounds, stop, config.dry_run)
+            run.record(**line, peak=peaks[lane])
+    show(run, config.dry_run)
+
+
+def show(run: Run, dry_run: bool) -> None:
+    """Table, figure and verdict of all that the folder holds."""
+    lines = run.metrics()
+    text = table(lines)
+    run.write("table.md", text)
+    run.write("table.json", json.dumps(lines, indent=1) + "\n")
+    print(text)
+    draw(run.folder / "benchmark.png", lines)
+    print(run.folder / "benchmark.png")
+    programs = sum(name != "torch" for m in lines for name in m["contenders"])
+    print(f"{programs} programs lowered for CUDA and run here: as expected" if dry_run else judge(lines))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
