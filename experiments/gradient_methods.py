@@ -254,9 +254,9 @@ def _leave_if(stop: StopRequest) -> None:
 
 def leaves(size: Size, slots: int | None) -> tuple[int, int]:
     """K and n: the steps of a leaf of `checkpointed`, and how many leaves there are."""
-    _, carry, xs, _ = jax.eval_shape(lambda: problem(size)[1])
+    params, _, xs, _ = jax.eval_shape(lambda: problem(size)[1])
     root = math.isqrt(size.steps)
-    leaf = root if slots is None else min(root, chunk_of(Sequence(xs), carry))
+    leaf = root if slots is None else min(root, chunk_of(Sequence(xs), params))
     return leaf, size.steps // leaf
 
 

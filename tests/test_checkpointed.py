@@ -138,7 +138,7 @@ def test_temporaries_of_a_long_lstm():
     """full at most 1/3 and checkpointed(slots=16) at most 1/15 of jax.grad of the plain scan."""
     cell, sizes = jb.lstm(64, 128), (1000, 32)
     plain = _temporaries(None, cell, sizes)
-    assert _temporaries(jb.full(recompute=True), cell, sizes) <= plain / 3
+    assert _temporaries(jb.full(), cell, sizes) <= plain / 3
     assert _temporaries(jb.checkpointed(slots=16), cell, sizes) <= plain / 15
     assert _temporaries(jb.checkpointed(), cell, sizes) <= plain / 12
     assert _temporaries(jb.truncated(50), cell, sizes) <= plain / 15
@@ -199,11 +199,12 @@ def test_methods_are_values():
 def test_an_automatic_chunk_divides_the_sequence_if_it_can():
     from jax_bptt.chunks import chunk_of
 
-    def chosen(steps, rows, hidden):
-        carry = jb.Carry(np.zeros((rows, hidden)))
-        return chunk_of(Sequence(np.zeros((steps, rows, 1))), carry)
+    def chosen(steps, rows, weights):
+        return chunk_of(Sequence(np.zeros((steps, rows, 1))), np.broadcast_to(0.0, weights))
 
-    assert chosen(1000, 32, 128) == 25
-    assert chosen(997, 32, 128) == 32
-    assert chosen(64, 32, 1024) == 64
+    assert chosen(1000, 32, 10_000) == 25
+    assert chosen(997, 32, 10_000) == 32
+    assert chosen(96, 64, 2_000_000) == 16
+    assert chosen(64, 32, 2_000_000) == 16  # a short sequence: 512 rows
+    assert chosen(64, 32, 8_000_000) == 64
     assert chosen(7, 5000, 8) == 1

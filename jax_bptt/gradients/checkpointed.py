@@ -100,10 +100,10 @@ class _Plan(NamedTuple):
         return int(self.actions[:, _STEP].max()) + 1
 
 
-def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, carry: Any) -> _Plan:
+def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, weights: Any) -> _Plan:
     steps = len(sequence.xs)
     root = max(1, math.isqrt(steps))
-    leaf = min(steps, chunk or (root if slots is None else min(root, chunks.chunk_of(sequence, carry))))
+    leaf = min(steps, chunk or (root if slots is None else min(root, chunks.chunk_of(sequence, weights))))
     leaves, head = divmod(steps, leaf)  # (M1)
     kept = min(leaves, slots or leaves)
     return _Plan(leaf, head, kept, host, _actions(leaves, kept))
@@ -117,7 +117,7 @@ def _actions(leaves: int, kept: int) -> np.ndarray:
 def _forward(
     plan_of: Any, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
 ) -> tuple[tuple[Any, Array], Any]:
-    plan, hs = plan_of(sequence, carry), []
+    plan, hs = plan_of(sequence, params), []
     s = carry
     if plan.head:
         s, states = sweep.forward(cell, params, s, start, chunks.part(sequence, 0, plan.head))
@@ -140,7 +140,7 @@ def _backward(
     plan_of: Any, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
 ) -> tuple[Any, Any, Any, Array]:
     params, carry, start, sequence, before_last, slots = residuals
-    plan = plan_of(sequence, carry)
+    plan = plan_of(sequence, params)
 
     def advance(weights: Any, s: Any, here: Any) -> Any:
         (params, start), (part, _) = weights, here
@@ -163,7 +163,7 @@ def _backward(
 def _stream(
     plan_of: Any, whole: Recurrence, weights: Any, carry: Any, sequence: Sequence, data: Any
 ) -> Streamed:
-    plan, s = plan_of(sequence, carry), carry
+    plan, s = plan_of(sequence, weights), carry
     if plan.head:
         s = whole.advance(weights, s, chunks.part(data, 0, plan.head))
     slots, d_carry = _slots(plan, s), zeros_like(carry)

@@ -29,54 +29,63 @@ from jax_bptt.gradients.method import GradientMethod, called
 from jax_bptt.sequence import Sequence
 
 
-def full(chunk: int | None = None, recompute: bool = True) -> GradientMethod:
+def full(chunk: int | None = None, recompute: bool | None = None) -> GradientMethod:
     """The exact gradient, derived by hand.
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t,   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t
 
-    Time O(T). Memory: the states of all steps, T·B·H numbers each, and the gates and slopes of K steps,
+    Time O(T). Memory: the states of all steps, T·B·H numbers each, and the slopes of K steps,
     O(K·B·G·H); with recompute=False those of all. Reverse mode, and any mode over it (grad of grad,
     hessian); for jvp and jacfwd of the unroll itself take `autodiff`.
 
     Args:
       chunk: K, the steps that are linearised, swept and contracted together; None for a choice by
-        batch and hidden size (`chunks.chunk_of`); T or more for all at once.
-      recompute: whether the gates are made again in the backward pass, by one product a chunk, or kept
-        from the forward pass. Keeping them was 1.1 to 1.2 times as fast on 2 cores at H >= 256, and
-        slower below.
+        length, batch and weights (`chunks.chunk_of`); T or more for all at once.
+      recompute: whether the slopes are made again in the backward pass, by products of a chunk, or kept
+        from the forward pass; None keeps them where one chunk holds all steps, so that they exist
+        together anyway. Kept, they took 0.85 to 0.95 of the time on 2 cores at H >= 256, more below.
 
     Returns:
       The `GradientMethod`; the same object for the same arguments.
 
     Raises:
-      ValueError: a chunk below 1, or recompute that is no bool.
+      ValueError: a chunk below 1, or recompute that is neither a bool nor None.
 
     Reference: Rumelhart, Hinton & Williams 1986; Werbos 1990.
 
     >>> full(), full(chunk=32) is full(32)
     (full(), True)
     """
-    check_flag("recompute", recompute)
+    if recompute is not None:
+        check_flag("recompute", recompute)
     return _full(None if chunk is None else size("chunk", chunk), recompute)
 
 
 @functools.lru_cache(maxsize=256)
-def _full(chunk: int | None, recompute: bool) -> GradientMethod:
-    name = called("full", chunk=(chunk, None), recompute=(recompute, True))
+def _full(chunk: int | None, recompute: bool | None) -> GradientMethod:
+    name = called("full", chunk=(chunk, None), recompute=(recompute, None))
     forward = functools.partial(_forward, chunk, recompute)
     return GradientMethod(name, forward, functools.partial(backward, chunk, None))
 
 
 def _forward(
-    chunk: int | None, recompute: bool, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
+    chunk: int | None,
+    recompute: bool | None,
+    cell: Any,
+    params: Any,
+    carry: Any,
+    start: Any,
+    sequence: Sequence,
 ) -> tuple[tuple[Any, Array], Any]:
-    run = sweep.forward if recompute else sweep.forward_and_linearise
+    steps = chunk or chunks.chunk_of(sequence, params)
+    again = steps < len(sequence.xs) if recompute is None else recompute
+    run = sweep.forward if again else sweep.forward_and_linearise
 
     def of_chunk(s: Any, first: Any, here: Sequence) -> tuple[Any, Any]:
         return run(cell, params, s, start, here)  # (B1)
 
-    last, kept = chunks.scan(of_chunk, carry, sequence, chunk or chunks.chunk_of(sequence, carry))
-    states, a = (kept, None) if recompute else kept
+    last, kept = chunks.scan(of_chunk, carry, sequence, steps)
+    states, a = (kept, None) if again else kept
     return (last, states.h), (params, carry, start, sequence, states, a)
 
 
@@ -95,7 +104,7 @@ def backward(
 
     nothing = chunks.zero_sums((params, start))
     data = sequence, d_hs, states, a
-    steps = chunk or chunks.chunk_of(sequence, carry)
+    steps = chunk or chunks.chunk_of(sequence, params)
     (d_carry, d_params, d_start), d_xs = chunks.scan(of_chunk, (d_carry, *nothing), data, steps, reverse=True)
     d_params, d_start = chunks.sums_as((d_params, d_start), (params, start))
     return d_params, d_carry, d_start, d_xs
