@@ -58,6 +58,7 @@ from jax_bptt.train import Metrics as Metrics
 from jax_bptt.train import TrainState as TrainState
 from jax_bptt.train import init_train_state as init_train_state
 from jax_bptt.train import make_train_step as make_train_step
+from jax_bptt.train import make_train_steps as make_train_steps
 from jax_bptt.unroll import unroll as unroll
 from jax_bptt.unroll_by_newton import unroll_by_newton as unroll_by_newton
 from jax_bptt.value_and_grad import value_and_grad as value_and_grad

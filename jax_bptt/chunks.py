@@ -88,19 +88,22 @@ def length(data: Any) -> int:
 def chunk_of(sequence: Sequence, weights: Any) -> int:
     """K where the user does not say: as many steps as make a matrix product of some 1024 rows.
 
-    K B = T B / 4, but from 512 to 1024; 2048 for 4 million weights and more;
+    K B = T B / 4, but from 512 to 1024; 512 for 1 million weights and more, 2048 for 4 million;
     and a divisor of T if there is one between K/2 and K
 
     Fewer rows make the products of a chunk slow, and read and write dE/dW too often for the work
-    between, the more so where it fills the caches; more rows leave the caches themselves, and of a short
-    sequence they are all of its memory. Measured on 2 cores in float32, value and gradient, ms for
-    K B = 256, 512, 1024, 2048, all, at (T, B, H): LSTM (256, 64, 256) -, 178, 164, 171, 217;
-    (1000, 32, 128) -, 118, 112, 123, 163; (4096, 8, 64) 54, 49, -, 41, 78; (64, 32, 1024) -, 347, 345,
-    300, 300; Elman there -, 64, 74, 78, 78.
+    between, above all where it outgrows the caches (32 MiB); more rows leave the caches themselves, and
+    of a short sequence they are all of its memory. Measured on 2 cores in float32, value and gradient,
+    ms for K B = 256, 512, 1024, 2048, all, at (T, B, H): LSTM (256, 64, 256) -, 178, 164, 171, 217;
+    (1000, 32, 128) -, 118, 112, 123, 163; (4096, 8, 64) 54, 49, -, 41, 78; (96, 64, 512) -, 252, 255,
+    270, -, GRU there -, 179, 194, 201, -; (64, 32, 1024) -, 347, 345, 300, 300, Elman there -, 64, 74,
+    78, 78.
     """
     steps, *rows, _ = sequence.xs.shape
     numbers = sum(w.size for w in jax.tree.leaves(weights))
     batch = math.prod(rows)
-    at_once = 2048 if numbers >= 4e6 else min(max(steps * batch // 4, 512), 1024)
+    at_once = min(max(steps * batch // 4, 512), 1024)
+    if numbers >= 1e6:
+        at_once = 2048 if numbers >= 4e6 else 512
     longest = min(steps, max(1, at_once // batch))
     return next((k for k in range(longest, longest // 2, -1) if steps % k == 0), longest)

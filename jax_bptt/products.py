@@ -116,10 +116,21 @@ def sum_of(terms: Iterable[Array]) -> Array:
 
 def sum_of_outer_products(x: Array, d: Gates, dtype: DTypeLike | None = None) -> Array:
     """Σ xᵀ d over time and every batch axis, one product a gate: [..., I], G [..., H] to [I, G*H]."""
-    x_t = jnp.moveaxis(x, -1, 0).reshape(x.shape[-1], -1)
-    return joined(tuple(product(x_t, d_g.reshape(-1, d_g.shape[-1]), dtype) for d_g in d))
+    few = dtype is None and d[0].shape[-1] < x.shape[-1]  # not worth a copy of x
+    x_t = _rows_first(x).T if few else _rows_last(x)
+    return joined(tuple(product(x_t, _rows_first(d_g), dtype) for d_g in d))
+
+
+def _rows_first(z: Array) -> Array:
+    """[..., J] to [rows, J]."""
+    return z.reshape(-1, z.shape[-1])
+
+
+def _rows_last(z: Array) -> Array:
+    """[..., J] to [J, rows]; an array of its own: XLA would fold a transposed matrix into the product."""
+    return jnp.moveaxis(z, -1, 0).reshape(z.shape[-1], -1)
 
 
 def sum_over_rows(d: Gates) -> Array:
     """Σ d over time and every batch axis: G [..., H] to [G*H]."""
-    return joined(tuple(d_g.reshape(-1, d_g.shape[-1]).sum(0) for d_g in d))
+    return joined(tuple(_rows_first(d_g).sum(0) for d_g in d))

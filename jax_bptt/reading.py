@@ -21,7 +21,6 @@ from jax_bptt.loss import Loss, count, is_additive, value_and_slope, value_and_s
 from jax_bptt.readout import Readout, ReadoutParams
 
 AT_ONCE = 2**20  # numbers of Y that exist together: they and their slopes then stay near the caches
-ROWS = 1024  # of h that are read together, as a chunk of the recurrence has (`chunks.chunk_of`)
 
 
 def read(
@@ -51,8 +50,8 @@ def read_steps(
     readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, targets: Any, mask: Array | None, n: Any
 ) -> tuple[Array, ReadoutParams, Array]:
     """`read` of some steps, where `loss.count` of all steps gave n."""
-    rows = min(ROWS, AT_ONCE // readout.output_size)
-    chunk = max(1, min(len(hs), rows // math.prod(hs.shape[1:-1])))
+    outputs = math.prod(hs.shape[1:-1]) * readout.output_size
+    chunk = max(1, min(len(hs), AT_ONCE // outputs))
 
     def of_chunk(sums: Any, first: Any, here: Any) -> tuple[Any, Array]:
         hs, targets, mask = here

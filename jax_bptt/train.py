@@ -5,6 +5,9 @@
 s_0 of the next chunk = s_T, a number: the gradient is cut there                          (T3)
 
 A cell that reads backwards begins every chunk anew: its sequence ended with the chunk before.
+
+K chunks can be given in one call: the updates are then one loop on the device, so that between them
+nothing is dispatched, and temporaries stay in place instead of being allocated anew.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import DTypeLike
 
 from jax_bptt.arguments import check_like, check_method
 from jax_bptt.errors import bad
@@ -101,7 +105,12 @@ def init_train_state(
 
 
 def make_train_step(
-    net: Network, loss: Loss, optimizer: optax.GradientTransformation, *, gradient: GradientMethod = full()
+    net: Network,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    gradient: GradientMethod = full(),
+    dtype: DTypeLike | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A pure, jitted training step; the state that goes in is donated.
 
@@ -112,6 +121,8 @@ def make_train_step(
       loss: as for `value_and_grad`.
       optimizer: as for `init_train_state`; chain optax.clip_by_global_norm before it to clip.
       gradient: the gradient method, see `unroll`.
+      dtype: jnp.bfloat16 for mixed precision, see `unroll`; parameters, gradients and the optimizer
+        keep the dtype of params.
 
     Returns:
       (state, batch) -> (state, metrics). Use the new state only: the old one's buffers are reused.
@@ -126,6 +137,51 @@ def make_train_step(
     >>> int(state.step), bool(metrics.finite)
     (1, True)
     """
+    return jax.jit(_update(net, loss, optimizer, gradient, dtype), donate_argnames="state")
+
+
+def make_train_steps(
+    net: Network,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    gradient: GradientMethod = full(),
+    dtype: DTypeLike | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """K training steps in one dispatch; pure, jitted, and the state that goes in is donated.
+
+    The same numbers as K calls of `make_train_step`'s, one after the other   (T1-T3, K times)
+
+    Args:
+      net, loss, optimizer, gradient, dtype: as for `make_train_step`.
+
+    Returns:
+      (state, batches) -> (state, metrics): batches is a `Batch` with one more axis, K, in front of each
+      of its arrays, xs [K, T, *batch_shape, I] and key [K] among them; so have the metrics, [K].
+
+    Raises:
+      ValueError: a wrong network or optimizer here; wrong batches at the first call.
+
+    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(1e-2), (2,))
+    >>> train_steps = jb.make_train_steps(net, jb.squared_error, optax.sgd(1e-2))
+    >>> state, metrics = train_steps(state, Batch(jnp.ones((5, 3, 2, 1)), jnp.zeros((5, 3, 2, 1))))
+    >>> int(state.step), metrics.loss.shape
+    (5, (5,))
+    """
+    train_step = _update(net, loss, optimizer, gradient, dtype)
+
+    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        _check_batches(batches)
+        return jax.lax.scan(train_step, state, batches)
+
+    return jax.jit(train_steps, donate_argnames="state")
+
+
+def _update(
+    net: Network, loss: Loss, optimizer: Any, gradient: GradientMethod, dtype: DTypeLike | None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """(T1-T3)."""
     _check_optimizer(optimizer)
     check_method(gradient)
     loss_and_grads = value_and_grad(net, loss)
@@ -134,7 +190,7 @@ def make_train_step(
         _check_state_and_batch(net, state, batch)
         marks = {"mask": batch.mask, "reset": batch.reset, "cut": batch.cut, "key": batch.key}
         (error, carry), grads = loss_and_grads(
-            state.params, state.carry, batch.xs, batch.targets, gradient=gradient, **marks
+            state.params, state.carry, batch.xs, batch.targets, gradient=gradient, dtype=dtype, **marks
         )  # (T1)
         expected = jax.eval_shape(optimizer.init, state.params)
         fix = "use the optimizer and the network of init_train_state"
@@ -145,12 +201,21 @@ def make_train_step(
         metrics = Metrics(error, norm, jnp.isfinite(error) & jnp.isfinite(norm))
         return TrainState(state.step + 1, params, opt_state, net.next_carry(carry)), metrics  # (T3)
 
-    return jax.jit(train_step, donate_argnames="state")
+    return train_step
 
 
 def _check_optimizer(optimizer: Any) -> None:
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
+
+
+def _check_batches(batches: Any) -> None:
+    if not isinstance(batches, Batch):
+        raise bad("batches", "a Batch", batches, "pass jb.Batch(xs, targets), each [K, T, ...]")
+    lengths = {jnp.shape(z)[:1] for z in jax.tree.leaves(batches)}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        fix = "stack K >= 1 batches: jax.tree.map(lambda *z: jnp.stack(z), *batches)"
+        raise bad("batches", "one more axis, K, in front of every array", batches, fix)
 
 
 def _check_state_and_batch(net: Network, state: Any, batch: Any) -> None:

@@ -204,7 +204,8 @@ def test_an_automatic_chunk_divides_the_sequence_if_it_can():
 
     assert chosen(1000, 32, 10_000) == 25
     assert chosen(997, 32, 10_000) == 32
-    assert chosen(96, 64, 2_000_000) == 16
-    assert chosen(64, 32, 2_000_000) == 16  # a short sequence: 512 rows
+    assert chosen(96, 64, 500_000) == 16
+    assert chosen(96, 64, 2_000_000) == 8
+    assert chosen(64, 32, 10_000) == 16  # a short sequence: 512 rows
     assert chosen(64, 32, 8_000_000) == 64
     assert chosen(7, 5000, 8) == 1

@@ -99,3 +99,42 @@ def test_it_learns_to_remember():
         state, metrics = step(state, jb.Batch(xs, targets))
         losses.append(float(metrics.loss))
     assert np.mean(losses[-20:]) < 0.1 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_many_steps_in_one_dispatch_equal_one_after_the_other(bidirectional):
+    cell = jb.elman(3, 6)
+    net = jb.network(
+        [jb.layer(cell, backward=cell, dropout=0.2) if bidirectional else cell],
+        jb.readout(12 if bidirectional else 6, 2),
+    )
+    batches = [_batch(seed)._replace(key=jax.random.key(seed)) for seed in range(3)]
+    one, many = (jb.init_train_state(jax.random.key(0), net, ADAM, (2,)) for _ in range(2))
+    step, seen = jb.make_train_step(net, jb.squared_error, ADAM), []
+    for batch in batches:
+        one, metrics = step(one, batch)
+        seen.append(metrics)
+    steps = jb.make_train_steps(net, jb.squared_error, ADAM)
+    for _ in range(2):  # the second call is not traced anew
+        state = jax.tree.map(jnp.copy, many)
+        state, metrics = steps(state, jax.tree.map(lambda *z: jnp.stack(z), *batches))
+    assert steps._cache_size() == 1
+    assert int(state.step) == 3
+    assert not w.wrong((state.params, state.carry), (one.params, one.carry), 1e-12)
+    np.testing.assert_allclose(metrics.loss, [m.loss for m in seen], rtol=1e-12)
+    assert metrics.finite.all()
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ((1, 2), r"batches: expected a Batch, got tuple"),
+        (jb.Batch(jnp.ones((3, 4, 2, 3)), jnp.ones((2, 4, 2, 2))), r"batches: expected one more axis, K"),
+        (jb.Batch(jnp.ones((0, 4, 2, 3)), jnp.ones((0, 4, 2, 2))), r"batches: expected one more axis, K"),
+    ],
+    ids=["no batch", "unequal K", "no steps"],
+)
+def test_wrong_batches_are_refused(batches, message):
+    state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))
+    with pytest.raises(ValueError, match=message):
+        jb.make_train_steps(NET, jb.squared_error, SGD)(state, batches)

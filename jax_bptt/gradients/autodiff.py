@@ -67,11 +67,17 @@ def _pointwise_step(cell: Cell, params: Any, s_prev: Any, x: Array) -> Any:
     def gates(z: Array) -> Gates:
         return tuple(z[..., g * cell.hidden_size : (g + 1) * cell.hidden_size] for g in range(cell.gates))
 
+    def times(z: Array, w: Array) -> Array:
+        if cell.dtype is None:
+            return z @ w
+        z, w, as_z = z.astype(cell.dtype), w.astype(cell.dtype), z.dtype
+        return jax.numpy.matmul(z, w, preferred_element_type=as_z)
+
     p = {name: value for name, value in params._asdict().items() if not name.endswith("_0")}
-    u = gates(x @ p.pop("w_x") + spread(p.pop("b")))
+    u = gates(times(x, p.pop("w_x")) + spread(p.pop("b")))
     v: Gates = ()
     if p["w_h"].ndim == 2:
-        v_of_all = s_prev.h @ p.pop("w_h")
+        v_of_all = times(s_prev.h, p.pop("w_h"))
         v = gates(v_of_all + spread(p.pop("b_h")) if "b_h" in p else v_of_all)
     return cell.step({name: spread(p_unit) for name, p_unit in p.items()}, s_prev, u, v)
 
