@@ -19,9 +19,15 @@ from jax_bptt.sequence import Sequence
 
 
 def scan(
-    f: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, data: Any, chunk: int, reverse: bool = False
+    f: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    data: Any,
+    chunk: int,
+    reverse: bool = False,
+    begin: int = 0,
+    end: int | None = None,
 ) -> tuple[Any, Any]:
-    """jax.lax.scan over chunks.
+    """jax.lax.scan over chunks of the steps from begin to end.
 
     Args:
       f: (carry, number of the chunk's first step, data of the chunk) -> (carry, outputs), the outputs
@@ -30,24 +36,25 @@ def scan(
       data: leaves [T, ...].
       chunk: K.
       reverse: from the last chunk to the first.
+      begin, end: of the steps that are taken, counted from 0; None for the end of data.
 
     Returns:
-      The last carry, and the outputs of all steps, leaves [T, ...], or of all chunks.
+      The last carry, and the outputs of these steps, leaves [end - begin, ...], or of their chunks.
     """
-    steps = length(data)
-    whole, left = divmod(steps, chunk)  # (O1)
+    end = length(data) if end is None else end
+    whole, left = divmod(end - begin, chunk)  # (O1)
 
     def at(carry: Any, first: Any) -> tuple[Any, Any]:
         return f(carry, first, part(data, first, chunk))
 
     def in_loop(carry: Any) -> tuple[Any, Any]:
         if whole == 1:
-            return at(carry, 0)
-        carry, outputs = jax.lax.scan(at, carry, chunk * jnp.arange(whole), reverse=reverse)
+            return at(carry, begin)
+        carry, outputs = jax.lax.scan(at, carry, begin + chunk * jnp.arange(whole), reverse=reverse)
         return carry, jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), outputs)
 
     def at_end(carry: Any) -> tuple[Any, Any]:
-        return f(carry, steps - left, part(data, steps - left, left))
+        return f(carry, end - left, part(data, end - left, left))
 
     if whole == 0 or left == 0:
         return at_end(carry) if whole == 0 else in_loop(carry)
@@ -80,6 +87,11 @@ def part(data: Any, first: Any, steps: int) -> Any:
     return jax.tree.map(lambda z: jax.lax.dynamic_slice_in_dim(z, first, steps), data)
 
 
+def numbers_of(weights: Any) -> int:
+    """How many numbers there are in all weights."""
+    return sum(w.size for w in jax.tree.leaves(weights))
+
+
 def length(data: Any) -> int:
     """T of arrays [T, ...]."""
     return jax.tree.leaves(data)[0].shape[0]
@@ -100,8 +112,7 @@ def chunk_of(sequence: Sequence, weights: Any) -> int:
     78, 78.
     """
     steps, *rows, _ = sequence.xs.shape
-    numbers = sum(w.size for w in jax.tree.leaves(weights))
-    batch = math.prod(rows)
+    batch, numbers = math.prod(rows), numbers_of(weights)
     at_once = min(max(steps * batch // 4, 512), 1024)
     if numbers >= 1e6:
         at_once = 2048 if numbers >= 4e6 else 512

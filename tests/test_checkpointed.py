@@ -178,7 +178,11 @@ BAD = {
     "empty chunk": (lambda: jb.checkpointed(chunk=0), r"chunk: expected an integer >= 1, got 0"),
     "host by name": (lambda: jb.checkpointed(host="cpu"), r"host: expected True or False, got cpu"),
     "empty chunk of full": (lambda: jb.full(0), r"chunk: expected an integer >= 1, got 0"),
-    "recompute as number": (lambda: jb.full(recompute=1), r"recompute: expected True or False, got 1"),
+    "recompute no share": (
+        lambda: jb.full(recompute=2),
+        r"recompute: expected True, False, None or a share from 0 to 1, got 2",
+    ),
+    "recompute as text": (lambda: jb.full(recompute="all"), r"recompute: expected True, False, None or"),
 }
 
 
@@ -194,6 +198,9 @@ def test_methods_are_values():
     assert repr(jb.checkpointed(slots=4, host=True)) == "checkpointed(slots=4, host=True)"
     assert repr(jb.full(chunk=8, recompute=False)) == "full(chunk=8, recompute=False)"
     assert jb.full(recompute=False) != jb.full()
+    assert jb.full(recompute=0.0) is jb.full(recompute=False)
+    assert jb.full(recompute=1) is jb.full(recompute=True)
+    assert repr(jb.full(recompute=0.5)) == "full(recompute=0.5)"
 
 
 def test_an_automatic_chunk_divides_the_sequence_if_it_can():

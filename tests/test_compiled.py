@@ -2,6 +2,7 @@
 
 import functools
 import re
+import time
 
 import chex
 import jax
@@ -14,32 +15,45 @@ import jax_bptt as jb
 T, B, INPUT, HIDDEN = 64, 8, 16, 32
 
 
-def _compiled(cell, method, wrt=(0, 1, 2), steps=T, **marks):
+def _compiled(cell, method, wrt=(0, 1, 2), steps=T, **options):
     params = cell.init(jax.random.key(0))
     xs = jnp.ones((steps, B, cell.input_size))
 
     def loss(params, carry, xs):
-        return jnp.sum(jb.unroll(cell, params, carry, xs, gradient=method, **marks)[1] ** 2)
+        return jnp.sum(jb.unroll(cell, params, carry, xs, gradient=method, **options)[1] ** 2)
 
     return (
         jax.jit(jax.value_and_grad(loss, wrt)).lower(params, cell.initial_carry(params, (B,)), xs).compile()
     )
 
 
+def _computations(compiled) -> dict[str, str]:
+    blocks = re.split(r"\n(?=\S)", compiled.as_text())
+    named = ((re.match(r"(?:ENTRY )?%([\w.\-]+) \(", block), block) for block in blocks)
+    return {match[1]: block for match, block in named if match}
+
+
+def _loops(compiled) -> list[str]:
+    """The names of the bodies of all while loops."""
+    return re.findall(r" while\(.*?body=%([\w.\-]+)", compiled.as_text())
+
+
+def _innermost(compiled) -> list[str]:
+    """The bodies of the while loops that hold no other: those over the steps."""
+    bodies = _computations(compiled)
+    return [bodies[name] for name in _loops(compiled) if " while(" not in bodies[name]]
+
+
 def _loop_dots(compiled) -> list[int]:
     """Matrix products in the body of each while loop, called computations included."""
-    bodies: dict[str, str] = {}
-    for block in re.split(r"\n(?=\S)", compiled.as_text()):
-        if match := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", block):
-            bodies[match[1]] = block
+    bodies = _computations(compiled)
 
     def dots(name: str) -> int:
         called = re.findall(r"(?:calls|to_apply|body)=%([\w.\-]+)", bodies[name])
         products = re.findall(r"= \S+ dot\(|custom_call_target=\"[^\"]*(?:matmul|dot)[^\"]*\"", bodies[name])
         return len(products) + sum(map(dots, called))
 
-    loops = re.findall(r" while\(.*?body=%([\w.\-]+)", compiled.as_text())
-    return sorted(map(dots, loops))
+    return sorted(map(dots, _loops(compiled)))
 
 
 def _four_gates(units, s, u, v):
@@ -106,6 +120,64 @@ def test_temporaries_grow_with_the_states_only():
     small, large = (_compiled(cell, jb.full(), steps=n * T).memory_analysis() for n in (1, 2))
     per_step = (large.temp_size_in_bytes - small.temp_size_in_bytes) / T
     assert per_step <= 7 * B * HIDDEN * jnp.result_type(float).itemsize
+
+
+@pytest.mark.parametrize(("name", "most"), [("elman", (4, 4)), ("lstm", (6, 9)), ("gru", (4, 5))])
+def test_a_step_is_few_kernels_and_no_copy(name, most):
+    """Fusions in the loops over steps, the product among them; each costs a microsecond and more."""
+    bodies = _innermost(_compiled(CELLS[name], jb.full(chunk=16, recompute=True)))
+    fusions = [body.count(" fusion(") for body in bodies]
+    assert all(n <= m for n, m in zip(fusions, most, strict=True)), fusions
+    assert not [line for body in bodies for line in re.findall(r"= \w+\[\d.* copy\(.*", body)]
+
+
+def test_weights_are_rounded_in_front_of_the_loop():
+    """Not at every step; and the products of the loops are on bfloat16."""
+    x32 = jb.lstm(INPUT, HIDDEN)
+    params = jax.tree.map(lambda p: p.astype("float32"), x32.init(jax.random.key(0)))
+    xs = jnp.ones((T, B, INPUT), "float32")
+    run = jax.jit(jax.grad(lambda p: jnp.sum(jb.unroll(x32, p, None, xs, dtype=jnp.bfloat16)[1])))
+    compiled = run.lower(params).compile()
+    shapes = f"{HIDDEN},{4 * HIDDEN}|{4 * HIDDEN},{HIDDEN}|{HIDDEN},{HIDDEN}"
+    wide = rf"= bf16\[(?:{shapes})\]\S* (?:fusion|convert)\("
+    assert not [line for body in _innermost(compiled) for line in re.findall(wide + ".*", body)]
+    assert f"bf16[{HIDDEN},{4 * HIDDEN}]" in "".join(_innermost(compiled))
+
+
+def test_the_time_of_tiny_outputs_is_linear_in_the_length():
+    """Where XLA writes the whole stack at every step (jax#40101), twice the steps take 4 times as long."""
+    cell = jb.elman(2, 4)
+    params = cell.init(jax.random.key(0))
+
+    def best(steps):
+        xs = jnp.ones((steps, 1, 2))
+        run = jax.jit(jax.grad(lambda p, xs: jnp.sum(jb.unroll(cell, p, None, xs)[1] ** 2)))
+        jax.block_until_ready(run(params, xs))
+
+        def seconds():
+            began = time.perf_counter()
+            jax.block_until_ready(run(params, xs))
+            return time.perf_counter() - began
+
+        return min(seconds() for _ in range(7))
+
+    assert best(40_000) / best(20_000) < 3
+
+
+@pytest.mark.parametrize(("name", "part"), [("lstm", 0.36), ("gru", 0.36), ("elman", 0.62)])
+def test_temporaries_are_a_part_of_those_of_autodiff(name, part):
+    """Of value and gradient of a network, at the default settings; an Elman net has h and G, of four."""
+    cell = getattr(jb, name)(64, 64)
+    net = jb.network([cell], jb.readout(64, 8))
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    carry = jax.eval_shape(lambda: net.initial_carry(net.init(jax.random.key(0)), (32,)))
+    xs, targets = (jax.ShapeDtypeStruct((512, 32, n), "float64") for n in (64, 8))
+
+    def temporaries(method):
+        run = functools.partial(jb.value_and_grad(net, jb.squared_error), gradient=method)
+        return jax.jit(run).lower(params, carry, xs, targets).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(jb.full()) <= part * temporaries(jb.autodiff())
 
 
 def test_no_product_is_made_for_gradients_nobody_asked_for():
