@@ -123,12 +123,18 @@ def test_temporaries_grow_with_the_states_only():
 
 
 @pytest.mark.parametrize(("name", "most"), [("elman", (4, 4)), ("lstm", (6, 9)), ("gru", (4, 5))])
-def test_a_step_is_few_kernels_and_no_copy(name, most):
-    """Fusions in the loops over steps, the product among them; each costs a microsecond and more."""
+def test_a_step_is_few_kernels_and_copies_no_stack(name, most):
+    """Fusions in the loops over steps, the product among them; each costs a microsecond and more.
+
+    Copied is at most λ of each field, [B, H], on the way back.
+    """
     bodies = _innermost(_compiled(CELLS[name], jb.full(chunk=16, recompute=True)))
     fusions = [body.count(" fusion(") for body in bodies]
     assert all(n <= m for n, m in zip(fusions, most, strict=True)), fusions
-    assert not [line for body in bodies for line in re.findall(r"= \w+\[\d.* copy\(.*", body)]
+    forward, back = (re.findall(r"= \w+(\[\d\S*\])\S* copy\(", body) for body in bodies)
+    fields = 2 if name == "lstm" else 1
+    assert not forward
+    assert back in [[f"[{B},{HIDDEN}]"] * n for n in range(fields + 1)]
 
 
 def test_weights_are_rounded_in_front_of_the_loop():
@@ -159,9 +165,9 @@ def test_the_time_of_tiny_outputs_is_linear_in_the_length():
             jax.block_until_ready(run(params, xs))
             return time.perf_counter() - began
 
-        return min(seconds() for _ in range(7))
+        return min(seconds() for _ in range(15))
 
-    assert best(40_000) / best(20_000) < 3
+    assert best(200_000) / best(100_000) < 3
 
 
 @pytest.mark.parametrize(("name", "part"), [("lstm", 0.36), ("gru", 0.36), ("elman", 0.62)])
@@ -188,7 +194,7 @@ def test_no_product_is_made_for_gradients_nobody_asked_for():
 
 
 def test_named_scopes_reach_the_profile():
-    text = _compiled(jb.elman(INPUT, HIDDEN), jb.full()).as_text()
+    text = _compiled(jb.elman(INPUT, HIDDEN), jb.full(recompute=True)).as_text()
     for scope in ("bptt/forward", "bptt/linearise", "bptt/sweep", "bptt/contract"):
         assert scope in text
 
