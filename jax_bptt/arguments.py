@@ -81,14 +81,19 @@ def computing_in(dtype: Any, owner: Any, params: Any) -> Any:
         return owner
     own = jax.tree.leaves(params)[0].dtype
     try:
-        asked = jnp.dtype(dtype)
+        asked = jnp.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
     except TypeError:
         asked = None
-    if asked is None or not jnp.issubdtype(asked, jnp.floating) or asked.itemsize > own.itemsize:
-        fix = "pass jnp.bfloat16, or None to compute as params are"
-        raise bad("dtype", f"a floating dtype not wider than params, {own}", dtype, fix)
     if asked == own:
         return owner
+    if (
+        asked is None
+        or asked.name not in ("bfloat16", "float16", "float32")
+        or asked.itemsize >= own.itemsize
+    ):
+        fix = "pass jnp.bfloat16, or None to compute as params are"
+        came = dtype if asked is None else asked.name
+        raise bad("dtype", f"a floating dtype not wider than params, {own}", came, fix)
     if isinstance(owner, StepCell):
         fix = "round the operands inside your step; make_cell and the built-in pointwise cells have it done"
         raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)

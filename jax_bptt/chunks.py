@@ -98,7 +98,7 @@ def length(data: Any) -> int:
 
 
 def chunk_of(sequence: Sequence, weights: Any) -> int:
-    """K where the user does not say: as many steps as make a matrix product of some 1024 rows.
+    """K where the user does not say: as many steps as make a matrix product of 512 to 2048 rows.
 
     K B = T B / 4, but from 512 to 1024; 512 for 1 million weights and more, 2048 for 4 million;
     and a divisor of T if there is one between K/2 and K

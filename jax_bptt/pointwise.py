@@ -1,6 +1,6 @@
 """The engine's part for a cell with a pointwise step: its matrix products, before, in and after the loop.
 
-    forward    u_t = x_t W_x + b                            all t at once: one product        (F1)
+    forward    u_t = x_t W_x + b                            all t at once: a product a gate   (F1)
                v_t = h̃_{t−1} W_h + b_h                      the only product in the loop      (F2)
                s_t = step(s̃_{t−1}, u_t, v_t)                                                  (F3)
 
@@ -11,8 +11,8 @@
                (ds_t/ds̃_{t−1})ᵀ λ_t = δs̃_{t−1} + δv_t W_hᵀ  the last term into h̃_{t−1}        (S7)
 
     contract   δu_t, δv_t, δp_t = (∂step_t/∂(u_t, v_t, p))ᵀ λ_t           parallel in t       (C1)
-               dE/dW_h = Σ_t h̃_{t−1}ᵀ δv_t                  one product                       (C2)
-               dE/dW_x = Σ_t x_tᵀ δu_t                      one product                       (C3)
+               dE/dW_h = Σ_t h̃_{t−1}ᵀ δv_t                  one product a gate                (C2)
+               dE/dW_x = Σ_t x_tᵀ δu_t                      one product a gate                (C3)
                dE/db = Σ_t δu_t,  dE/db_h = Σ_t δv_t,  dE/dp = Σ_t δp_t                       (C4)
                dE/dx_t = δu_t W_xᵀ                                                            (C5)
 
@@ -76,7 +76,7 @@ def linearise(cell: Cell, params: Any, s_prev: Any, u: Gates, v: Gates, s: Any) 
 
 def before_sweep(cell: Cell, params: Any) -> Any:
     """W_hᵀ, or None without a recurrent product: what every backward step reads."""
-    return transposed(params.w_h, cell.dtype) if has_recurrent_product(params) else None
+    return transposed(params.w_h) if has_recurrent_product(params) else None
 
 
 def backward_step(cell: Cell, params: Any, w_h_t: Any, a: Any, lam: Any) -> Any:

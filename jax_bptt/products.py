@@ -78,9 +78,13 @@ def joined(gates: Gates) -> Array:
     return jnp.concatenate(gates, axis=-1)
 
 
-def transposed(w: Array, dtype: DTypeLike | None) -> Array:
-    """wᵀ, rounded, as an array of its own, for a product in a loop (measured on a CPU: see `pointwise`)."""
-    return jax.lax.optimization_barrier((w if dtype is None else w.astype(dtype)).T)
+def transposed(w: Array) -> Array:
+    """wᵀ as an array of its own, for a product in a loop (measured on a CPU: see `pointwise`).
+
+    It is rounded in the loop, from where XLA lifts that: a loop over an array that is rounded already would
+    have its second derivatives summed over time in that dtype.
+    """
+    return jax.lax.optimization_barrier(w.T)
 
 
 def towards_h(cell: Cell, w_h_t: Array, d_v: Gates) -> Array:

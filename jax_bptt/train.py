@@ -172,7 +172,7 @@ def make_train_steps(
     train_step = _update(net, loss, optimizer, gradient, dtype)
 
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        _check_batches(batches)
+        _check_batches(net, state, batches)
         return jax.lax.scan(train_step, state, batches)
 
     return jax.jit(train_steps, donate_argnames="state")
@@ -209,13 +209,19 @@ def _check_optimizer(optimizer: Any) -> None:
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
-def _check_batches(batches: Any) -> None:
+def _check_batches(net: Network, state: Any, batches: Any) -> None:
+    if not isinstance(state, TrainState):
+        raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
     if not isinstance(batches, Batch):
         raise bad("batches", "a Batch", batches, "pass jb.Batch(xs, targets), each [K, T, ...]")
     lengths = {jnp.shape(z)[:1] for z in jax.tree.leaves(batches)}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         fix = "stack K >= 1 batches: jax.tree.map(lambda *z: jnp.stack(z), *batches)"
         raise bad("batches", "one more axis, K, in front of every array", batches, fix)
+    rows = jnp.shape(batches.xs)[2:-1]  # without K and T
+    carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(state.params, rows)))
+    fix = f"batches.xs is [K, T, *batch_shape, I]; make the state with its batch_shape, {rows}"
+    check_like("state.carry", state.carry, carry, None, fix)
 
 
 def _check_state_and_batch(net: Network, state: Any, batch: Any) -> None:

@@ -54,6 +54,8 @@ def unroll(
       reverse: from the last step to the first, as in jax.lax.scan: marks and outputs keep their places.
       dtype: jnp.bfloat16 for mixed precision: the operands of every matrix product, forward and back,
         are rounded to it; sums, states, biases, gradients and all else stay in the dtype of params.
+        (`autodiff` and `rtrl` differentiate the rounding as JAX does, step by step, and `parallel` sweeps
+        with W_h as it is.)
         Not for cells whose step makes its own products (`step_cell`, the GRU with the reset before).
 
     Returns:

@@ -112,15 +112,29 @@ def test_a_network_trains_in_it():
     assert abs(losses[BF16][-5:].mean() / losses[None][-5:].mean() - 1) < 0.1
 
 
+def test_second_derivatives_do_not_stand_still():
+    """Σ over 1000 steps of dE/dx by w_h, each 1 at w_h = 0 but for the last."""
+    cell, ones = jb.elman(1, 1, "identity"), jnp.ones((1000, 1, 1), "float32")
+    params = jax.tree.map(lambda p: jnp.zeros(p.shape, "float32"), cell.init(jax.random.key(0)))
+    params = params._replace(w_x=params.w_x + 1)
+
+    def by_xs(w_h):
+        return jax.grad(lambda x: jnp.sum(jb.unroll(cell, params._replace(w_h=w_h), None, x, dtype=BF16)[1]))
+
+    assert jax.jit(jax.grad(lambda w_h: jnp.sum(by_xs(w_h)(ones))))(params.w_h) == 999
+
+
 @pytest.mark.parametrize(
     ("cell", "dtype", "message"),
     [
         (jb.elman(3, 8), "float64", r"dtype: expected a floating dtype not wider than params, float32, got"),
         (jb.elman(3, 8), int, r"dtype: expected a floating dtype not wider"),
         (jb.elman(3, 8), "bf17", r"dtype: expected a floating dtype not wider"),
+        (jb.elman(3, 8), jnp.float4_e2m1fn, r"dtype: expected .* float32, got float4_e2m1fn"),
+        (jb.elman(3, 8), jnp.ones(3), r"dtype: expected a floating dtype not wider"),
         (jb.gru(3, 8, reset_after=False), BF16, r"dtype: expected None for a cell whose step makes its own"),
     ],
-    ids=["wider", "integer", "unknown", "step cell"],
+    ids=["wider", "integer", "unknown", "too narrow", "array", "step cell"],
 )
 def test_what_cannot_be_computed_in_is_refused(cell, dtype, message):
     params = jax.tree.map(lambda p: p.astype("float32"), cell.init(jax.random.key(0)))

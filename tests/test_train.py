@@ -101,6 +101,13 @@ def test_it_learns_to_remember():
     assert np.mean(losses[-20:]) < 0.1 * np.mean(losses[:5])
 
 
+def test_many_steps_begin_from_a_whole_carry():
+    state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))._replace(carry=None)
+    batches = jax.tree.map(lambda z: z[None], _batch(0))
+    with pytest.raises(ValueError, match=r"state\.carry: expected .*, got None"):
+        jb.make_train_steps(NET, jb.squared_error, SGD)(state, batches)
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps_in_one_dispatch_equal_one_after_the_other(bidirectional):
     cell = jb.elman(3, 6)
@@ -131,8 +138,12 @@ def test_many_steps_in_one_dispatch_equal_one_after_the_other(bidirectional):
         ((1, 2), r"batches: expected a Batch, got tuple"),
         (jb.Batch(jnp.ones((3, 4, 2, 3)), jnp.ones((2, 4, 2, 2))), r"batches: expected one more axis, K"),
         (jb.Batch(jnp.ones((0, 4, 2, 3)), jnp.ones((0, 4, 2, 2))), r"batches: expected one more axis, K"),
+        (
+            _batch(0),
+            r"state\.carry\[0\]\.h: expected shape \[6\], .*batches\.xs is \[K, T, \*batch_shape, I\]",
+        ),
     ],
-    ids=["no batch", "unequal K", "no steps"],
+    ids=["no batch", "unequal K", "no steps", "one batch"],
 )
 def test_wrong_batches_are_refused(batches, message):
     state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))

@@ -50,8 +50,8 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
 
     Args:
       slots: m, states that are kept, s_0 among them; None for one for each leaf, of about √T steps.
-      chunk: K, steps in a leaf; None for √T, or fewer where that makes products of 1024 rows and slots
-        are given.
+      chunk: K, steps in a leaf; None for √T, or fewer where `chunks.chunk_of` says so and slots are
+        given.
       host: whether the kept states wait in the host's memory, on accelerators that have their own.
 
     Returns:

@@ -85,7 +85,7 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
 def _truncated(window: int, stride: int) -> GradientMethod:
     if stride < window:
         back = functools.partial(_backward, window, stride)
-        return GradientMethod(f"truncated({window}, stride={stride})", full().forward, back)
+        return GradientMethod(f"truncated({window}, stride={stride})", full(recompute=True).forward, back)
     forward, stream = functools.partial(_forward_with_cuts, window), functools.partial(_stream, window)
     return GradientMethod(f"truncated({window})", forward, full().backward, stream)
 
