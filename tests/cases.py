@@ -255,7 +255,6 @@ METHODS = {"full": jb.full(), "autodiff": jb.autodiff()}
 EXACT = {
     "full": jb.full(),
     "full in chunks": jb.full(chunk=3),
-    "full, nothing recomputed": jb.full(chunk=4, recompute=False),
     "full, half recomputed": jb.full(chunk=2, recompute=0.5),
     "checkpointed": jb.checkpointed(slots=2, chunk=2),
     "checkpointed, a slot for each leaf": jb.checkpointed(),

@@ -1,8 +1,22 @@
 """Strict numerics for every test and doctest: x64, no silent promotion of dtypes or ranks."""
 
+import itertools
+
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+_TESTS = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs_at_a_time():
+    """Compiled programs hold memory maps; where a process has too many (65,530), XLA ends it."""
+    yield
+    if next(_TESTS) % 50 == 0:
+        jax.clear_caches()
