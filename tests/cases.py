@@ -260,7 +260,6 @@ EXACT = {
     "checkpointed, a slot for each leaf": jb.checkpointed(),
     "truncated, chunked": jb.truncated(window=13),
     "truncated, sliding": jb.truncated(window=13, stride=1),
-    "truncated, in blocks": jb.truncated(window=14, stride=3),
     "rtrl": jb.rtrl(),
     "parallel": jb.parallel(),
     "autodiff": jb.autodiff(),
