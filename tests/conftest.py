@@ -18,5 +18,5 @@ _TESTS = itertools.count(1)
 def _few_programs_at_a_time():
     """Compiled programs hold memory maps; where a process has too many (65,530), XLA ends it."""
     yield
-    if next(_TESTS) % 50 == 0:
+    if next(_TESTS) % 250 == 0:
         jax.clear_caches()
