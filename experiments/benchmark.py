@@ -46,8 +46,6 @@ import json
 import math
 import os
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +58,7 @@ from tqdm import tqdm
 from experiments.benchmark_peers import Problem, problem_of
 from experiments.benchmark_programs import LANES, Program, program_of
 from experiments.benchmark_table import draw, judge, table
-from experiments.gradient_methods import farthest
+from experiments.gradient_methods import farthest, leave_if, seconds
 from experiments.runs import Run, StopRequest
 
 SIZES = (
@@ -212,20 +210,6 @@ def take_turns(programs: dict[str, Program], rounds: int, stop: StopRequest) -> 
             seconds(turns[name], 1)
             times[name].append(seconds(turns[name], calls[name]))
     return {name: np.array(of_name) for name, of_name in times.items()}
-
-
-def seconds(call: Callable[[], Any], calls: int) -> float:
-    """Of one call to its end, the mean over some."""
-    began = time.perf_counter()
-    for _ in range(calls):
-        jax.block_until_ready(call())
-    return (time.perf_counter() - began) / calls
-
-
-def leave_if(stop: StopRequest) -> None:
-    """SystemExit if a stop was asked for."""
-    if stop.came:
-        raise SystemExit("stopped; run the same command again to do the rest")
 
 
 def peak(lane: str, tiny: bool) -> float:

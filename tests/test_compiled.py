@@ -139,10 +139,10 @@ def test_a_step_is_few_kernels_and_copies_no_stack(name, most):
 
 def test_weights_are_rounded_in_front_of_the_loop():
     """Not at every step; and the products of the loops are on bfloat16."""
-    x32 = jb.lstm(INPUT, HIDDEN)
-    params = jax.tree.map(lambda p: p.astype("float32"), x32.init(jax.random.key(0)))
+    cell = jb.lstm(INPUT, HIDDEN)
+    params = jax.tree.map(lambda p: p.astype("float32"), cell.init(jax.random.key(0)))
     xs = jnp.ones((T, B, INPUT), "float32")
-    run = jax.jit(jax.grad(lambda p: jnp.sum(jb.unroll(x32, p, None, xs, dtype=jnp.bfloat16)[1])))
+    run = jax.jit(jax.grad(lambda p: jnp.sum(jb.unroll(cell, p, None, xs, dtype=jnp.bfloat16)[1])))
     compiled = run.lower(params).compile()
     shapes = f"{HIDDEN},{4 * HIDDEN}|{4 * HIDDEN},{HIDDEN}|{HIDDEN},{HIDDEN}"
     wide = rf"= bf16\[(?:{shapes})\]\S* (?:fusion|convert)\("
