@@ -58,7 +58,7 @@ from tqdm import tqdm
 from experiments.benchmark_peers import Problem, problem_of
 from experiments.benchmark_programs import LANES, Program, program_of
 from experiments.benchmark_table import draw, judge, table
-from experiments.gradient_methods import farthest, leave_if, seconds
+from experiments.gradient_methods import farthest, seconds
 from experiments.runs import Run, StopRequest
 
 SIZES = (
@@ -180,7 +180,7 @@ def programs_of(
     names = ["ours", *against, *["scan in float32"] * (problem.lane != "float32")]
     programs, distances = {}, {}
     for name in names:
-        leave_if(stop)
+        stop.leave()
         program = program_of(name, work, problem, for_cuda)
         if program is not None:
             programs[name] = program
@@ -206,7 +206,7 @@ def take_turns(programs: dict[str, Program], rounds: int, stop: StopRequest) -> 
         first = number % len(turns)
         moved = [*turns][first:] + [*turns][:first]
         for name in moved[:: -1 if number % 2 else 1]:
-            leave_if(stop)
+            stop.leave()
             seconds(turns[name], 1)
             times[name].append(seconds(turns[name], calls[name]))
     return {name: np.array(of_name) for name, of_name in times.items()}

@@ -153,7 +153,7 @@ def programs_of(size: Size, methods: tuple[jb.GradientMethod, ...], stop: StopRe
     programs: list[Program] = []
     wanted: Any = None
     for name, value_and_grad in tqdm(value_and_grads.items(), desc=f"compile {size.cell:8}", unit="program"):
-        leave_if(stop)
+        stop.leave()
         compiled = jax.jit(value_and_grad).lower(*arguments).compile()
         call = functools.partial(compiled, *arguments)
         _, grads = jax.block_until_ready(call())
@@ -224,7 +224,7 @@ def measure(
     rounds = itertools.product(range(repeats), zip(timed, times, strict=True))
     total = repeats * len(timed)
     for _, (program, of_program) in tqdm(rounds, desc=f"measure {size.cell:8}", total=total, unit="run"):
-        leave_if(stop)
+        stop.leave()
         of_program.append(seconds(program.call, program.calls))
     base, *_, again = times
     ratios = [np.divide(again if t is base else t, base) for t in times[:-1]]
@@ -242,12 +242,6 @@ def measure(
         }
         for program, of_program, ratio in zip(programs, times, ratios, strict=False)
     ]
-
-
-def leave_if(stop: StopRequest) -> None:
-    """SystemExit if a stop was asked for."""
-    if stop.came:
-        raise SystemExit("stopped; run the same command again to do the rest")
 
 
 # How often a step is run forward.
@@ -339,7 +333,7 @@ def _in_a_process(name: str, stop: StopRequest) -> dict[str, Any]:
                     printed, errors = process.communicate(timeout=0.1)
                     break
                 except subprocess.TimeoutExpired:
-                    leave_if(stop)
+                    stop.leave()
         finally:
             process.kill()
     if process.returncode:

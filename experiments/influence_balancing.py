@@ -138,7 +138,7 @@ def compare_gradients(config: Config, run: Run, stop: StopRequest) -> list[Any]:
             chunked = float(slope(jb.truncated(h), a_chunk)) / full
             found[h] = {"window": h, "sliding": sliding, "chunked": chunked, "rtrl": forward / full}
             run.record(**found[h])
-    _leave_if(stop)
+    stop.leave()
     return [found[h] for h in sorted(found)]
 
 
@@ -226,7 +226,7 @@ def follow(config: Config, name: str, learner: Learner, stop: StopRequest) -> li
         if not abs(float(learning.theta)) < LOST:
             break
         thetas.append(float(learning.theta))
-        _leave_if(stop)
+        stop.leave()
     return thetas
 
 
@@ -237,11 +237,6 @@ def blocks(config: Config) -> int:
 
 def _bar(things: Iterable[Any], name: str, unit_scale: int = 1) -> Any:
     return tqdm(things, desc=f"{name:16}", unit="step" if unit_scale > 1 else "", unit_scale=unit_scale)
-
-
-def _leave_if(stop: StopRequest) -> None:
-    if stop.came:
-        raise SystemExit("stopped; run the same command again to do the rest")
 
 
 # What came out.

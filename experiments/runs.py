@@ -99,6 +99,11 @@ class StopRequest:
         self.came = True
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
 
+    def leave(self) -> None:
+        """SystemExit if a stop was asked for."""
+        if self.came:
+            raise SystemExit("stopped; run the same command again to do the rest")
+
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

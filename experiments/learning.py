@@ -1,0 +1,122 @@
+"""Networks that learn a task, one after the other, each resumed where it was stopped.
+
+A task gives its batches and its scores as functions in JAX, so that many updates are one dispatch:
+
+    batch of step n = draw(key, folded with n)        the same numbers after an interruption
+    every `every` steps: scores of the parameters     one line of metrics.jsonl, one checkpoint
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+import orbax.checkpoint as ocp
+from jax import Array
+from tqdm import tqdm
+
+import jax_bptt as jb
+from experiments.runs import Run, StopRequest
+
+Scores = dict[str, float]
+
+
+class Learner(NamedTuple):
+    """A network, its task and how it is trained.
+
+    Attributes:
+      name: of its curve and of its checkpoints.
+      net, loss, optimizer: as for `jb.make_train_step`.
+      rows: B.
+      draw: key -> `jb.Batch` of B rows, each a whole sequence that begins without memory; in JAX.
+      score: parameters -> scalars by name, in JAX; the same data every time.
+      steps: updates at most.
+      every: updates between two scores.
+      solved: scores -> whether to stop here.
+      seed: of the parameters and of the batches.
+      gradient: the gradient method.
+    """
+
+    name: str
+    net: jb.Network
+    loss: Callable[..., Array]
+    optimizer: optax.GradientTransformation
+    rows: int
+    draw: Callable[[Array], jb.Batch]
+    score: Callable[[Any], dict[str, Array]]
+    steps: int
+    every: int = 100
+    solved: Callable[[Scores], bool] = lambda scores: False
+    seed: int = 0
+    gradient: jb.GradientMethod = jb.full()
+
+
+def learn(run: Run, stop: StopRequest, learner: Learner) -> list[dict[str, Any]]:
+    """Train one network to the end, to success or to a request to stop.
+
+    Args:
+      run: where metrics.jsonl and the checkpoints are.
+      stop: asked after every block of updates; SystemExit then, with all of them saved.
+      learner: what to train.
+
+    Returns:
+      Its lines of metrics.jsonl, one a score: curve (its name), step, seconds since it began, loss (of
+      the last update), the largest gradient norm of the block, and the scores.
+    """
+    state, advance, score = _compiled(learner)
+    folder = (run.folder / "checkpoints" / learner.name.replace(" ", "_")).absolute()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    with ocp.CheckpointManager(folder, options=options) as saved:
+        if saved.latest_step() is not None:
+            state = saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state))
+        start = int(state.step)
+        run.keep_metrics(lambda m: m.get("curve") != learner.name or m["step"] <= start)
+        lines = [m for m in run.metrics() if m.get("curve") == learner.name]
+        before, began = (lines[-1]["seconds"] if lines else 0.0), time.monotonic()
+        with tqdm(total=learner.steps, initial=start, unit="step", desc=f"{learner.name:16}") as bar:
+            while not _ended(learner, lines):
+                stop.leave()
+                state, (losses, norms) = advance(state)
+                scores = {n: float(z) for n, z in score(state.params).items()}
+                seconds = round(before + time.monotonic() - began, 2)
+                line = {"curve": learner.name, "step": int(state.step), "seconds": seconds}
+                line |= {"loss": float(losses[-1]), "grad_norm": float(norms.max()), **scores}
+                run.record(**line)
+                saved.save(int(state.step), args=ocp.args.StandardSave(state), force=True)
+                lines.append(line)
+                bar.update(learner.every)
+                bar.set_postfix_str(f"loss {line['loss']:.4g}, " + _shown(scores), refresh=False)
+    return lines
+
+
+def _ended(learner: Learner, lines: list[dict[str, Any]]) -> bool:
+    return bool(lines) and (lines[-1]["step"] >= learner.steps or learner.solved(lines[-1]))
+
+
+def _shown(scores: Scores) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+
+
+def _compiled(learner: Learner) -> tuple[jb.TrainState, Any, Any]:
+    """The state to begin with, `every` updates in one dispatch, and the scores."""
+    net, rows = learner.net, (learner.rows,)
+    train_step = jb.make_train_step(net, learner.loss, learner.optimizer, gradient=learner.gradient)
+    key = jax.random.key(learner.seed)
+    of_params, of_batches = jax.random.split(key)
+
+    def update(state: jb.TrainState, _: None) -> tuple[jb.TrainState, tuple[Array, Array]]:
+        batch = learner.draw(jax.random.fold_in(of_batches, state.step))
+        begun = state._replace(carry=net.next_carry(net.initial_carry(state.params, rows)))
+        state, metrics = train_step(begun, batch)
+        return state, (metrics.loss, metrics.grad_norm)
+
+    def advance(state: jb.TrainState) -> tuple[jb.TrainState, tuple[Array, Array]]:
+        return jax.lax.scan(update, state, None, length=learner.every)
+
+    state = jb.init_train_state(of_params, net, learner.optimizer, rows)
+    return state, jax.jit(advance, donate_argnums=0), jax.jit(learner.score)

@@ -1,0 +1,106 @@
+"""What the experiments found, beside what is published or known in closed form, as one page.
+
+python -m experiments.results          from results/*/results.json to experiments/RESULTS.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from experiments.gradient_costs import markdown
+from experiments.runs import Run
+
+
+class Row(NamedTuple):
+    """One figure.
+
+    Attributes:
+      what: what was measured, of which network.
+      known: the published or closed-form figure and where it is from, or the expectation.
+      ours: what came out.
+      met: whether it is as expected.
+    """
+
+    what: str
+    known: str
+    ours: str
+    met: bool
+
+
+def conclude(run: Run, name: str, rows: list[Row], seeds: int, seconds: float, options: str = "") -> None:
+    """Write results.json, print every row, and last whether all is as expected.
+
+    Args:
+      run: the result folder.
+      name: of the experiment's module.
+      rows: what was found.
+      seeds: how many.
+      seconds: of all training, also before an interruption.
+      options: of the command line, where they are not the defaults.
+    """
+    command = f"python -m experiments.{name} {options}".strip()
+    found = {"command": command, "seeds": seeds, "seconds": seconds, "rows": [r._asdict() for r in rows]}
+    run.write("results.json", json.dumps(found, indent=2) + "\n")
+    for row in rows:
+        print(f"{row.what}: {row.ours} (known: {row.known}){'' if row.met else '  NOT MET'}")
+    met = sum(row.met for row in rows)
+    verdict = "as expected" if met == len(rows) else "EXPECTATION NOT MET"
+    print(f"{name}: {met} of {len(rows)} figures hold in {seconds:.0f} s; {verdict}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Where from, where to."""
+
+    results: Path = Path("results")
+    """Folder of the result folders."""
+    out: Path = Path("experiments/RESULTS.md")
+    """The page."""
+
+
+HEAD = """# Results
+
+Written by `python -m experiments.results` from what the scripts left behind. Each line is one command,
+which ends with these figures; time is that of training, in seconds, on the machine named with it.
+"""
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """The table, an experiment after the other; found is results.json by folder, run.json under "about"."""
+    head = ["experiment", "figure", "published or closed form", "ours", "seeds", "s", "met"]
+    rows = [
+        [name if i == 0 else "", row["what"], row["known"], row["ours"]]
+        + ([str(of["seeds"]), f"{of['seconds']:.0f}"] if i == 0 else ["", ""])
+        + ["yes" if row["met"] else "NO"]
+        for name, of in found.items()
+        for i, row in enumerate(of["rows"])
+    ]
+    commands = [[name, f"`{of['command']}`", _machine(of["about"])] for name, of in found.items()]
+    tables = markdown(head, rows), markdown(["experiment", "command", "on"], commands)
+    return "\n\n".join([HEAD.strip(), *tables]) + "\n"
+
+
+def _machine(about: dict[str, Any]) -> str:
+    versions = about["versions"]
+    return f"{about['device']}, {about['machine']}, JAX {versions['jax']}, Python {versions['python']}"
+
+
+def main(config: Config) -> None:
+    """Collect, write."""
+    found = {}
+    for path in sorted(config.results.glob("*/results.json")):
+        about = json.loads((path.parent / "run.json").read_text())
+        found[path.parent.name] = json.loads(path.read_text()) | {"about": about}
+    if not found:
+        raise SystemExit(f"no results in {config.results}; run an experiment first")
+    config.out.write_text(page(found), encoding="utf-8")
+    print(config.out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
