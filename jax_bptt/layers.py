@@ -135,7 +135,7 @@ def run_layers(
     last = []
     for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
         s_0 = None if carry is None else carry[number]
-        own = None if keys is None else jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(keys)
+        own = keys_of_layer(number, keys)
         sequence = without_padding(sequence)
         s_last, outputs = _run_layer(layer, p, s_0, sequence, gradient, own)
         last.append(s_last)
@@ -147,25 +147,35 @@ def _run_layer(
     layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod, keys: Array | None
 ) -> tuple[Any, Array]:
     if layer.backward is None:
-        last, outputs = run_checked(layer.forward, params, carry, sequence, gradient, False)  # (H1)
+        last, hs = run_checked(layer.forward, params, carry, sequence, gradient, False)  # (H1)
     else:
         to_right, to_left = Directions(None, None) if carry is None else carry
-        right, hs = run_checked(layer.forward, params.forward, to_right, sequence, gradient, False)  # (H1)
+        right, ahead = run_checked(layer.forward, params.forward, to_right, sequence, gradient, False)  # (H1)
         ends = ends_of(sequence)
-        left, hs_left = run_checked(layer.backward, params.backward, to_left, ends, gradient, True)  # (H2)
-        last, outputs = Directions(right, left), jnp.concatenate([hs, hs_left], -1)  # (H3)
+        left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, True)  # (H2)
+        last, hs = Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
+    return last, outputs_of(layer, hs, sequence, keys)
+
+
+def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: Array | None) -> Array:
+    """o_1..o_T from what the cells of the layer emit and what it read; each step by itself."""
     if layer.dropout and keys is not None:
-        share, shape = 1 - layer.dropout, outputs.shape[1:]
+        share, shape = 1 - layer.dropout, hs.shape[1:]
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, share, shape))(keys)
-        outputs = jnp.where(kept, outputs / (1 - layer.dropout), jnp.zeros_like(outputs))  # (H4)
+        hs = jnp.where(kept, hs / (1 - layer.dropout), jnp.zeros_like(hs))  # (H4)
     if layer.residual:
-        outputs = outputs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
-    return last, outputs
+        hs = hs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
+    return hs
 
 
 def dropout_keys(key: Array | None, sequence: Sequence) -> Array | None:
     """A key for each step, [T], so that a chunk of the steps draws what the whole would; None for None."""
     return None if key is None else jax.random.split(key, len(sequence.xs))
+
+
+def keys_of_layer(number: int, keys: Array | None) -> Array | None:
+    """The keys of one layer, from those of the network."""
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:

@@ -113,7 +113,7 @@ def sweep(
     sequence: Sequence,
     d_carry: Any,
     d_hs: Array,
-    weight: float | None = None,
+    alter: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Phase 2: λ backwards through time.
 
@@ -126,13 +126,13 @@ def sweep(
       sequence: the marks.
       d_carry: dE/ds_T, leaves [..., H].
       d_hs: G_1..G_T, [T, ..., H].
-      weight: see `step_back`.
+      alter: see `step_back`.
 
     Returns:
       dE/ds_0 and dE/dstart (None without resets), leaves [..., H], and λ_1..λ_T, leaves [T, ..., H],
       zero where a step was masked.
     """
-    back = functools.partial(step_back, cell, params, engine_of(cell).before_sweep(cell, params), weight)
+    back = functools.partial(step_back, cell, params, engine_of(cell).before_sweep(cell, params), alter)
     d_start = None if sequence.reset is None else zeros_like(d_carry)
 
     def step(towards: tuple[Any, Any], at_t: Any) -> tuple[Any, Any]:
@@ -151,7 +151,7 @@ def step_back(
     cell: Any,
     params: Any,
     fixed: Any,
-    weight: float | None,
+    alter: Callable[[Any], Any] | None,
     lam: Any,
     a: Any,
     mask: Array | None,
@@ -163,7 +163,7 @@ def step_back(
     Args:
       cell, params: the cell and its parameters.
       fixed: what the engine's `before_sweep` made.
-      weight: what λ̃ is multiplied by where there is no cut, None for one; see `artbp`.
+      alter: what is done to λ̃ on its way to step t − 1, None for nothing; see `artbp`, `clipped`.
       lam: λ_t, leaves [..., H].
       a: a_t.
       mask, reset, cut: of this step, bool [...] or None.
@@ -180,9 +180,7 @@ def step_back(
         lam_prev = select(reset, zeros_like(lam_prev), lam_prev)  # (S3)
     if cut is not None:
         lam_prev = select(cut, zeros_like(lam_prev), lam_prev)  # (S3)
-    if weight is not None:
-        lam_prev = jax.tree.map(lambda z: weight * z, lam_prev)
-    return lam_prev, begun, lam_step
+    return lam_prev if alter is None else alter(lam_prev), begun, lam_step
 
 
 def contract(cell: Any, params: Any, s_prev: Any, sequence: Sequence, a: Any, lam: Any) -> tuple[Any, Array]:

@@ -3,6 +3,7 @@
 (E, s_T), dE/dθ = value_and_grad(θ, s_0, chunk)                                           (T1)
 θ ← θ + optimizer(dE/dθ)                                                                  (T2)
 s_0 of the next chunk = s_T, a number: the gradient is cut there                          (T3)
+where E, ‖dE/dθ‖ or s_T is NaN or infinite, θ, the optimizer and s_0 stay as they were    (T4)
 
 A cell that reads backwards begins every chunk anew: its sequence ended with the chunk before.
 
@@ -12,6 +13,7 @@ nothing is dispatched, and temporaries stay in place instead of being allocated 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ class TrainState(NamedTuple):
     """All that training remembers; a pytree of arrays.
 
     Attributes:
-      step: number of updates made, int32.
+      step: number of batches read, int32; an update is made of each that is finite.
       params: `NetworkParams`.
       opt_state: the optimizer's.
       carry: s_0 of the next chunk, one per layer; None for cells that read backwards.
@@ -70,7 +72,7 @@ class Metrics(NamedTuple):
     Attributes:
       loss: E, a scalar.
       grad_norm: ‖dE/dθ‖ over all parameters, a scalar.
-      finite: bool, whether both are numbers.
+      finite: bool, whether both and the carry are finite; where not, no update was made.
     """
 
     loss: Array
@@ -116,6 +118,9 @@ def make_train_step(
 
     θ ← θ + optimizer(dE/dθ),   s_0 ← s_T   (T1-T3)
 
+    One bad batch destroys nothing: where loss, gradient or carry is not finite, parameters, optimizer and
+    carry stay as they were, and `Metrics.finite` says so   (T4)
+
     Args:
       net: from `network`.
       loss: as for `value_and_grad`.
@@ -150,7 +155,7 @@ def make_train_steps(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """K training steps in one dispatch; pure, jitted, and the state that goes in is donated.
 
-    The same numbers as K calls of `make_train_step`'s, one after the other   (T1-T3, K times)
+    The same numbers as K calls of `make_train_step`'s, one after the other   (T1-T4, K times)
 
     Args:
       net, loss, optimizer, gradient, dtype: as for `make_train_step`.
@@ -181,7 +186,7 @@ def make_train_steps(
 def _update(
     net: Network, loss: Loss, optimizer: Any, gradient: GradientMethod, dtype: DTypeLike | None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """(T1-T3)."""
+    """(T1-T4)."""
     _check_optimizer(optimizer)
     check_method(gradient)
     loss_and_grads = value_and_grad(net, loss)
@@ -198,8 +203,13 @@ def _update(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(grads)
-        metrics = Metrics(error, norm, jnp.isfinite(error) & jnp.isfinite(norm))
-        return TrainState(state.step + 1, params, opt_state, net.next_carry(carry)), metrics  # (T3)
+        finite = jnp.isfinite(error) & jnp.isfinite(norm)
+        for s in jax.tree.leaves(carry):
+            finite = finite & jnp.isfinite(s).all()
+        after = TrainState(state.step + 1, params, opt_state, net.next_carry(carry))  # (T3)
+        unchanged = state._replace(step=after.step)
+        kept = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
+        return kept, Metrics(error, norm, finite)
 
     return train_step
 

@@ -31,6 +31,7 @@ from jax_bptt.layers import dropout_keys
 from jax_bptt.loss import Loss, check_loss, check_targets, count, is_additive
 from jax_bptt.network import Network, NetworkParams, check_network, check_run, computing, features
 from jax_bptt.reading import read, read_steps
+from jax_bptt.readout import ReadoutParams
 from jax_bptt.sequence import Sequence
 from jax_bptt.sweep import plus
 
@@ -118,13 +119,18 @@ def _by_layers(problem: _Problem, gradient: GradientMethod) -> tuple[tuple[Array
         return hs, last
 
     hs, backward, last = jax.vjp(run, params.cells, has_aux=True)  # (V1)
-    counted = sequence.mask
-    if counted is not None and net.readout.of_last:
-        counted = counted.any(0)
-    check_outputs(net, loss, hs, targets, counted)
-    error, d_readout, d_hs = read(net.readout, loss, params.readout, hs, targets, counted)  # (V2)
+    error, d_readout, d_hs = judged(net, loss, params, hs, targets, sequence.mask)  # (V2)
     (d_cells,) = backward(d_hs)  # (V3)
     return (error, last), NetworkParams(d_cells, d_readout)
+
+
+def judged(
+    net: Network, loss: Loss, params: NetworkParams, hs: Array, targets: Any, mask: Array | None
+) -> tuple[Array, ReadoutParams, Array]:
+    """E, dE/dreadout and G = dE/dhs from what the readout reads, [T, ..., H], or [..., H] of `last`."""
+    counted = mask.any(0) if mask is not None and net.readout.of_last else mask
+    check_outputs(net, loss, hs, targets, counted)
+    return read(net.readout, loss, params.readout, hs, targets, counted)
 
 
 def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[tuple[Array, Any], NetworkParams]:

@@ -28,7 +28,7 @@ FLOORS = [
     ["layers", "readout"],
     ["reading", "network"],
     ["value_and_grad"],
-    ["train", "check", "convert"],
+    ["train", "check", "convert", "flow"],
     ["__init__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

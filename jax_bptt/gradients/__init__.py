@@ -3,6 +3,7 @@
 from jax_bptt.gradients.artbp import artbp as artbp
 from jax_bptt.gradients.autodiff import autodiff as autodiff
 from jax_bptt.gradients.checkpointed import checkpointed as checkpointed
+from jax_bptt.gradients.clipped import clipped as clipped
 from jax_bptt.gradients.full import full as full
 from jax_bptt.gradients.method import GradientMethod as GradientMethod
 from jax_bptt.gradients.newton import Newton as Newton

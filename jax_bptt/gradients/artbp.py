@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
 from jax import Array
 
 from jax_bptt.cell import number
@@ -59,8 +60,13 @@ def artbp(rate: float) -> GradientMethod:
 
 @functools.lru_cache(maxsize=256)
 def _artbp(rate: float) -> GradientMethod:
-    weighted = functools.partial(backward, None, 1 / (1 - rate))  # (U1)
-    return GradientMethod(f"artbp({rate})", functools.partial(_forward, rate), weighted)
+    weighted = functools.partial(_times, 1 / (1 - rate))  # (U1)
+    back = functools.partial(backward, None, weighted)
+    return GradientMethod(f"artbp({rate})", functools.partial(_forward, rate), back)
+
+
+def _times(weight: float, lam: Any) -> Any:
+    return jax.tree.map(lambda z: weight * z, lam)
 
 
 def _forward(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ from jax_bptt.cell import number, size
 from jax_bptt.errors import bad
 from jax_bptt.gradients.method import GradientMethod, called
 from jax_bptt.sequence import Sequence
+
+Alter = Callable[[Any], Any] | None
 
 
 def full(chunk: int | None = None, recompute: float | None = None) -> GradientMethod:
@@ -114,9 +117,9 @@ def _share(steps: int, sequence: Sequence, params: Any) -> float:
 
 
 def backward(
-    chunk: int | None, weight: float | None, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
+    chunk: int | None, alter: Alter, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
 ) -> tuple[Any, Any, Any, Array]:
-    """(B2-B5) over all chunks; weight as in `sweep.step_back`."""
+    """(B2-B5) over all chunks; alter as in `sweep.step_back`."""
     params, carry, start, sequence, states, a = residuals
     steps, total = chunk or chunks.chunk_of(sequence, params), len(d_hs)
     kept_from = total if a is None else total - chunks.length(a)
@@ -127,7 +130,7 @@ def backward(
         s_0 = _state_before(first, carry, states)
         a_here = chunks.part(a, first - kept_from, len(d_h)) if kept else None
         d_part, d_s, d_begun, d_xs = backward_of_steps(
-            cell, params, s_0, start, part, d_h, s, a_here, d_s, weight
+            cell, params, s_0, start, part, d_h, s, a_here, d_s, alter
         )
         return (d_s, *chunks.add_to((d_params, d_start), (d_part, d_begun))), d_xs  # (B5)
 
@@ -153,7 +156,7 @@ def backward_of_steps(
     states: Any,
     a: Any,
     d_carry: Any,
-    weight: float | None = None,
+    alter: Alter = None,
 ) -> tuple[Any, Any, Any, Array]:
     """The three phases over one stretch of steps, which began at carry; a is None where not kept.
 
@@ -162,7 +165,7 @@ def backward_of_steps(
     s_prev = sweep.previous(carry, start, sequence, states)
     if a is None:
         a = sweep.linearise(cell, params, s_prev, sequence, states)  # (B2)
-    d_carry, d_start, lam = sweep.sweep(cell, params, a, sequence, d_carry, d_hs, weight)  # (B3)
+    d_carry, d_start, lam = sweep.sweep(cell, params, a, sequence, d_carry, d_hs, alter)  # (B3)
     d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam)  # (B4)
     return d_params, d_carry, d_start, d_xs
 

@@ -105,19 +105,25 @@ def backward_steps(cell: Any, params: Any, a: Any, lam: Any) -> Any:
     return jax.vmap(functools.partial(engine.backward_step, cell, params, fixed))(a, lam)
 
 
-def _of_pointwise_step(cell: Cell, params: Any, a: Any, states: Any, form: Form) -> Array:
-    units, (fields, hidden) = unit_wise(params, states.h.ndim - 1), (len(states), cell.hidden_size)
+def adjoints_of_fields(cell: Cell, params: Any, a: Any, states: Any) -> tuple[Array, Array | None]:
+    """D [T, ..., H, n, n] and δv [T, ..., H, n, G] of a pointwise step; None without a recurrent product."""
+    units, fields = unit_wise(params, states.h.ndim - 1), len(states)
 
     def of_field(e_f: Array) -> tuple[Array, Array | None]:
         lam = UNITS.unpack(jnp.broadcast_to(e_f, (*states.h.shape, fields)), states)
         towards = jax.vmap(functools.partial(cell.adjoint, units))(a, lam)  # (J1)
         return UNITS.pack(towards.carry), jnp.stack(towards.v, -1) if towards.v else None
 
-    every_field = jnp.eye(fields, dtype=states.h.dtype)
-    direct, d_v = jax.vmap(of_field, out_axes=-2)(every_field)
+    return jax.vmap(of_field, out_axes=-2)(jnp.eye(fields, dtype=states.h.dtype))
+
+
+def _of_pointwise_step(cell: Cell, params: Any, a: Any, states: Any, form: Form) -> Array:
+    fields, hidden = len(states), cell.hidden_size
+    direct, d_v = adjoints_of_fields(cell, params, a, states)
     if d_v is None:
         return direct
-    w_h, is_h = params.w_h.reshape(hidden, cell.gates, hidden), every_field[states._fields.index("h")]
+    is_h = jnp.eye(fields, dtype=states.h.dtype)[states._fields.index("h")]
+    w_h = params.w_h.reshape(hidden, cell.gates, hidden)
     if form is UNITS:
         through = jnp.einsum("...kfg,kgk,e->...kfe", d_v, w_h, is_h)
         return direct + through  # (J2)

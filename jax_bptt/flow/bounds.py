@@ -1,0 +1,98 @@
+"""What the weights alone say of the gradient: bounds of Pascanu, Mikolov & Bengio 2013, for any cell.
+
+    article          dS_t/dS_{t−1} = diag(g′(z_t)) W_s, so ‖dS_t/dS_{t−1}‖ ≤ max g′ · σ_max(W_s)
+
+    pointwise step   J_tᵀ λ = D_t λ + Σ_g W_h,g δv_g(λ), D_t and δv_g unit by unit, so that
+                     ‖J_t‖ ≤ max_k ‖D_k‖ + Σ_g max_k ‖δv_kg‖ σ_max(W_h,g)                     (R1)
+    any other step   ‖J_t‖ ≤ ‖J_t‖_F, the root of Σ_i ‖J_tᵀ e_i‖²                             (R2)
+
+    η = max_t of it  ‖λ_k‖ ≤ η^(t−k) ‖λ_t‖, so η < 1 makes vanishing certain                  (R3)
+
+Beside them the largest singular value and the spectral radius of W_h,
+
+    ρ(W) = lim ‖W^n‖^(1/n), n = 1, 2, 4, ..                                                   (R4)
+
+by squaring: eigenvalues of a matrix that is not symmetric are not found on every backend.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.cell import Cell
+from jax_bptt.flow.record import LayerRecord
+from jax_bptt.gradients.jacobians import WHOLE, adjoints_of_fields, backward_steps
+from jax_bptt.products import split
+from jax_bptt.sequence import select
+
+SQUARINGS = 24  # then log ρ is right to some 1e-7
+
+
+def growth_bound(layer: LayerRecord) -> Array:
+    """η: no λ grows by more in any step of any row, a scalar."""
+    step = _of_pointwise_step if isinstance(layer.cell, Cell) else _of_any_step
+    bound = step(layer.cell, layer.params, layer.a, layer.states)
+    return select(layer.sequence.mask, bound, jnp.ones_like(bound)).max()  # (R3)
+
+
+def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
+    """W_h of each gate, [H, H], diagonal for a cell without a recurrent product; () where there is none."""
+    w_h, hidden = getattr(layer.params, "w_h", None), layer.cell.hidden_size
+    if w_h is not None and w_h.shape == (hidden,):
+        return (jnp.diag(w_h),)
+    if w_h is None or w_h.ndim != 2 or w_h.shape[0] != hidden or w_h.shape[1] % hidden:
+        return ()
+    return split(w_h, w_h.shape[1] // hidden)
+
+
+def largest_singular_value(w: Array) -> Array:
+    """σ_max(W)."""
+    return jnp.linalg.norm(w, 2)
+
+
+def spectral_radius(w: Array) -> Array:
+    """ρ(W), the largest absolute eigenvalue of a matrix [n, n]; zero for a nilpotent one.
+
+    lim ‖W^n‖^(1/n)   (R4)
+
+    >>> round(float(spectral_radius(jnp.array([[0.0, 4.0], [-1.0, 0.0]]))), 4)
+    2.0
+    """
+
+    def square(power: tuple[Array, Array], n: Array) -> tuple[tuple[Array, Array], None]:
+        w, log_rho = power
+        norm = jnp.linalg.norm(w)
+        some = norm > 0
+        w = w / jnp.where(some, norm, jnp.ones_like(norm))
+        log_rho = log_rho + jnp.log(norm) * n  # minus infinity from there on where it is zero
+        return (jnp.dot(w, w), log_rho), None
+
+    shares = 0.5 ** jnp.arange(SQUARINGS, dtype=w.dtype)  # of one squaring after the other
+    (_, log_rho), _ = jax.lax.scan(square, (w, jnp.zeros((), w.dtype)), shares)
+    return jnp.exp(log_rho)  # (R4)
+
+
+def _of_pointwise_step(cell: Cell, params: Any, a: Any, states: Any) -> Array:
+    direct, d_v = adjoints_of_fields(cell, params, a, states)
+    bound = jnp.linalg.norm(direct, axis=(-2, -1)).max(-1)
+    if d_v is None:
+        return bound
+    sigma = jnp.stack([largest_singular_value(w) for w in split(params.w_h, cell.gates)])
+    through = jnp.linalg.norm(d_v, axis=-2).max(-2)  # of each gate, the largest of all units
+    return bound + jnp.dot(through, sigma)  # (R1)
+
+
+def _of_any_step(cell: Any, params: Any, a: Any, states: Any) -> Array:
+    shape = jax.eval_shape(WHOLE.pack, states)
+
+    def row(total: Array, e_i: Array) -> tuple[Array, None]:
+        lam = WHOLE.unpack(jnp.broadcast_to(e_i, shape.shape), states)
+        return total + jnp.square(WHOLE.pack(backward_steps(cell, params, a, lam))).sum(-1), None
+
+    zeros = jnp.zeros(shape.shape[:-1], shape.dtype)
+    squares, _ = jax.lax.scan(row, zeros, jnp.eye(shape.shape[-1], dtype=shape.dtype))
+    return jnp.sqrt(squares)  # (R2)

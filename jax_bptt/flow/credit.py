@@ -1,0 +1,219 @@
+"""Which steps does a gradient come from? The terms of the article's sum, weighed.
+
+    article   dE_t/dW_s = Σ_{k≤t} dE_t/dY_t dY_t/dS_t (Π dS_i/dS_{i−1}) dS_k/dW_s
+
+              g_tk = the term of loss step t and source step k = t − l                        (Z1)
+              g = Σ_t Σ_k g_tk,  the gradient; g_l = Σ_t g_{t,t−l},  what lag l gives         (Z2)
+
+    weighed   ‖g_tk‖,  cos(g_tk, g);  ‖g_l‖,  and the share <g_l, g> / ‖g‖² of each lag       (Z3)
+
+The shares of all lags sum to one, whatever the terms cancel; a lag that pulls against the rest has a
+negative one. The terms themselves, T² times as many numbers as there are parameters, are never held:
+those of one lag are made a few steps at a time (X2 of `lags`).
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt import sweep
+from jax_bptt.chunks import numbers_of
+from jax_bptt.errors import bad
+from jax_bptt.flow.lags import scan_lags
+from jax_bptt.flow.record import LayerRecord, record
+from jax_bptt.gradients.full import full
+from jax_bptt.loss import Loss
+from jax_bptt.network import Network, NetworkParams
+from jax_bptt.sequence import Sequence
+from jax_bptt.value_and_grad import value_and_grad
+
+AT_ONCE = 2**22  # numbers of terms that exist together
+
+
+class Terms(NamedTuple):
+    """The terms of one parameter, or of all together; see `by_steps` for (t, k) instead of (l, t).
+
+    Attributes:
+      norm: ‖g_tk‖ at [l, t], [lags, T], zero where t < l.
+      cosine: cos(g_tk, g) at [l, t], [lags, T], zero where there is no term.
+      lag_norm: ‖g_l‖, [lags].
+      share: <g_l, g> / ‖g‖², [lags]; of all lags the sum is one.
+    """
+
+    norm: Array
+    cosine: Array
+    lag_norm: Array
+    share: Array
+
+    @property
+    def cumulative(self) -> Array:
+        """The share of lags 0 to l together, [lags]."""
+        return jnp.cumsum(self.share)
+
+
+class Credit(NamedTuple):
+    """Where the gradient of a network's cells comes from.
+
+    Attributes:
+      gradient: the sum of all terms of the lags taken, like params.cells: with all lags the gradient.
+      by_parameter: `Terms` of each parameter, in the place of it in params.cells.
+      of_all: `Terms` of all parameters of all cells as one vector.
+    """
+
+    gradient: tuple[Any, ...]
+    by_parameter: tuple[Any, ...]
+    of_all: Terms
+
+
+def credit(
+    net: Network,
+    loss: Loss,
+    params: NetworkParams,
+    carry: Any,
+    xs: Array,
+    targets: Any,
+    *,
+    lags: int | None = None,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    cut: Array | None = None,
+    key: Array | None = None,
+) -> Credit:
+    """The terms of the gradient's sum by loss step and source step.
+
+    g = Σ_t Σ_{k≤t} g_tk   (Z1-Z3)
+
+    Time: as many backward passes as lags. Memory: O(T) for λ, and the [lags, T] numbers that come back.
+    For use inside jax.jit: functools.partial(jb.credit, net, loss).
+
+    Args:
+      net: from `network`; no layer may read backwards.
+      loss: as for `value_and_grad`; the loss step t is that of the output Y_t, of which any loss is a
+        function. W_y has no terms but those of its own step.
+      params, carry, xs, targets, mask, reset, cut, key: as for `value_and_grad`.
+      lags: lags 0 to lags − 1 are taken; None for all T. With K lags the gradient returned is that in
+        which every loss sees K steps: of one layer, `truncated(K, stride=1)`.
+
+    Returns:
+      `Credit`.
+
+    Raises:
+      ValueError: at trace time, naming the argument, what was expected and what came.
+
+    Reference: Williams & Zipser 1995, Gradient-based learning algorithms for recurrent networks, eq. 12
+    ff. (the sum); the terms by lag are this library's.
+
+    >>> import jax_bptt as jb
+    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
+    >>> params = net.init(jax.random.key(0))
+    >>> found = credit(net, jb.squared_error, params, None, jnp.ones((7, 2, 1)), jnp.zeros((7, 2, 1)))
+    >>> found.by_parameter[0].w_h.norm.shape, round(float(found.of_all.share.sum()), 4)
+    ((7, 7), 1.0)
+    """
+    marks = {"mask": mask, "reset": reset, "cut": cut}
+    done = record(net, loss, params, carry, Sequence(xs, **marks), targets, key)
+    steps = len(done.d_outputs)
+    lags = lags_of(lags, steps)
+    whole = gradient_of_cells(net, loss, params, carry, xs, targets, key, marks)
+
+    def at_lag(total: Any, lag: Array, found: Any) -> tuple[Any, Any]:
+        lams, sums, begun = zip(*found, strict=True)
+        total = sweep.plus(total, sums)  # (Z2)
+        terms = tuple(map(_weighed, done.layers, whole, lams, begun))
+        by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)
+        return total, (by_loss_step, jax.tree.map(_squared_and_along, sums, whole))
+
+    begin = jax.tree.map(jnp.zeros_like, whole)
+    total, (terms, of_lags) = scan_lags(done, lags, begin, at_lag)
+    squares = jax.tree.map(lambda g: jnp.vdot(g, g), whole)
+    by_parameter = jax.tree.map(_terms, squares, terms, of_lags)
+    of_all = _terms(*(_over_parameters(tree, squares) for tree in (squares, terms, of_lags)))
+    return Credit(total, by_parameter, of_all)
+
+
+def by_steps(z: Array) -> Array:
+    """Terms by loss step and source step, from those by lag and loss step.
+
+    Args:
+      z: [lags, T], such as `Terms.norm`.
+
+    Returns:
+      [T, T], g_tk at [t, k], zero where the source is later than the loss, or the lag was not taken.
+
+    >>> by_steps(jnp.array([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])).tolist()
+    [[1.0, 0.0, 0.0], [4.0, 2.0, 0.0], [0.0, 5.0, 3.0]]
+    """
+    lags, steps = z.shape
+    t, k = jnp.arange(steps)[:, None], jnp.arange(steps)[None]
+    taken = (t >= k) & (t - k < lags)
+    return jnp.where(taken, z[jnp.clip(t - k, 0, lags - 1), t], jnp.zeros((), z.dtype))
+
+
+def lags_of(lags: Any, steps: int) -> int:
+    """The number of lags as a Python int, or a ValueError."""
+    if lags is None:
+        return steps
+    try:
+        number = operator.index(lags)
+    except TypeError:
+        number = 0
+    if isinstance(lags, bool) or not 1 <= number <= steps:
+        raise bad("lags", f"an integer from 1 to {steps}, or None for all", lags, "lag 0 is the first")
+    return number
+
+
+def gradient_of_cells(
+    net: Network, loss: Loss, params: Any, carry: Any, xs: Any, targets: Any, key: Any, marks: dict[str, Any]
+) -> tuple[Any, ...]:
+    """g, like params.cells."""
+    run = value_and_grad(net, loss)
+    _, grads = run(params, carry, xs, targets, gradient=full(), key=key, **marks)
+    return grads.cells
+
+
+def _weighed(layer: LayerRecord, whole: Any, lam: Any, begun: Any) -> Any:
+    """‖g_tk‖² and <g_tk, g> of each parameter for every k, [T], from λ of one lag."""
+
+    def of_step(here: Any) -> Any:
+        s_prev, xs, a, lam, begun = here
+        every = jax.tree.map(lambda z: z[None], (s_prev, xs, a, lam))
+        s_prev, xs, a, lam = every
+        d_params, _ = sweep.contract(layer.cell, layer.params, s_prev, Sequence(xs), a, lam)  # (Z1)
+        if begun is not None:
+            d_params = sweep.plus(d_params, layer.begin(begun))
+        return jax.tree.map(_squared_and_along, d_params, whole)  # (Z3)
+
+    at_once = max(1, AT_ONCE // numbers_of(layer.params))
+    steps = layer.s_prev, layer.sequence.xs, layer.a, lam, begun
+    return jax.lax.map(of_step, steps, batch_size=min(at_once, len(layer.sequence.xs)))
+
+
+class _Weights(NamedTuple):
+    """‖g‖² of some term, and <g, whole>."""
+
+    squared: Array
+    along: Array
+
+
+def _squared_and_along(term: Array, whole: Array) -> _Weights:
+    return _Weights(jnp.vdot(term, term), jnp.vdot(term, whole))
+
+
+def _terms(whole: Array, terms: _Weights, of_lags: _Weights) -> Terms:
+    norm, lag_norm = jnp.sqrt(terms.squared), jnp.sqrt(of_lags.squared)
+    lengths = norm * jnp.sqrt(whole)
+    some = lengths > 0
+    cosine = jnp.where(some, terms.along / jnp.where(some, lengths, 1), jnp.zeros_like(lengths))
+    return Terms(norm, cosine, lag_norm, of_lags.along / whole)  # (Z3)
+
+
+def _over_parameters(tree: Any, like: Any) -> Any:
+    """The sum over all parameters, leaf by leaf of what stands in the place of each."""
+    structure: Any = jax.tree.structure(like)
+    each = structure.flatten_up_to(tree)
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *each)

@@ -1,0 +1,243 @@
+"""Does this gradient vanish or explode? A network and a batch, measured, with a verdict.
+
+    profile     ρ_l = root of Σ_t ‖λᵗ_{t−l}‖² / Σ_t ‖λᵗ_t‖², over t > l and rows              (V1)
+    rate        ρ_l^(1/l) at the longest lag, of one step                                     (V2)
+    horizon     the first lag from which on all lags together have less than the share ε
+                of Σ_l ‖g_l‖: steps further back are as good as unseen                        (V3)
+    bias        ‖g_0 + .. + g_{K−1} − g‖ / ‖g‖: what a truncation to K steps gets wrong       (V4)
+    saturation  the share of units whose h hardly answers, ‖∂h_t/∂u_t‖ < 0.05                 (V5)
+
+    verdict     exploding where ρ > 1/ε at the longest lag, vanishing where ρ < ε, healthy between
+
+λᵗ_k and g_l are those of `lags` and `credit`, the bounds on the rate those of `bounds`. A gradient that
+stays large proves nothing of long range, since its short terms hide the long ones: (V1) sets every λᵗ
+against its own beginning.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jax_bptt import sweep
+from jax_bptt.cell import Cell, number
+from jax_bptt.errors import bad
+from jax_bptt.flow.bounds import blocks_of, growth_bound, largest_singular_value, spectral_radius
+from jax_bptt.flow.credit import gradient_of_cells, lags_of
+from jax_bptt.flow.lags import scan_lags
+from jax_bptt.flow.record import LayerRecord, record
+from jax_bptt.gradients.clipped import norm_of_rows
+from jax_bptt.loss import Loss
+from jax_bptt.network import Network, NetworkParams
+from jax_bptt.products import unit_wise
+from jax_bptt.sequence import Sequence, zeros_like
+
+SLOPE = 0.05  # below it a unit counts as saturated; tanh: |h| above 0.97
+
+
+class LayerFlow(NamedTuple):
+    """One layer.
+
+    Attributes:
+      profile: ρ_l, [lags]; NaN at lags that no loss has.
+      rate: ρ_l^(1/l) at the longest lag at which ρ is a positive number, a scalar.
+      saturation: the share of units, steps and rows that are saturated; NaN for a `step_cell`, which has
+        no pre-activations of its own.
+      bound: η, which no λ outgrows in a step; below one, vanishing is certain.
+      sigma_max, spectral_radius: of W_h, of each gate, [G]; empty for a cell without such weights.
+    """
+
+    profile: Array
+    rate: Array
+    saturation: Array
+    bound: Array
+    sigma_max: Array
+    spectral_radius: Array
+
+
+class GradientFlow(NamedTuple):
+    """What `gradient_flow` found; arrays, so that it can be a metric inside jit. Print it, outside.
+
+    Attributes:
+      layers: `LayerFlow` of each, the first nearest to the input.
+      loss: E.
+      grad_norm: ‖g‖ over the parameters of all cells.
+      lag_norm: ‖g_l‖, [lags].
+      horizon: the first lag from which on the share of all is below ε; lags where there is none.
+      bias: of a truncation to K steps at [K − 1], [lags].
+      cosine: of that truncated gradient with the whole one, [lags].
+      eps: ε.
+    """
+
+    layers: tuple[LayerFlow, ...]
+    loss: Array
+    grad_norm: Array
+    lag_norm: Array
+    horizon: Array
+    bias: Array
+    cosine: Array
+    eps: Array
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """Of each layer "vanishing", "exploding" or "healthy"; "not finite" if loss or gradient is not."""
+        if not bool(jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm)):
+            return ("not finite",) * len(self.layers)
+        return tuple(_verdict(layer, float(self.eps)) for layer in self.layers)
+
+    def __str__(self) -> str:
+        lags = len(self.lag_norm)
+        lines = [
+            f"loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, {lags} lags",
+            f"effective horizon {self.horizon} of {lags} steps: beyond it less than {self.eps:.2g} of all",
+        ]
+        for n, (layer, verdict) in enumerate(zip(self.layers, self.verdicts, strict=True)):
+            saturated = "-" if jnp.isnan(layer.saturation) else f"{layer.saturation:.1%}"
+            lines.append(
+                f"layer {n}: {verdict}, {layer.rate:.4g} a step (bound {layer.bound:.4g}), saturated "
+                f"{saturated}, sigma_max {_listed(layer.sigma_max)}, "
+                f"spectral radius {_listed(layer.spectral_radius)}"
+            )
+        windows = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= lags]
+        shown = ", ".join(f"{k}: {self.bias[k - 1]:.2g} ({self.cosine[k - 1]:.2f})" for k in windows)
+        return "\n".join([*lines, f"truncated to K steps, bias (cosine): {shown}"])
+
+
+def gradient_flow(
+    net: Network,
+    loss: Loss,
+    params: NetworkParams,
+    carry: Any,
+    xs: Array,
+    targets: Any,
+    *,
+    lags: int | None = None,
+    eps: float = 0.01,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    cut: Array | None = None,
+    key: Array | None = None,
+) -> GradientFlow:
+    """Vanishing, exploding or healthy: the gradient of a network on a batch, by lag.
+
+    ρ_l = ‖λᵗ_{t−l}‖ / ‖λᵗ_t‖, root mean square over losses and rows   (V1-V5)
+
+    Time: as many backward passes as lags. Memory O(T). As a metric of training, inside jax.jit, take
+    some lags only, or a small part of the batch.
+
+    Args:
+      net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`; T >= 2.
+      lags: lags 0 to lags − 1 are taken, at least 2; None for all T.
+      eps: ε in (0, 1), the share that counts as nothing.
+
+    Returns:
+      `GradientFlow`; print it, or ask `.verdicts` of the layers.
+
+    Raises:
+      ValueError: at trace time, naming the argument, what was expected and what came.
+
+    Reference: Hochreiter 1991; Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013.
+
+    >>> import jax_bptt as jb
+    >>> net = jb.network([jb.elman(1, 8, recurrent=jb.orthogonal(0.3))], jb.readout(8, 1))
+    >>> xs, targets = jnp.ones((20, 2, 1)), jnp.zeros((20, 2, 1))
+    >>> gradient_flow(net, jb.squared_error, net.init(jax.random.key(0)), None, xs, targets).verdicts
+    ('vanishing',)
+    """
+    if not 0 < number("eps", "a share between 0 and 1", eps) < 1:
+        raise bad("eps", "a share between 0 and 1", eps, "say what counts as nothing")
+    marks = {"mask": mask, "reset": reset, "cut": cut}
+    done = record(net, loss, params, carry, Sequence(xs, **marks), targets, key)
+    lags = lags_of(lags, len(done.d_outputs))
+    if lags < 2:
+        came = f"{lags} lag of {len(done.d_outputs)} steps"
+        raise bad("lags", "at least 2", came, "a rate needs two steps or more")
+    whole = gradient_of_cells(net, loss, params, carry, xs, targets, key, marks)
+
+    def at_lag(total: Any, lag: Array, found: Any) -> tuple[Any, Any]:
+        lams, sums, _ = zip(*found, strict=True)
+        total = sweep.plus(total, sums)
+        squares = tuple(_squares_of_losses(lam, lag) for lam in lams)
+        missed = _norm(jax.tree.map(jnp.subtract, total, whole))
+        return total, (squares, _norm(sums), missed, _norm(total), _dot(total, whole))
+
+    begin = zeros_like(whole)
+    _, (squares, lag_norm, missed, norm, along) = scan_lags(done, lags, begin, at_lag)
+    grad_norm = _norm(whole)
+    return GradientFlow(
+        tuple(_of_layer(one, of_losses) for one, of_losses in zip(done.layers, squares, strict=True)),
+        done.error,
+        grad_norm,
+        lag_norm,
+        _horizon(lag_norm, eps),
+        missed / grad_norm,  # (V4)
+        along / (norm * grad_norm),
+        jnp.asarray(eps, lag_norm.dtype),
+    )
+
+
+def _squares_of_losses(lam: Any, lag: Array) -> Array:
+    """‖λᵗ_{t−l}‖² over all rows, [T] by t."""
+    squares = jnp.square(norm_of_rows(lam))
+    return jnp.roll(squares.reshape(len(squares), -1).sum(-1), lag)
+
+
+def _of_layer(layer: LayerRecord, squares: Array) -> LayerFlow:
+    lag, steps = jnp.arange(len(squares)), jnp.arange(squares.shape[1])
+    reach = (steps[None] >= lag[:, None]).astype(squares.dtype)
+    begun, now = jnp.dot(reach, squares[0]), squares.sum(1)
+    some = begun > 0
+    profile = jnp.where(some, jnp.sqrt(now / jnp.where(some, begun, 1)), jnp.nan)  # (V1)
+    known = (lag > 0) & (profile > 0) & jnp.isfinite(profile)
+    longest = jnp.where(known, lag, 0).max()
+    per_step = 1 / jnp.maximum(longest, 1).astype(profile.dtype)
+    rate = jnp.where(longest > 0, profile[longest] ** per_step, jnp.zeros((), profile.dtype))  # (V2)
+    blocks = blocks_of(layer)
+    empty = jnp.zeros(0, profile.dtype)
+    sigma, radius = (
+        jnp.stack([of(w) for w in blocks]) if blocks else empty
+        for of in (largest_singular_value, spectral_radius)
+    )
+    return LayerFlow(profile, rate, _saturation(layer), growth_bound(layer), sigma, radius)
+
+
+def _saturation(layer: LayerRecord) -> Array:
+    cell, states, mask = layer.cell, layer.states, layer.sequence.mask
+    if not isinstance(cell, Cell):
+        return jnp.full((), jnp.nan, states.h.dtype)
+    of_h = zeros_like(states)._replace(h=jnp.ones_like(states.h))
+    units = unit_wise(layer.params, states.h.ndim - 1)
+    d_u = jax.vmap(lambda a, lam: cell.adjoint(units, a, lam).u)(layer.a, of_h)
+    slope = jnp.linalg.norm(jnp.stack(d_u), axis=0)
+    where = None if mask is None else jnp.broadcast_to(mask[..., None], slope.shape)
+    return jnp.mean((slope < SLOPE).astype(slope.dtype), where=where)  # (V5)
+
+
+def _horizon(lag_norm: Array, eps: float) -> Array:
+    rest = jnp.flip(jnp.cumsum(jnp.flip(lag_norm)))  # of lag l and all longer ones
+    below = rest < eps * rest[0]
+    return jnp.where(below.any(), jnp.argmax(below), len(lag_norm))  # (V3)
+
+
+def _verdict(layer: LayerFlow, eps: float) -> str:
+    profile = np.asarray(layer.profile)
+    at_end = profile[~np.isnan(profile)][-1]
+    if at_end > 1 / eps:
+        return "exploding"
+    return "vanishing" if at_end < eps else "healthy"
+
+
+def _norm(tree: Any) -> Array:
+    return jnp.sqrt(_dot(tree, tree))
+
+
+def _dot(a: Any, b: Any) -> Array:
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), jnp.zeros((), jax.tree.leaves(a)[0].dtype))
+
+
+def _listed(values: Array) -> str:
+    return ", ".join(f"{v:.3g}" for v in values) or "-"

@@ -1,0 +1,132 @@
+"""Lyapunov exponents: how fast the directions of the state grow or shrink, step by step, forever.
+
+    s_t = step(s_{t−1}, x_t),   J_t = ds_t/ds_{t−1}                                     (L1)
+    J_t Q_{t−1} = Q_t R_t            Q orthonormal [S, k], R upper triangular                  (L2)
+    λ_i = mean_t log |R_t,ii|        after a transient, largest first                         (L3)
+
+Multiplied as they stand the J_t overflow, or all directions fall into the fastest; Q_t is taken out of
+their product at every step. The sum of all S exponents is the mean of log |det J_t|, exactly.
+
+Negative exponents: the net contracts, gradients vanish. Zero: the edge. A positive one: chaos, gradients
+explode. A dead ReLU takes a direction to nothing: log 0 = −∞, and `finite` says how often it was not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt import sweep
+from jax_bptt.arguments import check_unroll
+from jax_bptt.cell import check_key
+from jax_bptt.errors import bad
+from jax_bptt.gradients.full import full
+from jax_bptt.gradients.jacobians import WHOLE
+from jax_bptt.sequence import Sequence
+
+
+class Lyapunov(NamedTuple):
+    """What `lyapunov_spectrum` found, for each row.
+
+    Attributes:
+      exponents: λ_1..λ_k, [..., k], in nats per step; −∞ where a direction was taken to nothing.
+      finite: [..., k], the steps, of those after the transient, in which it was not.
+    """
+
+    exponents: Array
+    finite: Array
+
+
+def lyapunov_spectrum(
+    cell: Any,
+    params: Any,
+    carry: Any,
+    xs: Array,
+    *,
+    exponents: int | None = None,
+    transient: int = 0,
+    key: Array | None = None,
+) -> Lyapunov:
+    """The Lyapunov exponents of a cell driven by a sequence, by QR.
+
+    λ_i = 1/(T − T₀) Σ_{t>T₀} log |R_t,ii|   (L2, L3)
+
+    Time O(T (S² k + S k²)) a row, memory O(S k). Differentiable by params (see `flossing`).
+
+    Args:
+      cell: a cell.
+      params, carry, xs: as for `unroll`; zeros for an autonomous system.
+      exponents: k, the first so many; None for all S, the numbers in one row's carry.
+      transient: T₀ steps that turn Q to the growing directions but do not count, below T.
+      key: a key from jax.random.key for Q_0, random; None for the first k unit vectors.
+
+    Returns:
+      `Lyapunov`.
+
+    Raises:
+      ValueError: at trace time, naming the argument, what was expected and what came.
+
+    Reference: Benettin et al. 1980; for recurrent networks Engelken, Wolf & Abbott 2023; Vogt et al. 2022.
+
+    >>> import jax_bptt as jb
+    >>> cell = jb.elman(1, 3, "identity", recurrent=jb.identity(0.5))
+    >>> found = lyapunov_spectrum(cell, cell.init(jax.random.key(0)), None, jnp.zeros((10, 1)))
+    >>> found.exponents.round(4).tolist()  # log 0.5
+    [-0.6931, -0.6931, -0.6931]
+    """
+    params, carry, sequence = check_unroll(cell, params, carry, Sequence(xs), full(), False)
+    rows = sequence.xs.shape[1:-1]
+    carry = cell.initial_carry(params, rows) if carry is None else carry
+    size = jax.eval_shape(WHOLE.pack, carry).shape[-1]
+    k = _between("exponents", exponents, 1, size) if exponents is not None else size
+    skipped = _between("transient", transient, 0, len(sequence.xs) - 1)
+    engine = sweep.engine_of(cell)
+    q = _orthonormal(key, size, k, rows, carry.h.dtype)
+
+    def step(state: Any, at_t: Any) -> tuple[Any, None]:
+        s_prev, q, (total, finite) = state
+        u, t = at_t
+
+        def of_state(s: Any) -> Any:
+            return engine.step(cell, params, s, u, engine.recur(cell, params, s))
+
+        def times_j(z: Array) -> Array:
+            along = WHOLE.unpack(z, s_prev)
+            return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1])  # (L1)
+
+        q, r = _qr(jax.vmap(times_j, -1, -1)(q))  # (L2)
+        growth = jnp.log(jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
+        counts = t >= skipped
+        total = total + jnp.where(counts, growth, jnp.zeros_like(growth))
+        return (
+            of_state(s_prev),
+            q,
+            (total, finite + (counts & jnp.isfinite(growth)).astype(finite.dtype)),
+        ), None
+
+    zeros = jnp.zeros((*rows, k), q.dtype), jnp.zeros((*rows, k), jnp.int32)
+    data = engine.project(cell, params, sequence.xs), jnp.arange(len(sequence.xs))
+    (_, _, (total, finite)), _ = jax.lax.scan(step, (carry, q, zeros), data)
+    return Lyapunov(total / (len(sequence.xs) - skipped), finite)  # (L3)
+
+
+def _orthonormal(key: Array | None, size: int, k: int, rows: tuple[int, ...], dtype: Any) -> Array:
+    if key is None:
+        return jnp.broadcast_to(jnp.eye(size, k, dtype=dtype), (*rows, size, k))
+    check_key(key)
+    return _qr(jax.random.normal(key, (*rows, size, k), dtype))[0]
+
+
+def _qr(z: Array) -> tuple[Array, Array]:
+    """Orthonormal columns and upper triangular R."""
+    q, r = jax.lax.linalg.qr(z, full_matrices=False)
+    return q, r
+
+
+def _between(argument: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise bad(argument, f"an integer from {least} to {most}", value, "count steps or directions")
+    return value

@@ -1,0 +1,126 @@
+"""Two penalties that keep the gradient through time alive, added to the loss by the user.
+
+    omega     Ω = Σ_t ( ‖J_tᵀ λ_t‖ / ‖λ_t‖ − 1 )²         J_t = ds_t/ds̃_{t−1}                 (O1)
+              its derivative is the immediate one: λ_t and the derivative a_t of the step are
+              numbers, W_h in J_tᵀ is not                                                     (O2)
+
+    flossing  L = mean over rows of Σ_{i≤k} λ_i²          λ_i the Lyapunov exponents          (O3)
+
+Ω asks that the gradient as it is, in the direction it has, keeps its length in every step. Flossing asks
+that k directions of the state neither grow nor shrink in the long run, whatever the loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.flow.lyapunov import lyapunov_spectrum
+from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
+from jax_bptt.gradients.clipped import norm_of_rows
+from jax_bptt.loss import Loss
+from jax_bptt.network import Network, NetworkParams
+from jax_bptt.sequence import Sequence
+
+
+def omega(
+    net: Network,
+    loss: Loss,
+    params: NetworkParams,
+    carry: Any,
+    xs: Array,
+    targets: Any,
+    *,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    cut: Array | None = None,
+    key: Array | None = None,
+) -> Array:
+    """The vanishing-gradient regulariser of Pascanu, Mikolov & Bengio, for any cell.
+
+    Ω = Σ_t ( ‖J_tᵀ λ_t‖ / ‖λ_t‖ − 1 )²   (O1)
+
+    Its gradient, `jax.grad(jb.omega, argnums=2)(net, loss, params, ...)`, times a weight, is added to that
+    of the loss. ‖λ_t‖ and ‖J_tᵀ λ_t‖ are taken over rows and state together, as in the paper's equation (9);
+    its code squares the ratio before it subtracts one.
+
+    Args:
+      net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
+
+    Returns:
+      Ω, a scalar, the sum over steps and layers; steps that no loss reaches, and those in which a reset or
+      cut ends the gradient in every row, add nothing.
+
+    Raises:
+      ValueError: at trace time, naming the argument, what was expected and what came.
+
+    Reference: Pascanu, Mikolov & Bengio 2013, equations (9) and (10).
+
+    >>> import jax_bptt as jb
+    >>> net = jb.network([jb.elman(1, 4, "identity")], jb.readout(4, 1))  # W_h is orthogonal
+    >>> params, xs = net.init(jax.random.key(0)), jnp.ones((7, 2, 1))
+    >>> round(float(omega(net, jb.squared_error, params, None, xs, xs)), 4)
+    0.0
+    """
+    fixed = jax.lax.stop_gradient((params, carry, xs))
+    done = record(net, loss, fixed[0], fixed[1], Sequence(fixed[2], mask, reset, cut), targets, key)
+    layers = zip(done.layers, params.cells, swept(done), strict=True)
+    return sum((_of_layer(*one) for one in layers), jnp.zeros((), done.error.dtype))
+
+
+def _of_layer(layer: LayerRecord, params: Any, lam: Any) -> Array:
+    lam_prev, _, _ = steps_back(layer, params, lam)  # (O2)
+    here, before = _norm_of_steps(lam), _norm_of_steps(lam_prev)
+    passed = (here > 0) & (before > 0)
+    ratio = before / jnp.where(passed, here, jnp.ones_like(here))
+    return jnp.where(passed, jnp.square(ratio - 1), jnp.zeros_like(ratio)).sum()  # (O1)
+
+
+def _norm_of_steps(lam: Any) -> Array:
+    """‖λ_t‖ over all rows, [T]; its derivative at zero is zero."""
+    total = jnp.square(norm_of_rows(lam)).reshape(len(lam.h), -1).sum(-1)
+    some = total > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, total, jnp.ones_like(total))), total)
+
+
+def flossing(
+    cell: Any,
+    params: Any,
+    carry: Any,
+    xs: Array,
+    *,
+    exponents: int,
+    transient: int = 0,
+    key: Array | None = None,
+) -> Array:
+    """Gradient flossing: the first Lyapunov exponents are pulled towards zero.
+
+    L = mean over rows of Σ_{i≤k} λ_i²   (O3)
+
+    Its gradient, by jax.grad through the QR decompositions, is taken before or between stretches of
+    training; it needs no targets.
+
+    Args:
+      cell, params, carry, xs, exponents, transient, key: as for `lyapunov_spectrum`; k below S, or the
+        QR decomposition of a state with a dead unit has no derivative.
+
+    Returns:
+      L, a scalar.
+
+    Raises:
+      ValueError: at trace time, naming the argument, what was expected and what came.
+
+    Reference: Engelken 2023, Gradient flossing: improving gradient descent through dynamic control of
+    Jacobians.
+
+    >>> import jax_bptt as jb
+    >>> cell = jb.elman(1, 4, "identity")
+    >>> xs = jnp.zeros((10, 2, 1))
+    >>> round(float(flossing(cell, cell.init(jax.random.key(0)), None, xs, exponents=2)), 4)
+    0.0
+    """
+    spectrum = lyapunov_spectrum(cell, params, carry, xs, exponents=exponents, transient=transient, key=key)
+    return jnp.square(spectrum.exponents).sum(-1).mean()  # (O3)

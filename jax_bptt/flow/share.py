@@ -1,0 +1,60 @@
+"""How often λ is clipped: what the gradient method `clipped` changes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
+from jax_bptt.gradients.clipped import clip, clipped, norm_of_rows
+from jax_bptt.loss import Loss
+from jax_bptt.network import Network, NetworkParams
+from jax_bptt.sequence import Sequence
+
+
+def clipped_share(
+    net: Network,
+    loss: Loss,
+    params: NetworkParams,
+    carry: Any,
+    xs: Array,
+    targets: Any,
+    *,
+    max_norm: float,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    cut: Array | None = None,
+    key: Array | None = None,
+) -> Array:
+    """The share of steps in which `clipped(max_norm)` scales λ down, of each layer.
+
+    mean over steps and rows of  ‖λ̃_{t−1}‖ > c
+
+    Args:
+      net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
+      max_norm: c, as for `clipped`.
+
+    Returns:
+      [layers], shares from 0 (the gradient is exact) to 1.
+
+    Raises:
+      ValueError: at trace time, naming the argument, what was expected and what came.
+
+    >>> import jax_bptt as jb
+    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
+    >>> params, xs = net.init(jax.random.key(0)), jnp.ones((7, 2, 1))
+    >>> clipped_share(net, jb.squared_error, params, None, xs, xs, max_norm=1e9).tolist()
+    [0.0]
+    """
+    clipped(max_norm)  # checks it
+    done = record(net, loss, params, carry, Sequence(xs, mask, reset, cut), targets, key)
+    layers = zip(done.layers, swept(done, functools.partial(clip, max_norm)), strict=True)
+    return jnp.stack([_share(layer, lam, max_norm) for layer, lam in layers])
+
+
+def _share(layer: LayerRecord, lam: Any, max_norm: float) -> Array:
+    norm = norm_of_rows(steps_back(layer, layer.params, lam)[0])  # before it is clipped
+    return jnp.mean((norm > max_norm).astype(norm.dtype), where=layer.sequence.mask)
