@@ -1,6 +1,11 @@
 """Strict numerics for every test and doctest: x64, no silent promotion of dtypes or ranks."""
 
 import itertools
+import os
+
+# Most programs run once, and compiling them is what takes time: LLVM at its lowest level, but for programs
+# of `witnesses.OPTIMISED`. Before jax is imported; a level that was chosen outside is kept.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import pytest

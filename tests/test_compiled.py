@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from optimizers import ADAM, SGD
+from witnesses import OPTIMISED
 
 import jax_bptt as jb
 
@@ -23,7 +24,9 @@ def _compiled(cell, method, wrt=(0, 1, 2), steps=T, **options):
         return jnp.sum(jb.unroll(cell, params, carry, xs, gradient=method, **options)[1] ** 2)
 
     return (
-        jax.jit(jax.value_and_grad(loss, wrt)).lower(params, cell.initial_carry(params, (B,)), xs).compile()
+        jax.jit(jax.value_and_grad(loss, wrt))
+        .lower(params, cell.initial_carry(params, (B,)), xs)
+        .compile(OPTIMISED)
     )
 
 
@@ -111,7 +114,7 @@ def test_training_has_one_dot_in_each_loop_of_each_layer():
     state = jb.init_train_state(jax.random.key(0), net, SGD, (B,))
     step = jb.make_train_step(net, jb.softmax_cross_entropy, SGD)
     batch = jb.Batch(jnp.ones((T, B, INPUT)), jnp.zeros((T, B), int))
-    assert _loop_dots(step.lower(state, batch).compile()) == [1, 1, 1, 1]
+    assert _loop_dots(step.lower(state, batch).compile(OPTIMISED)) == [1, 1, 1, 1]
 
 
 def test_temporaries_grow_with_the_states_only():
@@ -143,7 +146,7 @@ def test_weights_are_rounded_in_front_of_the_loop():
     params = jax.tree.map(lambda p: p.astype("float32"), cell.init(jax.random.key(0)))
     xs = jnp.ones((T, B, INPUT), "float32")
     run = jax.jit(jax.grad(lambda p: jnp.sum(jb.unroll(cell, p, None, xs, dtype=jnp.bfloat16)[1])))
-    compiled = run.lower(params).compile()
+    compiled = run.lower(params).compile(OPTIMISED)
     shapes = f"{HIDDEN},{4 * HIDDEN}|{4 * HIDDEN},{HIDDEN}|{HIDDEN},{HIDDEN}"
     wide = rf"= bf16\[(?:{shapes})\]\S* (?:fusion|convert)\("
     assert not [line for body in _innermost(compiled) for line in re.findall(wide + ".*", body)]
@@ -155,19 +158,17 @@ def test_the_time_of_tiny_outputs_is_linear_in_the_length():
     cell = jb.elman(2, 4)
     params = cell.init(jax.random.key(0))
 
-    def best(steps):
-        xs = jnp.ones((steps, 1, 2))
-        run = jax.jit(jax.grad(lambda p, xs: jnp.sum(jb.unroll(cell, p, None, xs)[1] ** 2)))
-        jax.block_until_ready(run(params, xs))
-
-        def seconds():
+    gradient = jax.grad(lambda p, xs: jnp.sum(jb.unroll(cell, p, None, xs)[1] ** 2))
+    run = jax.jit(gradient, compiler_options=OPTIMISED)
+    best = dict.fromkeys((100_000, 200_000), float("inf"))
+    for turn in range(40):  # in turns, until other work on the machine has left both a quiet moment
+        for steps in best:
             began = time.perf_counter()
-            jax.block_until_ready(run(params, xs))
-            return time.perf_counter() - began
-
-        return min(seconds() for _ in range(15))
-
-    assert best(200_000) / best(100_000) < 3
+            jax.block_until_ready(run(params, jnp.ones((steps, 1, 2))))
+            best[steps] = min(best[steps], time.perf_counter() - began)
+        if turn >= 2 and best[200_000] / best[100_000] < 3:
+            return
+    raise AssertionError(best)
 
 
 @pytest.mark.parametrize(("name", "part"), [("lstm", 0.36), ("gru", 0.36), ("elman", 0.62)])
@@ -181,7 +182,13 @@ def test_temporaries_are_a_part_of_those_of_autodiff(name, part):
 
     def temporaries(method):
         run = functools.partial(jb.value_and_grad(net, jb.squared_error), gradient=method)
-        return jax.jit(run).lower(params, carry, xs, targets).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(run)
+            .lower(params, carry, xs, targets)
+            .compile(OPTIMISED)
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     assert temporaries(jb.full()) <= part * temporaries(jb.autodiff())
 

@@ -192,7 +192,7 @@ def test_newton_with_marks_in_both_directions(name, reverse):
         alone = jb.unroll_by_newton(case.row.cell, *primals, newton=blocks, reverse=reverse, **marks)
         return outputs, pullback((case.d_carry, case.d_hs)), alone, w.plain(case)(*primals)
 
-    run = jax.jit(all_of_them, compiler_options=w.QUICK)
+    run = jax.jit(all_of_them)
     outputs, gradient, (last, hs, info), wanted = run(case.primals())
     assert not w.wrong(outputs, wanted, 1e-12)
     assert not w.wrong(gradient, w.by_autodiff(case), 1e-9)

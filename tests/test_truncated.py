@@ -60,11 +60,11 @@ def _found(case, methods):
     def all_of_them(primals):
         return [jax.vjp(w.unrolled(case, m), *primals)[1]((case.d_carry, case.d_hs)) for m in methods]
 
-    return jax.jit(all_of_them, compiler_options=w.QUICK)(case.primals())
+    return jax.jit(all_of_them)(case.primals())
 
 
 def _wanted(case, programs):
-    gradients = jax.jit(lambda p: [jax.grad(f, (0, 1, 2))(*p) for f in programs], compiler_options=w.QUICK)
+    gradients = jax.jit(lambda p: [jax.grad(f, (0, 1, 2))(*p) for f in programs])
     return gradients(case.primals())
 
 

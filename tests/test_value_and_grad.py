@@ -39,7 +39,7 @@ def _problem(net, loss):
 
 def _run(net, loss, method, *args, **marks):
     run = functools.partial(jb.value_and_grad(net, loss), gradient=method)
-    return jax.jit(run, compiler_options=w.QUICK)(*args, **marks)
+    return jax.jit(run)(*args, **marks)
 
 
 @pytest.mark.parametrize(

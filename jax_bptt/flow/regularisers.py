@@ -24,6 +24,7 @@ from jax_bptt.gradients.clipped import norm_of_rows
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
 from jax_bptt.sequence import Sequence
+from jax_bptt.sweep import plus
 
 
 def omega(
@@ -51,8 +52,8 @@ def omega(
       net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
 
     Returns:
-      Ω, a scalar, the sum over steps and layers; steps that no loss reaches, and those in which a reset or
-      cut ends the gradient in every row, add nothing.
+      Ω, a scalar, the sum over steps and layers; steps that no loss reaches, and those in which a cut ends
+      the gradient of every row, add nothing.
 
     Raises:
       ValueError: at trace time, naming the argument, what was expected and what came.
@@ -72,7 +73,8 @@ def omega(
 
 
 def _of_layer(layer: LayerRecord, params: Any, lam: Any) -> Array:
-    lam_prev, _, _ = steps_back(layer, params, lam)  # (O2)
+    lam_prev, begun, _ = steps_back(layer, params, lam)  # (O2)
+    lam_prev = lam_prev if begun is None else plus(lam_prev, begun)  # the initial carry is a state, too
     here, before = _norm_of_steps(lam), _norm_of_steps(lam_prev)
     passed = (here > 0) & (before > 0)
     ratio = before / jnp.where(passed, here, jnp.ones_like(here))
