@@ -1,0 +1,213 @@
+"""Why gradients vanish and explode, and why gated cells came next: the article's last paragraph, seen.
+
+    python -m experiments.vanishing_exploding             about a minute on two CPU cores
+
+Nine networks before any training read the same noise and are asked for noise at every step, so that there
+is a loss everywhere. Shown are
+
+* `jb.credit`: for every loss step t and source step k the size of the term of the article's sum
+  dE_t/dY_t dY_t/dS_t (Π dS_i/dS_{i−1}) dS_k/dW_s, against the mean of the terms t = k. Below the diagonal
+  one sees the product of derivatives at work: blue where it vanishes, red where it explodes;
+* `jb.gradient_flow`: the same by lag, ‖λ‖ after l steps against its beginning, with rate and verdict;
+* `jb.lyapunov_spectrum`: how each direction of the state grows in the long run, in nats a step.
+
+Expectation: Elman with σ_max(W_s) = 0.5 vanishes at a rate of at most 0.5 a step (Pascanu, Mikolov & Bengio
+2013), with gain 2 it explodes and its first Lyapunov exponent is positive (Sompolinsky, Crisanti & Sommers
+1988); a linear net with orthogonal W_s has exponents of zero and a profile of one; both gated cells keep
+more of λ over all steps than the Elman net with gain 1, and the LSTM with biases for long memory (chrono)
+most of the three.
+
+Each network is kept in metrics.jsonl; interrupted, the same command does the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tyro
+from jax import Array
+from tqdm import tqdm
+
+import jax_bptt as jb
+from experiments.results import Row, conclude
+from experiments.runs import Run, StopRequest
+
+INPUTS, OUTPUTS = 8, 4
+DRIVEN, TRANSIENT = 600, 100  # steps for the exponents
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How large, how long."""
+
+    hidden: int = 64
+    """Hidden units H of every network."""
+    steps: int = 50
+    """Steps T, and lags."""
+    rows: int = 8
+    """Rows B."""
+    seed: int = 0
+    """Of parameters and noise."""
+    out: Path = Path("results/vanishing_exploding")
+    """Result folder."""
+
+
+def check(config: Config) -> None:
+    """SystemExit where an option can not be meant."""
+    for name, least in (("hidden", 2), ("steps", 10), ("rows", 1), ("seed", 0)):
+        if not least <= getattr(config, name) < 2**32:
+            raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least {least}")
+
+
+def cells(config: Config) -> dict[str, jb.Cell]:
+    """The nine, by what they are called in the figure."""
+    sizes = INPUTS, config.hidden
+    gains = {f"Elman, gain {g:g}": jb.elman(*sizes, recurrent=jb.orthogonal(g)) for g in (0.5, 1.0, 1.5, 2.0)}
+    return {
+        **gains,
+        "linear, orthogonal": jb.elman(*sizes, "identity"),
+        "ReLU, identity": jb.elman(*sizes, "relu", recurrent=jb.identity()),
+        "GRU": jb.gru(*sizes),
+        "LSTM": jb.lstm(*sizes),
+        "LSTM, chrono": jb.lstm(*sizes, forget_bias=jb.chrono(max(3, config.steps))),
+    }
+
+
+def measure(config: Config, cell: jb.Cell) -> dict[str, Any]:
+    """Credit, profile, verdict and exponents of one network, as plain numbers."""
+    net = jb.network([cell], jb.readout(config.hidden, OUTPUTS))
+    of_params, *of_noise = jax.random.split(jax.random.key(config.seed), 4)
+    params = net.init(of_params)
+    shape = config.steps, config.rows
+    xs, targets = (
+        jax.random.normal(k, (*shape, n)) for k, n in zip(of_noise[:2], (INPUTS, OUTPUTS), strict=True)
+    )
+    terms, flow = jax.jit(functools.partial(_look, net))(params, xs, targets)
+    driven = jax.random.normal(of_noise[2], (DRIVEN, INPUTS))
+    spectrum = jax.jit(functools.partial(jb.lyapunov_spectrum, cell, transient=TRANSIENT))
+    exponents = spectrum(params.cells[0], None, driven, key=of_noise[2]).exponents
+    layer = flow.layers[0]
+    return {
+        "verdict": flow.verdicts[0],
+        "rate": float(layer.rate),
+        "bound": float(layer.bound),
+        "horizon": int(flow.horizon),
+        "profile": np.asarray(layer.profile).tolist(),
+        "terms": np.asarray(jb.by_steps(terms.norm)).tolist(),
+        "exponents": np.maximum(np.asarray(exponents), -1e3).tolist(),  # JSON has no infinity
+    }
+
+
+def _look(net: jb.Network, params: Any, xs: Array, targets: Array) -> tuple[jb.Terms, jb.GradientFlow]:
+    found = jb.credit(net, jb.squared_error, params, None, xs, targets)
+    flow = jb.gradient_flow(net, jb.squared_error, params, None, xs, targets)
+    return found.by_parameter[0].w_h, flow
+
+
+def measure_all(config: Config, run: Run, stop: StopRequest) -> dict[str, dict[str, Any]]:
+    """All nine, those that are not there yet."""
+    run.keep_metrics(lambda m: True)
+    found = {m["net"]: m for m in run.metrics()}
+    bar = tqdm(cells(config).items(), unit="net")
+    for name, cell in bar:
+        if name not in found:
+            stop.leave()
+            began = time.monotonic()
+            found[name] = {"net": name, **measure(config, cell), "seconds": time.monotonic() - began}
+            run.record(**found[name])
+        bar.set_postfix_str(f"{name}: {found[name]['verdict']}, {found[name]['rate']:.3f} a step")
+    return {name: found[name] for name in cells(config)}
+
+
+def rows(found: dict[str, dict[str, Any]]) -> list[Row]:
+    """What the top of this file expects, and what came out."""
+    half, double, linear = (found[n] for n in ("Elman, gain 0.5", "Elman, gain 2", "linear, orthogonal"))
+    largest = max(map(abs, linear["exponents"]))
+    off_one = max(abs(p - 1) for p in linear["profile"])
+    ends = {n: found[n]["profile"][-1] for n in ("Elman, gain 1", "GRU", "LSTM, chrono")}
+    elman, gru, chrono = ends.values()
+    shown = ", ".join(f"{n} {end:.1e}" for n, end in ends.items())
+    pascanu, chaos = "at most 0.5 (Pascanu et al. 2013)", "above 0, chaos (Sompolinsky et al. 1988)"
+    return [
+        Row(
+            "Elman, gain 0.5: growth of λ a step",
+            pascanu,
+            f"{half['rate']:.3f}",
+            half["rate"] <= 0.5 and half["verdict"] == "vanishing",
+        ),
+        Row(
+            "Elman, gain 2: first Lyapunov exponent",
+            chaos,
+            f"{double['exponents'][0]:.3f}, {double['verdict']}",
+            double["exponents"][0] > 0 and double["verdict"] == "exploding",
+        ),
+        Row("linear, orthogonal: largest |exponent|", "0 (closed form)", f"{largest:.1e}", largest < 1e-5),
+        Row(
+            "linear, orthogonal: profile",
+            "1 at every lag (closed form)",
+            f"1 ± {off_one:.0e}",
+            off_one < 1e-4,
+        ),
+        Row("λ kept over all steps", "Elman < GRU < LSTM, chrono", shown, elman < gru < chrono),
+    ]
+
+
+def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """Nine maps of terms, the profiles by lag and the spectra."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(15, 9.2), layout="constrained")
+    maps, lines = figure.subfigures(1, 2, width_ratios=(3, 1.75))
+    grid = maps.subplots(3, 3, sharex=True, sharey=True)
+    for axes, (name, of) in zip(grid.flat, found.items(), strict=True):
+        terms = np.array(of["terms"])
+        with np.errstate(divide="ignore"):
+            size = np.log10(terms / np.diag(terms).mean())
+        size[np.triu_indices_from(size, 1)] = np.nan
+        image = axes.imshow(np.maximum(size, -6), cmap="RdBu_r", vmin=-6, vmax=6, interpolation="nearest")
+        axes.set_title(f"{name}\n{of['verdict']}, {of['rate']:.2f} a step", fontsize=11)
+    maps.supxlabel("source step k, where the weights were used")
+    maps.supylabel("loss step t")
+    maps.colorbar(image, ax=grid, label="log₁₀ of the term's norm, against terms with t = k", shrink=0.6)
+    maps.suptitle("Every term of dE/dW_s = Σ_t Σ_k: which steps the gradient comes from", fontsize=13)
+
+    by_lag, spectra = lines.subplots(2, 1)
+    for number, (name, of) in enumerate(found.items()):
+        style = {"color": f"C{number}", "label": name, "lw": 1.8}
+        by_lag.plot(np.maximum(of["profile"], 1e-30), **style)
+        exponents = np.array(of["exponents"])
+        spectra.plot((np.arange(len(exponents)) + 0.5) / len(exponents), exponents, **style)
+    by_lag.set(yscale="log", ylim=(1e-12, 1e8), xlabel="lag l = t − k", ylabel="‖λ‖ after l steps / at once")
+    by_lag.axhline(1, color="0.5", lw=1, ls=":")
+    by_lag.set_title("the gradient by lag")
+    spectra.axhline(0, color="0.5", lw=1, ls=":")
+    spectra.set(ylim=(-3, 0.8), xlim=(0, 1), xlabel="direction of the state, the fastest first")
+    spectra.set(ylabel="Lyapunov exponent, nats a step")
+    spectra.set_title("in the long run: below 0 it vanishes, above it explodes")
+    spectra.legend(fontsize=9, loc="lower left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(config: Config) -> None:
+    """Measure all nine, draw them, say whether they are as theory has it."""
+    check(config)
+    run = Run(config.out, {k: v for k, v in dataclasses.asdict(config).items() if k != "out"})
+    with StopRequest() as stop:
+        found = measure_all(config, run, stop)
+    draw(run.folder / "vanishing_exploding.png", found)
+    print(run.folder / "vanishing_exploding.png")
+    conclude(run, "vanishing_exploding", rows(found), 1, sum(of["seconds"] for of in found.values()))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
