@@ -158,16 +158,15 @@ def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(15, 9.2), layout="constrained")
-    maps: Any
-    lines: Any
-    maps, lines = figure.subfigures(1, 2, width_ratios=(3, 1.75))
+    parts: Any = figure.subfigures(1, 2, width_ratios=(3, 1.75))
+    maps, lines = parts
     grid = maps.subplots(3, 3, sharex=True, sharey=True)
     for axes, (name, of) in zip(grid.flat, found.items(), strict=True):
         terms = np.array(of["terms"])
-        with np.errstate(divide="ignore"):
-            size = np.log10(terms / np.diag(terms).mean())
-        size[np.triu_indices_from(size, 1)] = np.nan
-        image = axes.imshow(np.maximum(size, -6), cmap="RdBu_r", vmin=-6, vmax=6, interpolation="nearest")
+        terms[np.triu_indices_from(terms, 1)] = np.nan
+        terms[:, 0] = np.nan  # W_s reads a state of zero there
+        size = np.log10(np.maximum(terms / np.nanmean(np.diag(terms)), 1e-9))
+        image = axes.imshow(size, cmap="RdBu_r", vmin=-4, vmax=4, interpolation="nearest")
         axes.set_title(f"{name}\n{of['verdict']}, {of['rate']:.2f} a step", fontsize=11)
     maps.supxlabel("source step k, where the weights were used")
     maps.supylabel("loss step t")
@@ -178,7 +177,7 @@ def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
     for number, (name, of) in enumerate(found.items()):
         style = {"color": f"C{number}", "label": name, "lw": 1.8}
         by_lag.plot(np.maximum(of["profile"], 1e-30), **style)
-        exponents = np.array(of["exponents"])
+        exponents = np.sort(of["exponents"])[::-1]
         spectra.plot((np.arange(len(exponents)) + 0.5) / len(exponents), exponents, **style)
     by_lag.set(yscale="log", ylim=(1e-12, 1e8), xlabel="lag l = t − k", ylabel="‖λ‖ after l steps / at once")
     by_lag.axhline(1, color="0.5", lw=1, ls=":")
