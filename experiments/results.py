@@ -44,7 +44,8 @@ def conclude(run: Run, name: str, rows: list[Row], seeds: int, seconds: float, o
       options: of the command line, where they are not the defaults.
     """
     command = f"python -m experiments.{name} {options}".strip()
-    found = {"command": command, "seeds": seeds, "seconds": seconds, "rows": [r._asdict() for r in rows]}
+    listed = [row._asdict() | {"met": bool(row.met)} for row in rows]  # of NumPy's bool JSON knows nothing
+    found = {"command": command, "seeds": seeds, "seconds": seconds, "rows": listed}
     run.write("results.json", json.dumps(found, indent=2) + "\n")
     for row in rows:
         print(f"{row.what}: {row.ours} (known: {row.known}){'' if row.met else '  NOT MET'}")
