@@ -127,21 +127,21 @@ def judge(config: Config, curves: Curves) -> list[Row]:
     chance = baseline(config.steps)
     known = f"10 ln 8 / {config.steps + 2 * KEPT} = {chance:.4f} without memory"
     gru, elman = curves["GRU"], curves["Elman"]
-    worst, best = max(ends(gru, "nats")), min(ends(elman, "nats"))
-    recalled = min(ends(gru, "recalled")), max(ends(elman, "recalled"))
+    worst, best = ends(gru, "nats").max(), ends(elman, "nats").min()
+    recalled = ends(gru, "recalled").min(), ends(elman, "recalled").max()
     what = f"T = {config.steps}, nats a step on test data"
     return [
         Row(
             f"{what}: GRU, highest of all seeds",
             f"below half of {known}",
             f"{worst:.4f} ({worst / chance:.2f} of it, {recalled[0]:.1%} recalled) after {updates(gru)}",
-            worst < chance / 2,
+            bool(worst < chance / 2),
         ),
         Row(
             f"{what}: Elman, lowest of all seeds",
             known,
             f"{best:.4f} ({best / chance:.2f} of it, {recalled[1]:.1%} recalled) after {updates(elman)}",
-            abs(best / chance - 1) < 0.05,
+            bool(abs(best / chance - 1) < 0.05),
         ),
     ]
 

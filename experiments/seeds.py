@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from experiments.learning import Learner, learn
 from experiments.runs import Run, StopRequest
 
@@ -22,9 +24,9 @@ def learn_seeds(run: Run, stop: StopRequest, learners: list[Learner], seeds: int
     }
 
 
-def ends(curves: list[Curve], score: str) -> list[float]:
-    """The last value of a score, by seed."""
-    return [lines[-1][score] for lines in curves]
+def ends(curves: list[Curve], score: str) -> np.ndarray:
+    """The last value of a score, by seed; an array, since its min and max are NaN where one value is."""
+    return np.array([lines[-1][score] for lines in curves])
 
 
 def updates(curves: list[Curve]) -> str:

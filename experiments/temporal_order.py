@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib
+import numpy as np
 import optax
 import tyro
 from jax import Array
@@ -127,10 +128,10 @@ def judge(config: Config, curves: Curves) -> list[Row]:
     """How many seeds of each arm end as expected."""
     clipped, free = curves["clipped"], curves["not clipped"]
     errors, nats = ends(free, "error"), ends(free, "nats")
-    lost = sum(not math.isfinite(z) for z in nats)
+    lost = int((~np.isfinite(nats)).sum())
     sampling = math.sqrt(CHANCE * (1 - CHANCE) / config.test_rows)
-    solved = sum(e < SOLVED for e in ends(clipped, "error"))
-    chance = sum(abs(e - CHANCE) < 4 * sampling for e in errors)
+    solved = int((ends(clipped, "error") < SOLVED).sum())
+    chance = int((abs(errors - CHANCE) < 4 * sampling).sum())
     task = f"T = {config.steps}, tanh Elman by SGD"
     return [
         Row(
@@ -142,8 +143,8 @@ def judge(config: Config, curves: Curves) -> list[Row]:
         Row(
             f"{task}, not clipped: seeds at chance in the end",
             "all; chance is 75 % error, ln 4 = 1.386 nats",
-            f"{chance} of {len(free)} (error {min(errors):.1%} to {max(errors):.1%}, "
-            f"{min(nats):.2f} to {max(nats):.2f} nats, {lost} not finite) after {updates(free)}",
+            f"{chance} of {len(free)} (error {errors.min():.1%} to {errors.max():.1%}, "
+            f"{nats.min():.2f} to {nats.max():.2f} nats, {lost} not finite) after {updates(free)}",
             chance == len(free),
         ),
     ]
