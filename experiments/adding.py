@@ -14,7 +14,7 @@ size, optimizer and batches; a network stops at an error of 0.002, all others ma
 
 Expectation: at T = 100 GRU and LSTM are below 0.005 on test data from every seed, while the error of the
 tanh Elman network, whose W begins orthogonal, is never below 0.8/6; at T = 400 GRU and LSTM are below
-0.02. (It is a matter of time: with some thousand updates more the Elman network begins to learn.)
+0.02. (It is a matter of time: with 3,000 updates one seed of the Elman network came to 0.12.)
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ Both arms train the same tanh Elman network from the same seeds on the same batc
 
     ĝ = dE/dθ,   ĝ ← ĝ · c / ‖ĝ‖ where ‖ĝ‖ > c
 
-Where the network begins to latch a letter, ‖dE/dθ‖ grows a hundred times within a few updates, since a
-product of T factors dS_t/dS_{t−1} does. One such step, taken in full, throws the weights where every unit is
-saturated and nothing comes back from an early letter.
+Where the network begins to keep a letter, ‖dE/dθ‖ grows from one to tens and hundreds, since it holds
+products of T factors dS_t/dS_{t−1}. Taken in full, such steps leave most units saturated (|h| > 0.99 in 59 to
+84 % of them at the end, with clipping in 1 to 9 %), and nothing comes back from an early letter any more.
 
 Expectation: at T = 50 clipping at 1 ends below 1 % error from every seed; without it every seed ends at
 chance, 75 % error.
@@ -160,13 +160,14 @@ def draw(path: Path, config: Config, curves: Curves) -> None:
     left.axhline(100 * CHANCE, color="0.3", lw=1, ls="--")
     left.text(config.updates, 100 * CHANCE + 3, "chance", color="0.3", ha="right")
     left.set(xlabel="updates", ylabel="error on test data, %", ylim=(-2, 90))
-    left.set_title(f"temporal order, T = {config.steps}: the same tanh network, {config.seeds} seeds")
+    left.set_title(f"temporal order over {config.steps} steps: one line a seed")
     left.legend(loc="center right")
 
     plot(right, curves, "grad_norm")
     right.axhline(config.clip, color="0.3", lw=1, ls="--")
-    right.text(config.updates, config.clip * 0.85, "clipped at", color="0.3", ha="right", va="top")
+    right.text(config.updates, config.clip * 0.85, "threshold of clipping", color="0.3", ha="right", va="top")
     right.set(xlabel="updates", ylabel="‖dE/dθ‖ before clipping", yscale="log")
+    right.set_ylim(config.clip / 2, None)
     right.set_title(f"largest gradient norm of each {config.every} updates")
     figure.savefig(path, dpi=120)
     plt.close(figure)
