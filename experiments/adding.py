@@ -20,6 +20,7 @@ tanh Elman network, whose W begins orthogonal, is never below 0.8/6; at T = 400 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def check(config: Config) -> None:
         raise SystemExit(f"--long {config.long}: give another number than --short")
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def sequences(key: Array, rows: int, steps: int) -> jb.Batch:
     """x [T, B, 2] and the sums [B, 1]."""
     of_values, of_first, of_second = jax.random.split(key, 3)
@@ -163,7 +165,7 @@ def draw(path: Path, config: Config, curves: Curves) -> None:
         axes.text(0, SOLVED * 0.93, " ends here", color="0.5", va="top")
         axes.set(yscale="log", xlim=(0, config.updates * 1.02), xlabel="updates")
         axes.set_title(f"adding problem over {steps} steps: one line a seed")
-        axes.legend(loc="center right")
+    panels[0].legend(loc="center right")
     panels[0].set_ylabel("mean squared error on test data")
     figure.savefig(path, dpi=120)
     plt.close(figure)

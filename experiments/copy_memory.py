@@ -21,6 +21,7 @@ stays within 5 % of it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def baseline(steps: int) -> float:
     return KEPT * math.log(SYMBOLS) / (steps + 2 * KEPT)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def sequences(key: Array, rows: int, steps: int) -> jb.Batch:
     """x, one-hot [T + 20, B, 10], and what to answer, [T + 20, B]."""
     symbols = jax.random.randint(key, (KEPT, rows), 0, SYMBOLS)

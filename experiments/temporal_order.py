@@ -23,6 +23,7 @@ chance, 75 % error.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def check(config: Config) -> None:
     check_positive(config, "learning_rate", "clip")
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def sequences(key: Array, rows: int, steps: int) -> jb.Batch:
     """x, one-hot [T, B, 6], and the class of each row, [B]: 2 · first + second, A = 0 and B = 1."""
     of_letters, of_pair, of_early, of_middle = jax.random.split(key, 4)

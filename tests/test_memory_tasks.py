@@ -134,7 +134,8 @@ TINY = {
 @pytest.mark.parametrize("task", TASKS)
 def test_a_tiny_run_ends_and_does_nothing_twice(task, tmp_path, capsys, monkeypatch):
     name, learners = task.__name__.split(".")[-1], task.learners
-    monkeypatch.setattr(task, "learners", lambda config: learners(config)[2:4] or learners(config))  # two
+    if task is adding:  # of its five the one that compiles fastest
+        monkeypatch.setattr(task, "learners", lambda config: learners(config)[2:3])
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         task.main(task.Config(out=tmp_path, **TINY[task]))
         lines = (tmp_path / "metrics.jsonl").read_text()
