@@ -15,7 +15,8 @@ update gates that keep for 1 to T + 20 steps (Tallec & Ollivier 2018); the tanh 
 orthogonal W. Both have the same size, optimizer, batches and number of updates at most.
 
 Expectation: at T = 100 the GRU is below half of the baseline on test data from every seed; the Elman network
-stays within 5 % of it.
+stays within 5 % of it. (At twice the learning rate the GRU needs two thirds of the updates, and the Elman
+network gets lost above the baseline.)
 """
 
 from __future__ import annotations
@@ -162,13 +163,15 @@ def draw(path: Path, config: Config, curves: Curves) -> None:
     left.axhline(chance / 2, color="0.6", lw=1, ls=":")
     left.text(config.updates, chance * 0.52, "half of it", color="0.5", ha="right")
     left.set(xlabel="updates", ylabel="cross-entropy on test data, nats a step", ylim=(0, 1.25 * chance))
+    left.set_xlim(0, 1.02 * config.updates)
     left.set_title(f"copying memory over {config.steps} steps: one line a seed")
     left.legend(loc="lower left")
 
     plot(right, curves, "recalled", scale=100)
     right.axhline(100 / SYMBOLS, color="0.3", lw=1, ls="--")
-    right.text(config.updates, 100 / SYMBOLS + 2, "guessing: 1 in 8", color="0.3", ha="right")
+    right.text(config.updates, 100 / SYMBOLS + 5, "guessing: 1 in 8", color="0.3", ha="right")
     right.set(xlabel="updates", ylabel="symbols recalled, %", ylim=(0, 102))
+    right.set_xlim(0, 1.02 * config.updates)
     right.set_title(f"share of the {KEPT} symbols that are repeated rightly")
     figure.savefig(path, dpi=120)
     plt.close(figure)
