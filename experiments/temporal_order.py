@@ -17,7 +17,7 @@ products of T factors dS_t/dS_{t−1}. Taken in full, such steps leave most unit
 84 % of them at the end, with clipping in 1 to 9 %), and nothing comes back from an early letter any more.
 
 Expectation: at T = 50 clipping at 1 ends below 1 % error from every seed; without it every seed ends at
-chance, 75 % error.
+chance, 75 % error. (So did two seeds without clipping at learning rates of 0.03 and 0.01.)
 """
 
 from __future__ import annotations
