@@ -179,7 +179,7 @@ def main(config: Config) -> None:
         curves = learn_seeds(run, stop, learners(config), config.seeds)
     draw(run.folder / "adding.png", config, curves)
     print(run.folder / "adding.png")
-    conclude(run, "adding", judge(config, curves), config.seeds, seconds(curves))
+    conclude(run, "adding", config, judge(config, curves), config.seeds, seconds(curves))
 
 
 if __name__ == "__main__":

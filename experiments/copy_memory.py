@@ -185,7 +185,7 @@ def main(config: Config) -> None:
         curves = learn_seeds(run, stop, learners(config), config.seeds)
     draw(run.folder / "copy_memory.png", config, curves)
     print(run.folder / "copy_memory.png")
-    conclude(run, "copy_memory", judge(config, curves), config.seeds, seconds(curves))
+    conclude(run, "copy_memory", config, judge(config, curves), config.seeds, seconds(curves))
 
 
 if __name__ == "__main__":

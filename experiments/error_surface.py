@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments.options import check_counts, check_positive
 from experiments.results import Row, conclude
 from experiments.runs import Run
 
@@ -70,14 +70,8 @@ class Config:
 
 def check(config: Config) -> None:
     """SystemExit where an option can not be meant."""
-    for name in ("grid", "updates", "starts"):
-        if getattr(config, name) < 2:
-            raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least 2")
-    for name in ("learning_rate", "max_norm"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give a positive number")
-    if not 0 <= config.seed < 2**32:
-        raise SystemExit(f"--seed {config.seed}: give a number from 0 to {2**32 - 1}")
+    check_counts(config, grid=2, updates=2, starts=2, seed=0)
+    check_positive(config, "learning_rate", "max_norm")
 
 
 def error(point: Array) -> Array:
@@ -207,7 +201,7 @@ def main(config: Config) -> None:
         run.record(path=name, errors=np.asarray(of.errors).tolist(), ends=found.ends[name].tolist())
     draw(run.folder / "error_surface.png", found)
     print(run.folder / "error_surface.png")
-    conclude(run, "error_surface", rows(found), config.starts, time.monotonic() - began)
+    conclude(run, "error_surface", config, rows(found), config.starts, time.monotonic() - began)
 
 
 if __name__ == "__main__":

@@ -32,18 +32,18 @@ class Row(NamedTuple):
     met: bool
 
 
-def conclude(run: Run, name: str, rows: list[Row], seeds: int, seconds: float, options: str = "") -> None:
+def conclude(run: Run, name: str, config: Any, rows: list[Row], seeds: int, seconds: float) -> None:
     """Write results.json, print every row, and last whether all is as expected.
 
     Args:
       run: the result folder.
       name: of the experiment's module.
+      config: its options, of which those that are not the default belong to the command.
       rows: what was found.
       seeds: how many.
       seconds: of all training, also before an interruption.
-      options: of the command line, where they are not the defaults.
     """
-    command = f"python -m experiments.{name} {options}".strip()
+    command = " ".join([f"python -m experiments.{name}", *_options(config)])
     listed = [row._asdict() | {"met": bool(row.met)} for row in rows]  # of NumPy's bool JSON knows nothing
     found = {"command": command, "seeds": seeds, "seconds": seconds, "rows": listed}
     run.write("results.json", json.dumps(found, indent=2) + "\n")
@@ -52,6 +52,16 @@ def conclude(run: Run, name: str, rows: list[Row], seeds: int, seconds: float, o
     met = sum(row.met for row in rows)
     verdict = "as expected" if met == len(rows) else "EXPECTATION NOT MET"
     print(f"{name}: {met} of {len(rows)} figures hold in {seconds:.0f} s; {verdict}")
+
+
+def _options(config: Any) -> list[str]:
+    """As one writes them; where the results go does not belong to what they are."""
+    changed = {
+        f.name: getattr(config, f.name)
+        for f in dataclasses.fields(config)
+        if f.name != "out" and getattr(config, f.name) != f.default
+    }
+    return [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,7 +183,7 @@ def main(config: Config) -> None:
         curves = learn_seeds(run, stop, learners(config), config.seeds)
     draw(run.folder / "temporal_order.png", config, curves)
     print(run.folder / "temporal_order.png")
-    conclude(run, "temporal_order", judge(config, curves), config.seeds, seconds(curves))
+    conclude(run, "temporal_order", config, judge(config, curves), config.seeds, seconds(curves))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments.options import check_counts
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest
 
@@ -61,9 +62,7 @@ class Config:
 
 def check(config: Config) -> None:
     """SystemExit where an option can not be meant."""
-    for name, least in (("hidden", 2), ("steps", 10), ("rows", 1), ("seed", 0)):
-        if not least <= getattr(config, name) < 2**32:
-            raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least {least}")
+    check_counts(config, hidden=2, steps=10, rows=1, seed=0)
 
 
 def cells(config: Config) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def main(config: Config) -> None:
         found = measure_all(config, run, stop)
     draw(run.folder / "vanishing_exploding.png", found)
     print(run.folder / "vanishing_exploding.png")
-    conclude(run, "vanishing_exploding", rows(found), 1, sum(of["seconds"] for of in found.values()))
+    conclude(run, "vanishing_exploding", config, rows(found), 1, sum(of["seconds"] for of in found.values()))
 
 
 if __name__ == "__main__":

@@ -180,9 +180,10 @@ def keys_of_layer(number: int, keys: Array | None) -> Array | None:
 
 def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:
     """o where each direction of the layer ends: [..., features] from [T, ..., features]."""
-    here = jnp.ones(outputs.shape[:-1], bool) if mask is None else mask
-    first_valid, last_valid = jnp.argmax(here, 0), len(here) - 1 - jnp.argmax(jnp.flip(here, 0), 0)
     to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
+    if mask is None:
+        return jnp.concatenate([to_right[-1], to_left[0]], -1)
+    first_valid, last_valid = jnp.argmax(mask, 0), len(mask) - 1 - jnp.argmax(jnp.flip(mask, 0), 0)
 
     def at(step: Array, z: Array) -> Array:
         return jnp.take_along_axis(z, step[None, ..., None], 0)[0]

@@ -85,7 +85,8 @@ def test_options_that_cannot_be_meant(module, options, message):
 def test_results_become_a_page_and_a_verdict(tmp_path, capsys):
     for name, met in (("good", np.True_), ("poor", False)):
         run = runs.Run(tmp_path / name, {})
-        results.conclude(run, name, [Row("a", "1", "2", True), Row("b", "3", "4", met)], 5, 12.4)
+        config = vanishing_exploding.Config(steps=12, out=tmp_path)
+        results.conclude(run, name, config, [Row("a", "1", "2", True), Row("b", "3", "4", met)], 5, 12.4)
     said = capsys.readouterr().out.splitlines()
     assert said[2] == "good: 2 of 2 figures hold in 12 s; as expected"
     assert said[4] == "b: 4 (known: 3)  NOT MET"
@@ -93,5 +94,5 @@ def test_results_become_a_page_and_a_verdict(tmp_path, capsys):
     results.main(results.Config(tmp_path, tmp_path / "page.md"))
     page = (tmp_path / "page.md").read_text()
     assert page.count("NO |") == 1
-    assert "`python -m experiments.good`" in page
+    assert "`python -m experiments.good --steps 12`" in page
     assert str(jax.devices()[0].device_kind) in page
