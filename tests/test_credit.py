@@ -123,6 +123,20 @@ def test_a_loss_of_ones_own_is_read_by_its_outputs():
     assert not w.wrong(found.gradient, wanted, 1e-12)
 
 
+def test_memory_is_linear_in_the_length():
+    """λ of all losses is [T, ..., H], and the terms of a lag are made a few at a time."""
+    net = jb.network([jb.elman(3, 64)], jb.readout(64, 2))
+    run = jax.jit(functools.partial(jb.credit, net, jb.squared_error, lags=4))
+
+    def temporaries(steps):
+        shapes = jax.eval_shape(lambda: (net.init(jax.random.key(0)), None, *_data(steps)))
+        return run.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporaries(4000), temporaries(8000)
+    assert long < 2.2 * short
+    assert long < 15 * 8 * 8000 * ROWS * 64 + 8 * 2**23  # floats of states, and of terms at once
+
+
 def test_a_term_left_out_is_seen():
     """Negative control: all lags but one are not the gradient."""
     net, (xs, targets) = _net("elman-tanh"), _data()
