@@ -175,7 +175,9 @@ def draw_figure(path: Path, config: Config, found: dict[str, np.ndarray]) -> Non
         left.fill_between(passes, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)
         left.plot(passes, np.median(curves, 0), color=colour, label=f"{name} bit of a triple")
     left.set(xlabel="passes over the 3,000 bits", ylabel="squared error, bits not learnt", xlim=(0, None))
-    left.set_title(f"6 units, full gradient: only every third bit becomes known\n(median and range of {len(of_seeds)} seeds)")
+    left.set_title(
+        f"6 units, full gradient: only every third bit becomes known\n(median and range of {len(of_seeds)} seeds)"
+    )
     left.legend(loc="center right")
 
     for kind, style in zip(found, ("o-C0", "s-C2", "^-C4")):
