@@ -101,7 +101,7 @@ def learner(config: Config, kind: str, seed: int) -> Learner:
 
     def draw(key: Array) -> jb.Batch:
         begin = 3 * jax.random.randint(key, (ROWS,), 0, (BITS - WINDOW) // 3)
-        bits = learnt[begin + jnp.arange(WINDOW + 1)[:, None]][..., None]
+        bits = learnt[begin[None] + jnp.arange(WINDOW + 1)[:, None]][..., None]
         return jb.Batch(bits[:-1], bits[1:])
 
     def score(params: jb.NetworkParams) -> dict[str, Array]:
@@ -170,17 +170,18 @@ def draw_figure(path: Path, config: Config, found: dict[str, np.ndarray]) -> Non
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained")
     of_seeds = by_place(found["6 units"])
     passes = config.passes * np.arange(1, 1 + of_seeds.shape[1]) / of_seeds.shape[1]
-    for place, (name, colour) in enumerate(zip(("first", "second", "third (XOR)"), "C0 C1 C3".split())):
+    places = ("first bit of a triple", "C0"), ("second bit", "C1"), ("third bit, the XOR", "C3")
+    for place, (name, colour) in enumerate(places):
         curves = of_seeds[..., place]
         left.fill_between(passes, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)
-        left.plot(passes, np.median(curves, 0), color=colour, label=f"{name} bit of a triple")
+        left.plot(passes, np.median(curves, 0), color=colour, label=name)
     left.set(xlabel="passes over the 3,000 bits", ylabel="squared error, bits not learnt", xlim=(0, None))
     left.set_title(
-        f"6 units, full gradient: only every third bit becomes known\n(median and range of {len(of_seeds)} seeds)"
+        f"6 units, full gradient: every third bit becomes known\n(median and range of {len(of_seeds)} seeds)"
     )
-    left.legend(loc="center right")
+    left.legend(loc="center right", bbox_to_anchor=(1, 0.4))
 
-    for kind, style in zip(found, ("o-C0", "s-C2", "^-C4")):
+    for kind, style in zip(found, ("o-C0", "s-C2", "^-C4"), strict=True):
         right.plot(range(1, 1 + SHOWN), found[kind][:, -1].mean(0), style, label=kind)
     for place in range(3, 1 + SHOWN, 3):
         right.axvspan(place - 0.4, place + 0.4, color="0.92", lw=0)
@@ -190,7 +191,7 @@ def draw_figure(path: Path, config: Config, found: dict[str, np.ndarray]) -> Non
     for axis in (left, right):
         axis.axhline(0.25, color="0.3", lw=1, ls="--")
         axis.set_ylim(-0.01, 0.36)
-    left.text(passes[-1], 0.253, "¼, a bit at random", color="0.3", ha="right", va="bottom")
+    left.text(passes[-1], 0.246, "¼, a bit at random", color="0.3", ha="right", va="top")
     right.legend(loc="upper center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

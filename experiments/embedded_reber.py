@@ -16,13 +16,15 @@ Counted are the sequences presented until then. Published (table 1 there): LSTM 
 runs that succeed, and 9,500 to 39,740 with other sizes and learning rates; RTRL 25,000 and more, in some
 fraction of the runs; Elman nets never within 200,000.
 
-The setting here is another: LSTM with forget gates (not of 1997), 8 cells and softmax outputs with
-cross-entropy (there 3 blocks of 2 cells or 4 of 1, logistic outputs, squared error), the full gradient (there
-cut at the gates), Adam on batches of 4 strings (there one string an update), strings padded to the longest
-and masked. Beside it, as it is trained here: an Elman network of 15 units, as in the paper, with the full
-gradient and with that of one step, `truncated(1)`.
+The setting here is another: an LSTM with forget gates (not of 1997), 16 cells and softmax outputs with
+cross-entropy (there 3 blocks of 2 cells or 4 of 1, logistic outputs, squared error), the full gradient
+(there cut at the gates), Adam on batches of 4 strings (there one string an update), strings padded to the
+longest and masked. So the numbers stand beside each other and do not say who is faster. With them, trained
+in the same way: an Elman network of 15 units, as in the table, with the full gradient, and with that of one
+step, `truncated(1)`, which was Elman's.
 
-Expectation: the LSTM solves it in all seeds, in fewer than 8,440 sequences at the median.
+Expectation: the LSTM solves it in all seeds, within 40,000 sequences (8 cells need up to three times as many
+as 16). The Elman networks are as they come out; the one with the gradient of one step solves it in no seed.
 """
 
 from __future__ import annotations
@@ -58,8 +60,13 @@ REBER = {  # state -> what may come, and the state after it; 7 is the end
     6: {"E": 7},
 }
 STRINGS = 256  # to learn, and to test
-PUBLISHED = 8440
-ROWS = 4
+ROWS = 4  # of a batch
+PUBLISHED = 8440  # sequences
+KNOWN = {  # Hochreiter & Schmidhuber 1997, table 1
+    "LSTM": "97 to 100 % of the runs, 8,440 sequences at best",
+    "Elman": "not given (RTRL: a fraction of the runs, 25,000)",
+    "Elman, one step": "0 % within 200,000",
+}
 
 KINDS: dict[str, tuple[jb.Cell | jb.StepCell, jb.GradientMethod]] = {
     "LSTM": (jb.lstm(7, 16), jb.full()),
@@ -74,9 +81,9 @@ Curves = dict[str, list[list[dict[str, Any]]]]
 class Config:
     """How long to train, and how fast."""
 
-    sequences: int = 30_000
+    sequences: int = 40_000
     """Sequences presented at most."""
-    learning_rate: float = 0.02
+    learning_rate: float = 0.01
     """Of Adam."""
     seeds: int = 5
     """Networks of each kind; each seed has strings of its own."""
@@ -114,10 +121,10 @@ class Strings(NamedTuple):
       lengths: predictions in each string, [N].
     """
 
-    now: np.ndarray
-    next: np.ndarray
-    allowed: np.ndarray
-    lengths: np.ndarray
+    now: Array
+    next: Array
+    allowed: Array
+    lengths: Array
 
 
 def strings(seed: int, count: int) -> Strings:
@@ -125,13 +132,13 @@ def strings(seed: int, count: int) -> Strings:
     rng, found = np.random.default_rng(seed), dict[str, list[str]]()
     while len(found) < count:
         found.update([embedded(rng)])
-    lengths = np.array([len(s) - 1 for s in found])
+    lengths = np.array([len(s) - 1 for s in found], np.int32)
     letters = np.zeros((lengths.max() + 1, count), np.int32)
     may = np.zeros((lengths.max(), count, 7), bool)
     for n, (string, allowed) in enumerate(found.items()):
         letters[: len(string), n] = [LETTERS.index(z) for z in string]
         may[: len(allowed), n] = [[z in some for z in LETTERS] for some in allowed]
-    return Strings(letters[:-1], letters[1:], may, lengths)
+    return Strings(*map(jnp.asarray, (letters[:-1], letters[1:], may, lengths)))
 
 
 def unit_vectors(letters: Array) -> Array:
@@ -149,7 +156,7 @@ def learner(config: Config, kind: str, seed: int) -> Learner:
     """One network, of KINDS."""
     cell, gradient = KINDS[kind]
     net = jb.network([cell], jb.readout(cell.hidden_size, 7))
-    data = Strings(*map(jnp.asarray, strings(seed, 2 * STRINGS)))
+    data = strings(seed, 2 * STRINGS)
     mask = jb.mask_of_lengths(data.lengths, len(data.now))
 
     def draw(key: Array) -> jb.Batch:
@@ -179,3 +186,82 @@ def learner(config: Config, kind: str, seed: int) -> Learner:
         seed=seed,
         gradient=gradient,
     )
+
+
+def train(config: Config, run: Run, stop: StopRequest) -> Curves:
+    """The lines of every seed, by kind."""
+    return {
+        kind: [learn(run, stop, learner(config, kind, seed)) for seed in range(config.seeds)]
+        for kind in KINDS
+    }
+
+
+def presented(lines: list[dict[str, Any]]) -> int | None:
+    """Sequences until success, None without."""
+    last = lines[-1]
+    return ROWS * last["step"] if last["learnt"] == last["tested"] == 1 else None
+
+
+def judge(config: Config, curves: Curves) -> list[Row]:
+    """In how many seeds each kind solves the task, and after how many sequences."""
+    rows = []
+    for kind, of_seeds in curves.items():
+        counts = sorted(n for n in map(presented, of_seeds) if n is not None)
+        ours = f"{len(counts)} of {len(of_seeds)} seeds within {config.sequences:,}"
+        ours += (
+            f", {counts[0]:,} to {counts[-1]:,}, median {statistics.median(counts):,.0f}" if counts else ""
+        )
+        solved, unsolved = len(counts) == len(of_seeds), not counts
+        met = {"LSTM": solved, "Elman, one step": unsolved}.get(kind, True)
+        rows.append(Row(f"solved by {kind}", KNOWN[kind], ours, met))
+    return rows
+
+
+def draw_figure(path: Path, config: Config, curves: Curves) -> None:
+    """For every kind the test strings that are right, and the letter that needs the memory."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained", sharey=True)
+    panels = {
+        "tested": "every letter of a test string",
+        "memory": "the last but one: T or P, as at the start",
+    }
+    for axis, (score, title) in zip(axes, panels.items(), strict=True):
+        for kind, colour in zip(curves, ("C0", "C1", "C3"), strict=False):
+            for seed, lines in enumerate(curves[kind]):
+                points = [(ROWS * line["step"] / 1000, 100 * line[score]) for line in lines]
+                axis.plot(
+                    *zip(*points, strict=True),
+                    color=colour,
+                    lw=1,
+                    alpha=0.8,
+                    label=kind if not seed else None,
+                )
+                if score == "tested" and presented(lines):
+                    axis.plot(*points[-1], "o", color=colour)
+        axis.axvline(PUBLISHED / 1000, color="0.3", lw=1, ls="--")
+        axis.text(PUBLISHED / 1000 + 0.3, 3, "LSTM of 1997: 8,440", color="0.3")
+        axis.set(title=title, xlabel="thousand sequences presented", xlim=(0, None), ylim=(0, 103))
+    axes[1].axhline(50, color="0.3", lw=1, ls="--")
+    axes[0].set_ylabel("right, % of the strings")
+    axes[1].legend(loc="lower right")
+    figure.suptitle(f"Embedded Reber grammar, {len(curves['LSTM'])} seeds (dots: solved)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(config: Config) -> None:
+    """Train, draw, judge."""
+    check(config)
+    run = Run(config.out, settings(config))
+    with StopRequest() as stop:
+        curves = train(config, run, stop)
+    draw_figure(run.folder / "embedded_reber.png", config, curves)
+    print(run.folder / "embedded_reber.png")
+    seconds = sum(lines[-1]["seconds"] for of_seeds in curves.values() for lines in of_seeds)
+    conclude(run, "embedded_reber", judge(config, curves), config.seeds, seconds, given(config))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

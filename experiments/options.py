@@ -7,7 +7,7 @@ from typing import Any
 
 
 def refuse(config: Any, *options: tuple[str, bool, str]) -> None:
-    """SystemExit at the first option that cannot be meant; each is its name, whether it fits, what to give."""
+    """SystemExit at the first option that cannot be meant; each is (name, whether it fits, what to give)."""
     for name, fits, what in options:
         if not fits:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give a {what}")

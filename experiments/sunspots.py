@@ -29,7 +29,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -232,9 +231,9 @@ def draw_figure(path: Path, found: dict[str, np.ndarray]) -> None:
         right.annotate(name, of_seeds.max(0), **where)
     for name, of in PUBLISHED.items():
         right.plot(of[first], of[second], "k*", ms=10)
-        where = {"xytext": (-5, -16 if "TAR" in name else 8), "textcoords": "offset points"}
-        right.annotate(name, (of[first], of[second]), ha="right", **where)
-    right.set(xscale="log", yscale="log", xlim=(0.04, 0.7), ylim=(0.22, 1.1))
+        where = {"xytext": (-5, -26 if "TAR" in name else 8), "textcoords": "offset points"}
+        right.annotate(name.replace(" (", "\n("), (of[first], of[second]), ha="right", **where)
+    right.set(xscale="log", yscale="log", xlim=(0.035, 1.0), ylim=(0.22, 1.1))
     right.set_xticks((0.05, 0.1, 0.2, 0.4), ("0.05", "0.1", "0.2", "0.4"))
     right.set_yticks((0.25, 0.35, 0.5, 1), ("0.25", "0.35", "0.5", "1"))
     right.minorticks_off()
