@@ -233,7 +233,7 @@ def draw_figure(path: Path, found: dict[str, np.ndarray]) -> None:
         right.plot(of[first], of[second], "k*", ms=10)
         where = {"xytext": (-5, -26 if "TAR" in name else 8), "textcoords": "offset points"}
         right.annotate(name.replace(" (", "\n("), (of[first], of[second]), ha="right", **where)
-    right.set(xscale="log", yscale="log", xlim=(0.035, 1.0), ylim=(0.22, 1.1))
+    right.set(xscale="log", yscale="log", xlim=(0.03, 1.0), ylim=(0.22, 1.1))
     right.set_xticks((0.05, 0.1, 0.2, 0.4), ("0.05", "0.1", "0.2", "0.4"))
     right.set_yticks((0.25, 0.35, 0.5, 1), ("0.25", "0.35", "0.5", "1"))
     right.minorticks_off()
