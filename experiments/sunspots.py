@@ -1,6 +1,6 @@
 """Sunspots of the next year: a small recurrent network beside persistence and linear autoregression.
 
-    python -m experiments.sunspots                        about a minute on two CPU cores
+    python -m experiments.sunspots                        half a minute on two CPU cores
 
 The yearly numbers of sunspots y, 1700 to 2008 (of statsmodels). As in Weigend, Huberman & Rumelhart 1990
 the years up to 1920 are learnt, and each later year is predicted from all before it. The network reads
