@@ -119,7 +119,7 @@ def learner(config: Config, kind: str, seed: int) -> Learner:
         draw=draw,
         score=score,
         steps=updates,
-        every=-(-updates // 30),
+        every=max(10, updates // 30),
         seed=seed,
         gradient=gradient,
     )
