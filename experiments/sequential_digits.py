@@ -1,6 +1,6 @@
 """Images read one pixel at a time: a gated network remembers what it saw, an Elman network forgets.
 
-    python -m experiments.sequential_digits
+    python -m experiments.sequential_digits               about four minutes on two CPU cores
 
 An image is a sequence of its pixels, row by row, and the class is asked for after the last of them:
 
