@@ -36,7 +36,7 @@ from jax import Array
 
 import jax_bptt as jb
 from experiments.learning import Learner
-from experiments.options import check_counts, check_positive
+from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest
 from experiments.seeds import Curves, ends, learn_seeds, plot, seconds, updates
@@ -180,7 +180,7 @@ def draw(path: Path, config: Config, curves: Curves) -> None:
 def main(config: Config) -> None:
     """Train both, draw, judge."""
     check(config)
-    run = Run(config.out, {k: v for k, v in dataclasses.asdict(config).items() if k != "out"})
+    run = Run(config.out, settings(config))
     with StopRequest() as stop:
         curves = learn_seeds(run, stop, learners(config), config.seeds)
     draw(run.folder / "copy_memory.png", config, curves)

@@ -37,7 +37,7 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.options import check_counts, check_positive
+from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run
 
@@ -194,7 +194,7 @@ def main(config: Config) -> None:
     began = time.monotonic()
     check(config)
     jax.config.update("jax_enable_x64", True)
-    run = Run(config.out, {k: v for k, v in dataclasses.asdict(config).items() if k != "out"})
+    run = Run(config.out, settings(config))
     found = look(config)
     run.keep_metrics(lambda m: False)
     for name, of in found.paths.items():

@@ -67,11 +67,7 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> list[dict[str, Any]]
       the last update), the largest gradient norm of the block, and the scores.
     """
     state, advance, score = _compiled(learner)
-    folder = (run.folder / "checkpoints" / learner.name.replace(" ", "_")).absolute()
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
-    with ocp.CheckpointManager(folder, options=options) as saved:
+    with _checkpoints(run, learner) as saved:
         if saved.latest_step() is not None:
             state = saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state))
         start = int(state.step)
@@ -92,6 +88,21 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> list[dict[str, Any]]
                 bar.update(learner.every)
                 bar.set_postfix_str(f"loss {line['loss']:.4g}, " + _shown(scores), refresh=False)
     return lines
+
+
+def learnt(run: Run, learner: Learner) -> Any:
+    """The parameters that `learn` ended with, of the last checkpoint."""
+    state, _, _ = _compiled(learner)
+    with _checkpoints(run, learner) as saved:
+        return saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state)).params
+
+
+def _checkpoints(run: Run, learner: Learner) -> ocp.CheckpointManager:
+    folder = (run.folder / "checkpoints" / learner.name.replace(" ", "_")).absolute()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def _ended(learner: Learner, lines: list[dict[str, Any]]) -> bool:

@@ -1,7 +1,8 @@
-"""Options that cannot be meant are refused before anything is done, by a sentence that says what to give."""
+"""What the command lines of the experiments have in common: options that are refused, options as text."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -23,3 +24,15 @@ def check_positive(config: Any, *names: str) -> None:
 def refusal(config: Any, name: str, wanted: str) -> SystemExit:
     """What to say of an option that is not what is wanted."""
     return SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give {wanted}")
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """All that the results depend on: every option but the folder."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
+
+
+def given(config: Any) -> list[str]:
+    """The options that are not the defaults, as on the command line, without the folder."""
+    default = settings(type(config)())
+    changed = {k: v for k, v in settings(config).items() if v != default[k]}
+    return [f"--{k.replace('_', '-')} {v}" for k, v in changed.items()]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from experiments.gradient_costs import markdown
+from experiments.options import given
 from experiments.runs import Run
 
 
@@ -43,7 +44,7 @@ def conclude(run: Run, name: str, config: Any, rows: list[Row], seeds: int, seco
       seeds: how many.
       seconds: of all training, also before an interruption.
     """
-    command = " ".join([f"python -m experiments.{name}", *_options(config)])
+    command = " ".join([f"python -m experiments.{name}", *given(config)])
     listed = [row._asdict() | {"met": bool(row.met)} for row in rows]  # of NumPy's bool JSON knows nothing
     found = {"command": command, "seeds": seeds, "seconds": seconds, "rows": listed}
     run.write("results.json", json.dumps(found, indent=2) + "\n")
@@ -52,16 +53,6 @@ def conclude(run: Run, name: str, config: Any, rows: list[Row], seeds: int, seco
     met = sum(row.met for row in rows)
     verdict = "as expected" if met == len(rows) else "EXPECTATION NOT MET"
     print(f"{name}: {met} of {len(rows)} figures hold in {seconds:.0f} s; {verdict}")
-
-
-def _options(config: Any) -> list[str]:
-    """As one writes them; where the results go does not belong to what they are."""
-    changed = {
-        f.name: getattr(config, f.name)
-        for f in dataclasses.fields(config)
-        if f.name != "out" and getattr(config, f.name) != f.default
-    }
-    return [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
 
 
 @dataclasses.dataclass(frozen=True)

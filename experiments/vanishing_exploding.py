@@ -35,7 +35,7 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.options import check_counts
+from experiments.options import check_counts, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest
 
@@ -193,7 +193,7 @@ def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
 def main(config: Config) -> None:
     """Measure all nine, draw them, say whether they are as theory has it."""
     check(config)
-    run = Run(config.out, {k: v for k, v in dataclasses.asdict(config).items() if k != "out"})
+    run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = measure_all(config, run, stop)
     draw(run.folder / "vanishing_exploding.png", found)
