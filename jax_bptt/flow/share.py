@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
-from jax_bptt.gradients.clipped import clip, clipped, norm_of_rows
+from jax_bptt.gradients.clipped import as_held, clip, clipped, norm_of_rows
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
 from jax_bptt.sequence import Sequence
@@ -57,4 +57,5 @@ def clipped_share(
 
 def _share(layer: LayerRecord, lam: Any, max_norm: float) -> Array:
     norm = norm_of_rows(steps_back(layer, layer.params, lam)[0])  # before it is clipped
-    return jnp.mean((norm > max_norm).astype(norm.dtype), where=layer.sequence.mask)
+    above = jnp.where(jnp.isnan(norm), norm, (norm > as_held(max_norm, norm.dtype)).astype(norm.dtype))
+    return jnp.mean(above, where=layer.sequence.mask)
