@@ -123,6 +123,13 @@ def test_a_loss_of_ones_own_is_read_by_its_outputs():
     assert not w.wrong(found.gradient, wanted, 1e-12)
 
 
+def test_a_cut_first_step_does_not_reach_the_initial_carry():
+    net, (xs, targets) = _net("gru-before-learned"), _data()
+    params, cut = _params(net), jnp.zeros((T, ROWS), bool).at[0, 0].set(True)
+    found = _credit(net, params, None, xs, targets, cut=cut)
+    assert not w.wrong(found.gradient, _gradient(net, params, None, xs, targets, cut=cut), 1e-12)
+
+
 def test_a_term_left_out_is_seen():
     """Negative control: all lags but one are not the gradient."""
     net, (xs, targets) = _net("elman-tanh"), _data()
@@ -196,3 +203,10 @@ def test_lag_profile_names_a_wrong_d_hs():
     run = functools.partial(jb.lag_profile, case.row.cell)
     with pytest.raises(ValueError, match=r"d_hs: expected float64\[5,2,4\], as h"):
         jax.eval_shape(run, case.params, case.carry, case.xs, case.d_hs[1:])
+
+
+def test_by_steps_names_what_is_no_terms():
+    with pytest.raises(
+        ValueError, match=r"z: expected \[lags, T\], no more lags than steps, got float64\[3\]"
+    ):
+        jb.by_steps(jnp.zeros(3))
