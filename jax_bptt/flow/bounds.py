@@ -49,9 +49,14 @@ def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
     return split(w_h, w_h.shape[1] // hidden)
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype of decompositions: no backend has them in bfloat16 or float16."""
+    return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
+
+
 def largest_singular_value(w: Array) -> Array:
     """σ_max(W)."""
-    return jnp.linalg.norm(w, 2)
+    return jnp.linalg.norm(w.astype(wide(w.dtype)), 2).astype(w.dtype)
 
 
 def spectral_radius(w: Array) -> Array:

@@ -8,7 +8,9 @@ Multiplied as they stand the J_t overflow, or all directions fall into the faste
 their product at every step. The sum of all S exponents is the mean of log |det J_t|, exactly.
 
 Negative exponents: the net contracts, gradients vanish. Zero: the edge. A positive one: chaos, gradients
-explode. A dead ReLU takes a direction to nothing: log 0 = −∞, and `finite` says how often it was not.
+explode. A dead ReLU takes a direction to nothing: log 0 = −∞, and `finite` says how often it was not. With
+n rows of J_t Q_{t−1} that are not zero its rank is n at most, so R_t,ii = 0 for i > n, exactly;     (L4)
+what a QR decomposition leaves there is rounding.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from jax_bptt import sweep
 from jax_bptt.arguments import check_unroll
 from jax_bptt.cell import check_key
 from jax_bptt.errors import bad
+from jax_bptt.flow.bounds import wide
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.jacobians import WHOLE
 from jax_bptt.sequence import Sequence
@@ -61,7 +64,8 @@ def lyapunov_spectrum(
       params, carry, xs: as for `unroll`; zeros for an autonomous system.
       exponents: k, the first so many; None for all S, the numbers in one row's carry.
       transient: T₀ steps that turn Q to the growing directions but do not count, below T.
-      key: a key from jax.random.key for Q_0, random; None for the first k unit vectors.
+      key: a key from jax.random.key for Q_0, random; None for that of one fixed key. (Unit vectors would
+        never turn to the growing directions where no unit reads another.)
 
     Returns:
       `Lyapunov`.
@@ -84,7 +88,7 @@ def lyapunov_spectrum(
     k = _between("exponents", exponents, 1, size) if exponents is not None else size
     skipped = _between("transient", transient, 0, len(sequence.xs) - 1)
     engine = sweep.engine_of(cell)
-    q = _orthonormal(key, size, k, rows, carry.h.dtype)
+    q = _orthonormal(key, size, k, rows, wide(carry.h.dtype))
 
     def step(state: Any, at_t: Any) -> tuple[Any, None]:
         s_prev, q, (total, finite) = state
@@ -94,11 +98,15 @@ def lyapunov_spectrum(
             return engine.step(cell, params, s, u, engine.recur(cell, params, s))
 
         def times_j(z: Array) -> Array:
-            along = WHOLE.unpack(z, s_prev)
-            return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1])  # (L1)
+            along = WHOLE.unpack(z.astype(carry.h.dtype), s_prev)
+            return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1]).astype(q.dtype)  # (L1)
 
-        q, r = _qr(jax.vmap(times_j, -1, -1)(q))  # (L2)
-        growth = jnp.log(jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
+        turned = jax.vmap(times_j, -1, -1)(q)
+        q, r = _qr(turned)  # (L2)
+        rank = (turned != 0).any(-1).sum(-1, keepdims=True)
+        r_ii = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
+        i = jax.lax.broadcasted_iota(rank.dtype, r_ii.shape, r_ii.ndim - 1)
+        growth = jnp.log(jnp.where(i < rank, r_ii, jnp.zeros_like(r_ii)))  # (L4)
         counts = t >= skipped
         total = total + jnp.where(counts, growth, jnp.zeros_like(growth))
         return (
@@ -114,8 +122,7 @@ def lyapunov_spectrum(
 
 
 def _orthonormal(key: Array | None, size: int, k: int, rows: tuple[int, ...], dtype: Any) -> Array:
-    if key is None:
-        return jnp.broadcast_to(jnp.eye(size, k, dtype=dtype), (*rows, size, k))
+    key = jax.random.key(0) if key is None else key
     check_key(key)
     return _qr(jax.random.normal(key, (*rows, size, k), dtype))[0]
 
