@@ -46,14 +46,14 @@ def check_inputs(
     if carry is not None:
         initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
         fix = f"make it by {name}.initial_carry(params, {rows})"
-        check_like("carry", _filled(carry, initial), initial, dtype, fix)
+        check_like("carry", filled(carry, initial), initial, dtype, fix)
     marks = {
         mark: check_mark(mark, getattr(sequence, mark), xs.shape[:-1]) for mark in ("mask", "reset", "cut")
     }
     return params, carry, Sequence(xs, **marks)
 
 
-def _filled(carry: Any, initial: Any) -> Any:
+def filled(carry: Any, initial: Any) -> Any:
     """carry with the initial one in the place of a cell's that is None, where the two have one structure."""
 
     def begun(c: Any, i: Any) -> Any:

@@ -249,6 +249,18 @@ def size(argument: str, value: Any) -> int:
     return number
 
 
+def integer(argument: str, value: Any, least: int, most: int) -> int:
+    """An integer argument from least to most as a Python int, or a ValueError that names it."""
+    expected = f"an integer from {least} to {most}"
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise bad(argument, expected, value, "pass a Python integer") from None
+    if not least <= found <= most or isinstance(value, bool):
+        raise bad(argument, expected, value, "pass a Python integer in this range")
+    return found
+
+
 def number(argument: str, expected: str, value: Any) -> float:
     """A finite number as a Python float, or a ValueError that names it."""
     try:

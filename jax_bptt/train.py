@@ -23,7 +23,7 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_bptt.arguments import check_like, check_method
+from jax_bptt.arguments import check_like, check_method, filled
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
@@ -207,7 +207,9 @@ def _update(
         for s in jax.tree.leaves(carry):
             finite = finite & jnp.isfinite(s).all()
         after = TrainState(state.step + 1, params, opt_state, net.next_carry(carry))  # (T3)
-        unchanged = state._replace(step=after.step)
+        begun = net.initial_carry(state.params, batch.xs.shape[1:-1])  # in the place of a carry that is None
+        begun = begun if state.carry is None else filled(state.carry, begun)
+        unchanged = state._replace(step=after.step, carry=net.next_carry(begun))
         kept = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
         return kept, Metrics(error, norm, finite)
 

@@ -137,6 +137,13 @@ def test_memory_is_linear_in_the_length():
     assert long < 15 * 8 * 8000 * ROWS * 64 + 8 * 2**23  # floats of states, and of terms at once
 
 
+def test_a_cut_first_step_does_not_reach_the_initial_carry():
+    net, (xs, targets) = _net("gru-before-learned"), _data()
+    params, cut = _params(net), jnp.zeros((T, ROWS), bool).at[0, 0].set(True)
+    found = _credit(net, params, None, xs, targets, cut=cut)
+    assert not w.wrong(found.gradient, _gradient(net, params, None, xs, targets, cut=cut), 1e-12)
+
+
 def test_a_term_left_out_is_seen():
     """Negative control: all lags but one are not the gradient."""
     net, (xs, targets) = _net("elman-tanh"), _data()
@@ -185,7 +192,7 @@ def test_lag_profile_of_losses_is_lambda():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"lags": 0}, "lags: expected an integer from 1 to 5, or None for all, got 0"),
+        ({"lags": 0}, "lags: expected an integer from 1 to 5, got 0"),
         ({"lags": 6}, "lags: expected an integer from 1 to 5"),
         ({"lags": 2.0}, "lags: expected an integer from 1 to 5"),
         ({"mask": np.ones(3, bool)}, "mask: expected bool"),
@@ -210,3 +217,10 @@ def test_lag_profile_names_a_wrong_d_hs():
     run = functools.partial(jb.lag_profile, case.row.cell)
     with pytest.raises(ValueError, match=r"d_hs: expected float64\[5,2,4\], as h"):
         jax.eval_shape(run, case.params, case.carry, case.xs, case.d_hs[1:])
+
+
+def test_by_steps_names_what_is_no_terms():
+    with pytest.raises(
+        ValueError, match=r"z: expected \[lags, T\], no more lags than steps, got float64\[3\]"
+    ):
+        jb.by_steps(jnp.zeros(3))

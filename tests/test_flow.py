@@ -111,6 +111,37 @@ def test_a_gradient_that_is_none_is_no_verdict():
     assert _flow(net, params, xs.at[0, 0, 0].set(jnp.nan), targets).verdicts == ("not finite",)
 
 
+def test_a_reset_is_no_vanishing():
+    """A linear orthogonal net is healthy, whatever the sequences that share a batch."""
+    net, params, xs, _ = _linear(1.0)
+    net = net._replace(readout=jb.readout(4, 2))
+    reset = jnp.zeros((20, 3), bool).at[::5].set(True)
+    flow = _flow(net, params, xs, xs, reset=reset)
+    assert flow.verdicts == ("healthy",)
+    assert np.allclose(flow.layers[0].profile[:5], 1)
+    assert jnp.isnan(flow.layers[0].profile[5:]).all()
+
+
+def test_a_gradient_that_is_zero_or_overflows_has_a_verdict():
+    net, params, xs, targets = _linear(4.0, steps=40)
+    flow = _flow(net, params, xs, net.apply(params, None, xs)[1])
+    assert flow.verdicts == ("unknown",)
+    assert "layer 0: unknown, nan a step" in str(flow)
+    assert "no effective horizon within 40 steps" in str(flow)
+    params, zeros, targets = jax.tree.map(lambda z: z.astype(jnp.float32), (params, 0 * xs, targets))
+    flow = _flow(net, params, jnp.tile(zeros, (3, 1, 1)), targets)
+    assert not jnp.isfinite(flow.grad_norm)
+    assert flow.verdicts == ("exploding",)
+
+
+def test_parameters_of_half_the_width():
+    net, params, xs, _ = _linear(1.0, steps=4)
+    params, xs = jax.tree.map(lambda z: z.astype(jnp.bfloat16), (params, xs))
+    flow = _flow(net, params, xs, jnp.ones((3, 2), jnp.bfloat16))
+    assert flow.verdicts == ("healthy",)
+    assert np.abs(_spectrum(net.layers[0].forward)(params.cells[0], None, xs).exponents).max() < 0.01
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [({"eps": 1.0}, "eps: expected a share"), ({"lags": 1}, "lags: expected at least 2, got 1 lag of 20")],
@@ -177,6 +208,23 @@ def test_an_orthogonal_linear_net_has_zeros_and_a_dead_unit_none():
     assert (found.finite[:, -1] == 0).all()
 
 
+@pytest.mark.parametrize("dead", [0, 2])
+def test_any_dead_unit_is_counted(dead):
+    """R_ii is rounding there, not zero, when the unit is not the last."""
+    cell = jb.elman(2, 4, "relu", recurrent=jb.orthogonal(0.1))
+    params = cell.init(jax.random.key(0))._replace(b=jnp.full(4, 99.0).at[dead].set(-99.0))
+    found = _spectrum(cell)(params, None, jnp.zeros((9, 2, 2)))
+    assert jnp.isneginf(found.exponents[:, -1]).all()
+    assert (np.asarray(found.finite) == [9, 9, 9, 0]).all()
+
+
+def test_the_first_exponent_is_the_largest_where_no_unit_reads_another():
+    cell = jb.indrnn(1, 3, "identity")
+    params = cell.init(jax.random.key(0))._replace(w_h=jnp.array([0.2, 0.9, 0.5]))
+    found = _spectrum(cell, transient=60)(params, None, jnp.zeros((70, 1)))
+    assert np.allclose(jnp.exp(found.exponents), [0.9, 0.5, 0.2])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -232,6 +280,15 @@ def test_omega_and_its_immediate_derivative_are_the_papers():
     assert (grads.readout.w_y == 0).all()
 
 
+def test_omega_of_cut_rows_and_of_no_number():
+    """A row whose gradient is cut is no part of the step, and a NaN is not left out of the sum."""
+    net, params, xs, targets = _linear(1.0)
+    run = functools.partial(jb.omega, net, jb.squared_error)
+    cut = jnp.zeros((20, 3), bool).at[10, :2].set(True)
+    assert abs(jax.jit(run)(params, None, xs, targets, cut=cut)) < 1e-20
+    assert jnp.isnan(jax.jit(run)(params, None, xs.at[3, 0, 0].set(jnp.nan), targets))
+
+
 def test_flossing_pulls_the_exponents_to_zero():
     cell = jb.elman(2, 4, recurrent=jb.orthogonal(0.5))
     params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (10, 2, 2))
@@ -263,9 +320,9 @@ def _by_hand_clipped(case, c):
         d_w = d_w + hs[t].T @ d_z
         lam = d_z @ w_h.T
         norm = np.linalg.norm(lam, axis=-1, keepdims=True)
-        times += (norm > c).sum()
+        times += (norm > c).sum() if t else 0  # into the initial carry goes no step
         lam = lam * np.minimum(1, c / norm)
-    return d_w, times / (len(xs) * lam.shape[0])
+    return d_w, times / ((len(xs) - 1) * lam.shape[0])
 
 
 def test_clipped_is_the_recursion_it_states():
@@ -292,6 +349,23 @@ def test_the_share_of_steps_clipped():
     assert abs(found[0] - _by_hand_clipped(case, 1.0)[1]) < 1e-15
 
 
+def test_clipping_at_any_norm_of_half_the_width():
+    """A norm above or below all that the dtype holds is no 0/0, and a NaN is no unclipped step."""
+    net, params, xs, targets = _linear(1.0, steps=4)
+    single = jax.tree.map(lambda z: z.astype(jnp.float32), (params, xs, targets))
+    run = functools.partial(jb.value_and_grad(net, jb.squared_error), single[0], None, *single[1:])
+    wanted = run()[1]
+    for found, leaf in zip(
+        jax.tree.leaves(run(gradient=jb.clipped(1e300))[1]), jax.tree.leaves(wanted), strict=True
+    ):
+        assert np.allclose(found, leaf, rtol=1e-5)
+    assert all(jnp.isfinite(z).all() for z in jax.tree.leaves(run(gradient=jb.clipped(1e-300))[1]))
+    share = jb.clipped_share(
+        net, jb.squared_error, params, None, xs.at[0].set(jnp.nan), targets, max_norm=1.0
+    )
+    assert jnp.isnan(share).all()
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), "a"])
 def test_a_norm_that_is_none_is_refused(bad):
     with pytest.raises(ValueError, match="max_norm: expected a positive number"):
@@ -312,3 +386,15 @@ def test_one_bad_batch_changes_nothing_and_is_reported(spoilt):
     assert int(after.step) == 3
     for found, wanted in zip(jax.tree.leaves(after[1:]), jax.tree.leaves(without[1:]), strict=True):
         assert (found == wanted).all()
+
+
+def test_a_bad_first_batch_leaves_the_initial_carry():
+    """Where the carry was None, there is one after the step; good or bad, of one structure."""
+    net = jb.network([jb.elman(2, 4)], jb.readout(4, 2))
+    state = jb.init_train_state(jax.random.key(0), net, SGD, (3,))
+    xs = jnp.full((2, 3, 2), jnp.nan)
+    after, metrics = jb.make_train_step(net, jb.squared_error, SGD)(
+        state._replace(carry=None), jb.Batch(xs, xs)
+    )
+    assert not metrics.finite
+    assert (after.carry[0].h == 0).all()

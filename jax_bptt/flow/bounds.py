@@ -6,7 +6,8 @@
                      ‖J_t‖ ≤ max_k ‖D_k‖ + Σ_g max_k ‖δv_kg‖ σ_max(W_h,g)                     (R1)
     any other step   ‖J_t‖ ≤ ‖J_t‖_F, the root of Σ_i ‖J_tᵀ e_i‖²                             (R2)
 
-    η = max_t of it  ‖λ_k‖ ≤ η^(t−k) ‖λ_t‖, so η < 1 makes vanishing certain                  (R3)
+    η = max_t of it  ‖λ_k‖ ≤ η^n ‖λ_t‖ over n steps that are not masked, so η < 1 makes
+                     vanishing certain                                                        (R3)
 
 Beside them the largest singular value and the spectral radius of W_h,
 
@@ -27,7 +28,6 @@ from jax_bptt.cell import Cell
 from jax_bptt.flow.record import LayerRecord
 from jax_bptt.gradients.jacobians import WHOLE, adjoints_of_fields, backward_steps
 from jax_bptt.products import split
-from jax_bptt.sequence import select
 
 SQUARINGS = 24  # then log ρ is right to some 1e-7
 
@@ -36,7 +36,7 @@ def growth_bound(layer: LayerRecord) -> Array:
     """η: no λ grows by more in any step of any row, a scalar."""
     step = _of_pointwise_step if isinstance(layer.cell, Cell) else _of_any_step
     bound = step(layer.cell, layer.params, layer.a, layer.states)
-    return select(layer.sequence.mask, bound, jnp.ones_like(bound)).max()  # (R3)
+    return jnp.max(bound, where=layer.sequence.mask, initial=0)  # (R3)
 
 
 def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
@@ -49,9 +49,14 @@ def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
     return split(w_h, w_h.shape[1] // hidden)
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype of decompositions: no backend has them in bfloat16 or float16."""
+    return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
+
+
 def largest_singular_value(w: Array) -> Array:
     """σ_max(W)."""
-    return jnp.linalg.norm(w, 2)
+    return jnp.linalg.norm(w.astype(wide(w.dtype)), 2).astype(w.dtype)
 
 
 def spectral_radius(w: Array) -> Array:

@@ -14,7 +14,6 @@ those of one lag are made a few steps at a time (X2 of `lags`).
 
 from __future__ import annotations
 
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +21,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import sweep
+from jax_bptt.cell import integer
 from jax_bptt.chunks import numbers_of
 from jax_bptt.errors import bad
 from jax_bptt.flow.lags import scan_lags
 from jax_bptt.flow.record import LayerRecord, record
+from jax_bptt.gradients.clipped import root
 from jax_bptt.gradients.full import full
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
@@ -42,7 +43,7 @@ class Terms(NamedTuple):
       norm: ‖g_tk‖ at [l, t], [lags, T], zero where t < l.
       cosine: cos(g_tk, g) at [l, t], [lags, T], zero where there is no term.
       lag_norm: ‖g_l‖, [lags].
-      share: <g_l, g> / ‖g‖², [lags]; of all lags the sum is one.
+      share: <g_l, g> / ‖g‖², [lags]; of all lags the sum is one. NaN where g is zero.
     """
 
     norm: Array
@@ -148,6 +149,8 @@ def by_steps(z: Array) -> Array:
     >>> by_steps(jnp.array([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])).tolist()
     [[1.0, 0.0, 0.0], [4.0, 2.0, 0.0], [0.0, 5.0, 3.0]]
     """
+    if getattr(z, "ndim", None) != 2 or len(z) > z.shape[1]:
+        raise bad("z", "[lags, T], no more lags than steps", z, "pass one of the `Terms`, such as its norm")
     lags, steps = z.shape
     t, k = jnp.arange(steps)[:, None], jnp.arange(steps)[None]
     taken = (t >= k) & (t - k < lags)
@@ -156,15 +159,7 @@ def by_steps(z: Array) -> Array:
 
 def lags_of(lags: Any, steps: int) -> int:
     """The number of lags as a Python int, or a ValueError."""
-    if lags is None:
-        return steps
-    try:
-        number = operator.index(lags)
-    except TypeError:
-        number = 0
-    if isinstance(lags, bool) or not 1 <= number <= steps:
-        raise bad("lags", f"an integer from 1 to {steps}, or None for all", lags, "lag 0 is the first")
-    return number
+    return steps if lags is None else integer("lags", lags, 1, steps)
 
 
 def gradient_of_cells(
@@ -205,8 +200,8 @@ def _squared_and_along(term: Array, whole: Array) -> _Weights:
 
 
 def _terms(whole: Array, terms: _Weights, of_lags: _Weights) -> Terms:
-    norm, lag_norm = jnp.sqrt(terms.squared), jnp.sqrt(of_lags.squared)
-    lengths = norm * jnp.sqrt(whole)
+    norm, lag_norm = root(terms.squared), root(of_lags.squared)
+    lengths = norm * root(whole)
     some = lengths > 0
     cosine = jnp.where(some, terms.along / jnp.where(some, lengths, 1), jnp.zeros_like(lengths))
     return Terms(norm, cosine, lag_norm, of_lags.along / whole)  # (Z3)

@@ -1,13 +1,16 @@
 """Does this gradient vanish or explode? A network and a batch, measured, with a verdict.
 
-    profile     ρ_l = root of Σ_t ‖λᵗ_{t−l}‖² / Σ_t ‖λᵗ_t‖², over t > l and rows              (V1)
+    profile     ρ_l = root of Σ ‖λᵗ_{t−l}‖² / Σ ‖λᵗ_t‖², over t and rows that go back l steps:
+                neither the first step nor a reset or cut lies in between                     (V1)
     rate        ρ_l^(1/l) at the longest lag, of one step                                     (V2)
     horizon     the first lag from which on all lags together have less than the share ε
                 of Σ_l ‖g_l‖: steps further back are as good as unseen                        (V3)
     bias        ‖g_0 + .. + g_{K−1} − g‖ / ‖g‖: what a truncation to K steps gets wrong       (V4)
     saturation  the share of units whose h hardly answers, ‖∂h_t/∂u_t‖ < 0.05                 (V5)
 
-    verdict     exploding where ρ > 1/ε at the longest lag, vanishing where ρ < ε, healthy between
+    verdict     exploding where ρ > 1/ε at the longest lag, vanishing where ρ < ε, healthy between;
+                where loss or gradient overflows exploding if ρ does, else "not finite";
+                unknown where no loss goes back a step, as where the gradient is zero
 
 λᵗ_k and g_l are those of `lags` and `credit`, the bounds on the rate those of `bounds`. A gradient that
 stays large proves nothing of long range, since its short terms hide the long ones: (V1) sets every λᵗ
@@ -30,7 +33,7 @@ from jax_bptt.flow.bounds import blocks_of, growth_bound, largest_singular_value
 from jax_bptt.flow.credit import gradient_of_cells, lags_of
 from jax_bptt.flow.lags import scan_lags
 from jax_bptt.flow.record import LayerRecord, record
-from jax_bptt.gradients.clipped import norm_of_rows
+from jax_bptt.gradients.clipped import root, squares_of_rows
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
 from jax_bptt.products import unit_wise
@@ -44,7 +47,7 @@ class LayerFlow(NamedTuple):
 
     Attributes:
       profile: ρ_l, [lags]; NaN at lags that no loss has.
-      rate: ρ_l^(1/l) at the longest lag at which ρ is a positive number, a scalar.
+      rate: ρ_l^(1/l) at the longest lag at which ρ is a positive number, a scalar; NaN if no loss has one.
       saturation: the share of units, steps and rows that are saturated; NaN for a `step_cell`, which has
         no pre-activations of its own.
       bound: η, which no λ outgrows in a step; below one, vanishing is certain.
@@ -67,9 +70,10 @@ class GradientFlow(NamedTuple):
       loss: E.
       grad_norm: ‖g‖ over the parameters of all cells.
       lag_norm: ‖g_l‖, [lags].
-      horizon: the first lag from which on the share of all is below ε; lags where there is none.
-      bias: of a truncation to K steps at [K − 1], [lags].
-      cosine: of that truncated gradient with the whole one, [lags].
+      horizon: the first lag from which on the share of all, of the lags taken, is below ε; lags where there
+        is none.
+      bias: of a truncation to K steps at [K − 1], [lags]; NaN where the gradient is zero.
+      cosine: of that truncated gradient with the whole one, [lags]; NaN where either is zero.
       eps: ε.
     """
 
@@ -84,16 +88,16 @@ class GradientFlow(NamedTuple):
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """Of each layer "vanishing", "exploding" or "healthy"; "not finite" if loss or gradient is not."""
-        if not bool(jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm)):
-            return ("not finite",) * len(self.layers)
-        return tuple(_verdict(layer, float(self.eps)) for layer in self.layers)
+        """Of each layer "vanishing", "exploding", "healthy", "not finite" or "unknown", see the module."""
+        finite = bool(jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm))
+        return tuple(_verdict(layer, float(self.eps), finite) for layer in self.layers)
 
     def __str__(self) -> str:
         lags = len(self.lag_norm)
+        seen = f"effective horizon {self.horizon} of {lags} steps: beyond it less than {self.eps:.2g} of all"
         lines = [
             f"loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, {lags} lags",
-            f"effective horizon {self.horizon} of {lags} steps: beyond it less than {self.eps:.2g} of all",
+            seen if self.horizon < lags else f"no effective horizon within {lags} steps",
         ]
         for n, (layer, verdict) in enumerate(zip(self.layers, self.verdicts, strict=True)):
             saturated = "-" if jnp.isnan(layer.saturation) else f"{layer.saturation:.1%}"
@@ -124,7 +128,7 @@ def gradient_flow(
 ) -> GradientFlow:
     """Vanishing, exploding or healthy: the gradient of a network on a batch, by lag.
 
-    ρ_l = ‖λᵗ_{t−l}‖ / ‖λᵗ_t‖, root mean square over losses and rows   (V1-V5)
+    ρ_l = ‖λᵗ_{t−l}‖ / ‖λᵗ_t‖, root of the ratio of their squares' sums over losses and rows   (V1-V5)
 
     Time: as many backward passes as lags. Memory O(T). As a metric of training, inside jax.jit, take
     some lags only, or a small part of the batch.
@@ -158,18 +162,23 @@ def gradient_flow(
         raise bad("lags", "at least 2", came, "a rate needs two steps or more")
     whole = gradient_of_cells(net, loss, params, carry, xs, targets, key, marks)
 
-    def at_lag(total: Any, lag: Array, found: Any) -> tuple[Any, Any]:
+    ages = [_ages(one.sequence) for one in done.layers]
+
+    def at_lag(state: Any, lag: Array, found: Any) -> tuple[Any, Any]:
+        total, begun = state
         lams, sums, _ = zip(*found, strict=True)
         total = sweep.plus(total, sums)
-        squares = tuple(_squares_of_losses(lam, lag) for lam in lams)
+        squares = [squares_of_rows(lam) for lam in lams]
+        begun = [jnp.where(lag == 0, z, s) for z, s in zip(squares, begun, strict=True)]
         missed = _norm(jax.tree.map(jnp.subtract, total, whole))
-        return total, (squares, _norm(sums), missed, _norm(total), _dot(total, whole))
+        growth = [_growth(z, s, age >= lag) for z, s, age in zip(squares, begun, ages, strict=True)]
+        return (total, begun), (growth, _norm(sums), missed, _norm(total), _dot(total, whole))
 
-    begin = zeros_like(whole)
-    _, (squares, lag_norm, missed, norm, along) = scan_lags(done, lags, begin, at_lag)
+    begin = zeros_like(whole), [jnp.zeros(age.shape, done.error.dtype) for age in ages]
+    _, (profiles, lag_norm, missed, norm, along) = scan_lags(done, lags, begin, at_lag)
     grad_norm = _norm(whole)
     return GradientFlow(
-        tuple(_of_layer(one, of_losses) for one, of_losses in zip(done.layers, squares, strict=True)),
+        tuple(map(_of_layer, done.layers, profiles)),
         done.error,
         grad_norm,
         lag_norm,
@@ -180,22 +189,29 @@ def gradient_flow(
     )
 
 
-def _squares_of_losses(lam: Any, lag: Array) -> Array:
-    """‖λᵗ_{t−l}‖² over all rows, [T] by t."""
-    squares = jnp.square(norm_of_rows(lam))
-    return jnp.roll(squares.reshape(len(squares), -1).sum(-1), lag)
+def _ages(sequence: Sequence) -> Array:
+    """How many steps λ goes back from each step and row, [T, ...]."""
+    closed = jnp.zeros(sequence.xs.shape[:-1], bool)
+    for mark in (sequence.reset, sequence.cut):
+        closed = closed if mark is None else closed | mark
+    t = jnp.arange(len(closed)).reshape(-1, *[1] * (closed.ndim - 1))
+    return t - jax.lax.cummax(jnp.where(closed, t, jnp.zeros_like(t)))
 
 
-def _of_layer(layer: LayerRecord, squares: Array) -> LayerFlow:
-    lag, steps = jnp.arange(len(squares)), jnp.arange(squares.shape[1])
-    reach = (steps[None] >= lag[:, None]).astype(squares.dtype)
-    begun, now = jnp.dot(reach, squares[0]), squares.sum(1)
+def _growth(squares: Array, begun: Array, reach: Array) -> Array:
+    """ρ_l from ‖λᵗ_{t−l}‖² and ‖λᵗ_t‖², of the losses that reach so far."""
+    begun = jnp.where(reach, begun, jnp.zeros_like(begun)).sum()
     some = begun > 0
-    profile = jnp.where(some, jnp.sqrt(now / jnp.where(some, begun, 1)), jnp.nan)  # (V1)
+    ratio = squares.sum() / jnp.where(some, begun, jnp.ones_like(begun))
+    return jnp.where(some, root(ratio), jnp.nan)  # (V1)
+
+
+def _of_layer(layer: LayerRecord, profile: Array) -> LayerFlow:
+    lag = jnp.arange(len(profile))
     known = (lag > 0) & (profile > 0) & jnp.isfinite(profile)
     longest = jnp.where(known, lag, 0).max()
     per_step = 1 / jnp.maximum(longest, 1).astype(profile.dtype)
-    rate = jnp.where(longest > 0, profile[longest] ** per_step, jnp.zeros((), profile.dtype))  # (V2)
+    rate = jnp.where(longest > 0, profile[longest] ** per_step, profile[1])  # (V2); zero or unknown
     blocks = blocks_of(layer)
     empty = jnp.zeros(0, profile.dtype)
     sigma, radius = (
@@ -223,16 +239,20 @@ def _horizon(lag_norm: Array, eps: float) -> Array:
     return jnp.where(below.any(), jnp.argmax(below), len(lag_norm))  # (V3)
 
 
-def _verdict(layer: LayerFlow, eps: float) -> str:
-    profile = np.asarray(layer.profile)
-    at_end = profile[~np.isnan(profile)][-1]
-    if at_end > 1 / eps:
+def _verdict(layer: LayerFlow, eps: float, finite: bool) -> str:
+    profile = np.asarray(layer.profile)[1:]
+    known = profile[~np.isnan(profile)]
+    if not finite:
+        return "exploding" if np.isinf(known).any() else "not finite"
+    if len(known) == 0:
+        return "unknown"
+    if known[-1] > 1 / eps:
         return "exploding"
-    return "vanishing" if at_end < eps else "healthy"
+    return "vanishing" if known[-1] < eps else "healthy"
 
 
 def _norm(tree: Any) -> Array:
-    return jnp.sqrt(_dot(tree, tree))
+    return root(_dot(tree, tree))
 
 
 def _dot(a: Any, b: Any) -> Array:

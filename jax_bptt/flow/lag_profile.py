@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.arguments import check_unroll
+from jax_bptt.arguments import as_arrays, check_unroll
 from jax_bptt.errors import bad
 from jax_bptt.flow.credit import lags_of
 from jax_bptt.flow.lags import back_one_lag
 from jax_bptt.flow.record import record_of_layer
-from jax_bptt.gradients.clipped import norm_of_rows
+from jax_bptt.gradients.clipped import root, squares_of_rows
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.jacobians import WHOLE
 from jax_bptt.layers import layer
@@ -78,7 +78,7 @@ def lag_profile(
 
     def squares(lam: Any) -> Array:
         def one_lag(lam: Any, lag: Array) -> tuple[Any, Array]:
-            squared = jnp.square(norm_of_rows(lam))
+            squared = squares_of_rows(lam)
             inside = (steps >= lag).reshape(-1, *[1] * len(rows))
             at_t = jnp.where(inside, jnp.roll(squared, lag, 0), jnp.zeros_like(squared))
             return back_one_lag(ran, lam)[0], at_t
@@ -86,10 +86,11 @@ def lag_profile(
         return jax.lax.scan(one_lag, lam, jnp.arange(lags))[1]
 
     if d_hs is not None:
+        d_hs = as_arrays(d_hs)
         if getattr(d_hs, "shape", None) != states.h.shape or d_hs.dtype != states.h.dtype:
             shape = ",".join(map(str, states.h.shape))
             raise bad("d_hs", f"{states.h.dtype}[{shape}], as h", d_hs, "pass dE/dh for every step")
-        return jnp.sqrt(squares(zeros_like(states)._replace(h=jnp.asarray(d_hs))))
+        return root(squares(zeros_like(states)._replace(h=d_hs)))
 
     def of_direction(total: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, (*states.h.shape[:-1], len(e_i))), states)
@@ -98,4 +99,4 @@ def lag_profile(
     size = jax.eval_shape(WHOLE.pack, states).shape[-1]
     directions = jnp.eye(size, dtype=states.h.dtype)
     total, _ = jax.lax.scan(of_direction, jnp.zeros((lags, len(steps), *rows), states.h.dtype), directions)
-    return jnp.sqrt(total / size)  # (Y1)
+    return root(total / size)  # (Y1)

@@ -1,7 +1,7 @@
 """Lyapunov exponents: how fast the directions of the state grow or shrink, step by step, forever.
 
-    s_t = step(s_{t−1}, x_t),   J_t = ds_t/ds_{t−1}                                     (L1)
-    J_t Q_{t−1} = Q_t R_t            Q orthonormal [S, k], R upper triangular                  (L2)
+    s_t = step(s_{t−1}, x_t),        J_t = ds_t/ds_{t−1}                                      (L1)
+    J_t Q_{t−1} = Q_t R_t            Q orthonormal [S, k], R upper triangular                 (L2)
     λ_i = mean_t log |R_t,ii|        after a transient, largest first                         (L3)
 
 Multiplied as they stand the J_t overflow, or all directions fall into the fastest; Q_t is taken out of
@@ -9,6 +9,10 @@ their product at every step. The sum of all S exponents is the mean of log |det 
 
 Negative exponents: the net contracts, gradients vanish. Zero: the edge. A positive one: chaos, gradients
 explode. A dead ReLU takes a direction to nothing: log 0 = −∞, and `finite` says how often it was not.
+
+    R_t,ii = 0 for i > n, n the rows of J_t Q_{t−1} that are not zero, and so its largest rank  (L4)
+
+where a QR decomposition leaves rounding instead.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ from jax import Array
 
 from jax_bptt import sweep
 from jax_bptt.arguments import check_unroll
-from jax_bptt.cell import check_key
-from jax_bptt.errors import bad
+from jax_bptt.cell import check_key, integer
+from jax_bptt.flow.bounds import wide
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.jacobians import WHOLE
 from jax_bptt.sequence import Sequence
@@ -54,14 +58,15 @@ def lyapunov_spectrum(
 
     λ_i = 1/(T − T₀) Σ_{t>T₀} log |R_t,ii|   (L2, L3)
 
-    Time O(T (S² k + S k²)) a row, memory O(S k). Differentiable by params (see `flossing`).
+    Time O(T (S² k + S k²)) a row; memory O(S k) beside u_1..u_T. Differentiable by params (see `flossing`).
 
     Args:
       cell: a cell.
       params, carry, xs: as for `unroll`; zeros for an autonomous system.
       exponents: k, the first so many; None for all S, the numbers in one row's carry.
       transient: T₀ steps that turn Q to the growing directions but do not count, below T.
-      key: a key from jax.random.key for Q_0, random; None for the first k unit vectors.
+      key: a key from jax.random.key for Q_0, random; None for that of one fixed key. (Unit vectors would
+        never turn to the growing directions where no unit reads another.)
 
     Returns:
       `Lyapunov`.
@@ -81,10 +86,10 @@ def lyapunov_spectrum(
     rows = sequence.xs.shape[1:-1]
     carry = cell.initial_carry(params, rows) if carry is None else carry
     size = jax.eval_shape(WHOLE.pack, carry).shape[-1]
-    k = _between("exponents", exponents, 1, size) if exponents is not None else size
-    skipped = _between("transient", transient, 0, len(sequence.xs) - 1)
+    k = size if exponents is None else integer("exponents", exponents, 1, size)
+    skipped = integer("transient", transient, 0, len(sequence.xs) - 1)
     engine = sweep.engine_of(cell)
-    q = _orthonormal(key, size, k, rows, carry.h.dtype)
+    q = _orthonormal(key, size, k, rows, wide(carry.h.dtype))
 
     def step(state: Any, at_t: Any) -> tuple[Any, None]:
         s_prev, q, (total, finite) = state
@@ -94,18 +99,19 @@ def lyapunov_spectrum(
             return engine.step(cell, params, s, u, engine.recur(cell, params, s))
 
         def times_j(z: Array) -> Array:
-            along = WHOLE.unpack(z, s_prev)
-            return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1])  # (L1)
+            along = WHOLE.unpack(z.astype(carry.h.dtype), s_prev)
+            return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1]).astype(q.dtype)  # (L1)
 
-        q, r = _qr(jax.vmap(times_j, -1, -1)(q))  # (L2)
-        growth = jnp.log(jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
+        turned = jax.vmap(times_j, -1, -1)(q)
+        q, r = _qr(turned)  # (L2)
+        rank = (turned != 0).any(-1).sum(-1, keepdims=True)
+        r_ii = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
+        i = jax.lax.broadcasted_iota(rank.dtype, r_ii.shape, r_ii.ndim - 1)
+        growth = jnp.log(jnp.where(i < rank, r_ii, jnp.zeros_like(r_ii)))  # (L4)
         counts = t >= skipped
         total = total + jnp.where(counts, growth, jnp.zeros_like(growth))
-        return (
-            of_state(s_prev),
-            q,
-            (total, finite + (counts & jnp.isfinite(growth)).astype(finite.dtype)),
-        ), None
+        finite = finite + (counts & jnp.isfinite(growth)).astype(finite.dtype)
+        return (of_state(s_prev), q, (total, finite)), None
 
     zeros = jnp.zeros((*rows, k), q.dtype), jnp.zeros((*rows, k), jnp.int32)
     data = engine.project(cell, params, sequence.xs), jnp.arange(len(sequence.xs))
@@ -114,8 +120,7 @@ def lyapunov_spectrum(
 
 
 def _orthonormal(key: Array | None, size: int, k: int, rows: tuple[int, ...], dtype: Any) -> Array:
-    if key is None:
-        return jnp.broadcast_to(jnp.eye(size, k, dtype=dtype), (*rows, size, k))
+    key = jax.random.key(0) if key is None else key
     check_key(key)
     return _qr(jax.random.normal(key, (*rows, size, k), dtype))[0]
 
@@ -124,9 +129,3 @@ def _qr(z: Array) -> tuple[Array, Array]:
     """Orthonormal columns and upper triangular R."""
     q, r = jax.lax.linalg.qr(z, full_matrices=False)
     return q, r
-
-
-def _between(argument: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise bad(argument, f"an integer from {least} to {most}", value, "count steps or directions")
-    return value

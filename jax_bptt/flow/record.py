@@ -3,7 +3,7 @@
     forward    s_1..s_T of every layer, and its a_1..a_T of `sweep.linearise`
     loss       E, and G_t = dE/do_t by the outputs of the last layer
 
-Nothing is forgotten and nothing done twice: questions are asked of small batches, not in every step.
+Nothing is forgotten: questions are asked of small batches, not in every step of training.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def record_of_layer(
     start, begin = jax.vjp(lambda p: cell.initial_carry(p, rows), params)
     if carry is None:
         first = jnp.zeros(sequence.xs.shape[:-1], bool).at[0].set(True)
+        # a cut there closes the way to the initial carry, too
+        first = first if sequence.cut is None else first & ~sequence.cut
         sequence = sequence._replace(reset=first if sequence.reset is None else first | sequence.reset)
         carry = start
     if sequence.reset is None:

@@ -20,10 +20,10 @@ from jax import Array
 
 from jax_bptt.flow.lyapunov import lyapunov_spectrum
 from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
-from jax_bptt.gradients.clipped import norm_of_rows
+from jax_bptt.gradients.clipped import root, squares_of_rows
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
-from jax_bptt.sequence import Sequence
+from jax_bptt.sequence import Sequence, select, zeros_like
 from jax_bptt.sweep import plus
 
 
@@ -52,8 +52,8 @@ def omega(
       net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
 
     Returns:
-      Ω, a scalar, the sum over steps and layers; steps that no loss reaches, and those in which a cut ends
-      the gradient of every row, add nothing.
+      Ω, a scalar, the sum over steps and layers; rows that no loss reaches, and those in which a cut ends
+      the gradient, are no part of a step; a step without any adds nothing.
 
     Raises:
       ValueError: at trace time, naming the argument, what was expected and what came.
@@ -73,19 +73,18 @@ def omega(
 
 
 def _of_layer(layer: LayerRecord, params: Any, lam: Any) -> Array:
+    lam = lam if layer.sequence.cut is None else select(layer.sequence.cut, zeros_like(lam), lam)
     lam_prev, begun, _ = steps_back(layer, params, lam)  # (O2)
     lam_prev = lam_prev if begun is None else plus(lam_prev, begun)  # the initial carry is a state, too
     here, before = _norm_of_steps(lam), _norm_of_steps(lam_prev)
-    passed = (here > 0) & (before > 0)
-    ratio = before / jnp.where(passed, here, jnp.ones_like(here))
-    return jnp.where(passed, jnp.square(ratio - 1), jnp.zeros_like(ratio)).sum()  # (O1)
+    ended = (here == 0) | (before == 0)  # NaN is no end: it goes on into the sum
+    ratio = before / jnp.where(ended, jnp.ones_like(here), here)
+    return jnp.where(ended, jnp.zeros_like(ratio), jnp.square(ratio - 1)).sum()  # (O1)
 
 
 def _norm_of_steps(lam: Any) -> Array:
     """‖λ_t‖ over all rows, [T]; its derivative at zero is zero."""
-    total = jnp.square(norm_of_rows(lam)).reshape(len(lam.h), -1).sum(-1)
-    some = total > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, total, jnp.ones_like(total))), total)
+    return root(squares_of_rows(lam).reshape(len(lam.h), -1).sum(-1))
 
 
 def flossing(
@@ -106,8 +105,8 @@ def flossing(
     training; it needs no targets.
 
     Args:
-      cell, params, carry, xs, exponents, transient, key: as for `lyapunov_spectrum`; k below S, or the
-        QR decomposition of a state with a dead unit has no derivative.
+      cell, params, carry, xs, exponents, transient, key: as for `lyapunov_spectrum`; k at most as many
+        as there are living units in every step, or L is infinite and has no derivative.
 
     Returns:
       L, a scalar.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
-from jax_bptt.gradients.clipped import clip, clipped, norm_of_rows
+from jax_bptt.gradients.clipped import as_held, clip, clipped, norm_of_rows
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
 from jax_bptt.sequence import Sequence
@@ -31,7 +31,7 @@ def clipped_share(
 ) -> Array:
     """The share of steps in which `clipped(max_norm)` scales λ down, of each layer.
 
-    mean over steps and rows of  ‖λ̃_{t−1}‖ > c
+    mean over rows and steps t > 1 of  ‖λ̃_{t−1}‖ > c,   on the way from step t to the one before
 
     Args:
       net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
@@ -56,5 +56,7 @@ def clipped_share(
 
 
 def _share(layer: LayerRecord, lam: Any, max_norm: float) -> Array:
-    norm = norm_of_rows(steps_back(layer, layer.params, lam)[0])  # before it is clipped
-    return jnp.mean((norm > max_norm).astype(norm.dtype), where=layer.sequence.mask)
+    norm = norm_of_rows(steps_back(layer, layer.params, lam)[0])[1:]  # before it is clipped
+    above = jnp.where(jnp.isnan(norm), norm, (norm > as_held(max_norm, norm.dtype)).astype(norm.dtype))
+    counts = jnp.ones_like(norm) if layer.sequence.mask is None else layer.sequence.mask[1:]
+    return (above * counts.astype(norm.dtype)).sum() / jnp.maximum(counts.sum(), 1).astype(norm.dtype)

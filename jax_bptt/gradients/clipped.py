@@ -61,14 +61,30 @@ def _clipped(max_norm: float) -> GradientMethod:
 def clip(max_norm: float, lam: Any) -> Any:
     """λ with rows of at most this norm."""
     norm = norm_of_rows(lam)
-    scale = max_norm / jnp.maximum(norm, jnp.asarray(max_norm, norm.dtype))
+    c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
+    above = norm > c
+    scale = jnp.where(above, c / jnp.where(above, norm, one), one)
     return jax.tree.map(lambda z: z * trailing(scale, z), lam)  # (Q1)
+
+
+def as_held(max_norm: float, dtype: Any) -> float:
+    """The largest number of a dtype in the place of a larger norm."""
+    return min(max_norm, float(jnp.finfo(dtype).max))  # type: ignore[no-untyped-call]
 
 
 def norm_of_rows(lam: Any) -> Array:
     """‖λ‖ of each row over all fields of the carry: [...] from leaves [..., *]."""
+    return root(squares_of_rows(lam))
+
+
+def squares_of_rows(lam: Any) -> Array:
+    """‖λ‖² of each row."""
     axes = lam.h.ndim - 1
     squares = (jnp.square(z).sum(tuple(range(axes, z.ndim))) for z in jax.tree.leaves(lam))
-    total = sum(squares, jnp.zeros(lam.h.shape[:axes], lam.h.dtype))
-    above = total > 0  # at zero the root has no derivative; a second one may be asked for
-    return jnp.where(above, jnp.sqrt(jnp.where(above, total, jnp.ones_like(total))), total)
+    return sum(squares, jnp.zeros(lam.h.shape[:axes], lam.h.dtype))
+
+
+def root(squares: Array) -> Array:
+    """The square root, with derivative zero at zero, where it has none: norms are differentiated, too."""
+    above = squares > 0
+    return jnp.where(above, jnp.sqrt(jnp.where(above, squares, jnp.ones_like(squares))), squares)
