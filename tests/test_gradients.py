@@ -51,11 +51,23 @@ def test_full_agrees_with_differences_and_forward_mode(name, marks):
     assert not w.broken_identity(case, found, LIMIT)
 
 
-@pytest.mark.parametrize(("marks", "reverse"), [(m, r) for m in MARKS for r in (False, True) if m or r])
-@pytest.mark.parametrize("name", [*KINDS, "lstm-learned-carry", "gru-reset-before"])
+ALL_MARKS, BOTH_WAYS = MARKS[-1], (False, True)
+MARKED = [
+    (name, ALL_MARKS, r) for name in (*KINDS, "lstm-learned-carry", "gru-reset-before") for r in BOTH_WAYS
+]
+MARKED += [
+    (name, marks, r)
+    for name in ("elman-tanh", "lstm", "own-attention")
+    for marks in MARKS[:-1]
+    for r in BOTH_WAYS
+    if marks or r
+]
+
+
+@pytest.mark.parametrize(("name", "marks", "reverse"), MARKED)
 def test_masks_resets_and_cuts(name, marks, reverse):
     methods = {"full": jb.full()}
-    if marks == ("mask", "reset", "cut"):
+    if marks == ALL_MARKS:
         methods = EXACT if reverse else METHODS
     _assert_agreement(make(name, 5, (3,), marks=marks, reverse=reverse), methods)
 

@@ -135,19 +135,18 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", [name for name in ROWS if _second(name) is not None])
-def test_every_cell_in_layers_and_directions(name, shape):
-    cells = SHAPES[shape](ROWS[name].cell, _second(name))
-    net = jb.network(cells, jb.readout(2 * H if "both ways" in shape else H, O))
-    _assert_agreement(net, [ROWS[name].plain] * len(cells), _marks())
+def test_every_cell_in_layers_and_directions(name):
+    cells = SHAPES["two layers, the second both ways"](ROWS[name].cell, _second(name))
+    _assert_agreement(jb.network(cells, jb.readout(2 * H, O)), [ROWS[name].plain] * len(cells), _marks())
 
 
+@pytest.mark.parametrize("marked", [False, True], ids=["plain", "marked"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_layers_and_directions_without_marks(shape):
+def test_layers_and_directions(shape, marked):
     cells = SHAPES[shape](ROWS["gru"].cell, _second("gru"))
     net = jb.network(cells, jb.readout(2 * H if "both ways" in shape else H, O))
-    _assert_agreement(net, [ROWS["gru"].plain] * len(cells), {})
+    _assert_agreement(net, [ROWS["gru"].plain] * len(cells), _marks() if marked else {})
 
 
 @pytest.mark.parametrize("name", ["own-pointwise", "own-layer-norm"])

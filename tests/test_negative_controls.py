@@ -11,9 +11,10 @@ import jax_bptt as jb
 
 MUTATIONS = mutations.MUTATIONS
 FIRST = {mutation: next(name for m, name in mutations.PAIRS if m == mutation) for mutation in MUTATIONS}
+SOME = sorted({*FIRST.items(), *mutations.PAIRS[::2]})  # every mistake and every cell
 
 
-@pytest.mark.parametrize(("mutation", "name"), mutations.PAIRS)
+@pytest.mark.parametrize(("mutation", "name"), SOME)
 def test_check_gradient_catches_it_and_names_its_leaves(mutation, name):
     report = mutations.report(MUTATIONS[mutation], name)
     assert not report.ok
@@ -110,7 +111,7 @@ def test_a_gradient_that_is_zero_by_right_is_said_to_be_unproved():
 
 def test_a_chaotic_network_is_not_called_wrong():
     """Differences disagree with themselves there, and are left out."""
-    report = jb.check_gradient(jb.elman(3, 16, recurrent=jb.orthogonal(3.0)), steps=60)
+    report = jb.check_gradient(jb.elman(3, 16, recurrent=jb.orthogonal(3.0)), steps=25)
     assert report.ok
     lines = {line.leaf: line for line in report.lines}
     assert lines["params.w_h"].ratios[1] is None
