@@ -106,8 +106,8 @@ def credit(
     Raises:
       ValueError: at trace time, naming the argument, what was expected and what came.
 
-    Reference: Williams & Zipser 1995, Gradient-based learning algorithms for recurrent networks, eq. 12
-    ff. (the sum); the terms by lag are this library's.
+    Reference: Werbos 1990, and Williams & Zipser 1995, Gradient-based learning algorithms for recurrent
+    networks (the sum); its terms by lag are this library's.
 
     >>> import jax_bptt as jb
     >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
