@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments.gradient_costs import markdown
 from experiments.options import given
 from experiments.runs import Run
 
@@ -72,9 +71,13 @@ which ends with these figures; time is that of training, in seconds, on the mach
 """
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
-    """The table, an experiment after the other; found is results.json by folder, run.json under "about"."""
-    head = ["experiment", "figure", "published or closed form", "ours", "seeds", "s", "met"]
+def page(found: dict[str, dict[str, Any]], figures: Path) -> str:
+    """The table, an experiment after the other, and their figures.
+
+    Args:
+      found: results.json by folder, run.json under "about".
+      figures: folder of the figures, beside the page.
+    """
     rows = [
         [name if i == 0 else "", row["what"], row["known"], row["ours"]]
         + ([str(of["seeds"]), f"{of['seconds']:.0f}"] if i == 0 else ["", ""])
@@ -83,8 +86,18 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         for i, row in enumerate(of["rows"])
     ]
     commands = [[name, f"`{of['command']}`", _machine(of["about"])] for name, of in found.items()]
-    tables = markdown(head, rows), markdown(["experiment", "command", "on"], commands)
-    return "\n\n".join([HEAD.strip(), *tables]) + "\n"
+    tables = (
+        _table(["experiment", "what", "published or closed form", "ours", "seeds", "s", "met"], rows),
+        _table(["experiment", "command", "on"], commands),
+    )
+    names = [name for name in found if (figures / f"{name}.png").exists()]
+    shown = [f"![{name}]({figures.name}/{name}.png)" for name in names]
+    return "\n\n".join([HEAD.strip(), *tables, *shown]) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _machine(about: dict[str, Any]) -> str:
@@ -100,7 +113,7 @@ def main(config: Config) -> None:
         found[path.parent.name] = json.loads(path.read_text()) | {"about": about}
     if not found:
         raise SystemExit(f"no results in {config.results}; run an experiment first")
-    config.out.write_text(page(found), encoding="utf-8")
+    config.out.write_text(page(found, config.out.parent / "figures"), encoding="utf-8")
     print(config.out)
 
 
