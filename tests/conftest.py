@@ -3,9 +3,10 @@
 import itertools
 import os
 
-# Most programs run once, and compiling them is what takes time: LLVM at its lowest level, but for programs
-# of `witnesses.OPTIMISED`. Before jax is imported; a level that was chosen outside is kept.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+from compiling import FLAGS
+
+# Before jax is imported; what was chosen outside comes last, and counts. `compiling.OPTIMISED` undoes it.
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import pytest

@@ -8,8 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from compiling import OPTIMISED
 from optimizers import ADAM, SGD
-from witnesses import OPTIMISED
 
 import jax_bptt as jb
 

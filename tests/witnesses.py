@@ -9,10 +9,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from cases import Case, initial
+from compiling import OPTIMISED
 
 import jax_bptt as jb
-
-OPTIMISED = {"xla_backend_optimization_level": 3}  # as users compile; see conftest
 
 
 def unrolled(case: Case, method: jb.GradientMethod) -> Any:
