@@ -125,7 +125,10 @@ def test_temporaries_grow_with_the_states_only():
     assert per_step <= 7 * B * HIDDEN * jnp.result_type(float).itemsize
 
 
-@pytest.mark.parametrize(("name", "most"), [("elman", (4, 4)), ("lstm", (6, 9)), ("gru", (4, 5))])
+GRU = (4, 5) if jax.__version_info__ < (0, 11) else (4, 7)  # later XLA fuses less of its way back
+
+
+@pytest.mark.parametrize(("name", "most"), [("elman", (4, 4)), ("lstm", (6, 9)), ("gru", GRU)])
 def test_a_step_is_few_kernels_and_copies_no_stack(name, most):
     """Fusions in the loops over steps, the product among them; each costs a microsecond and more.
 

@@ -48,8 +48,8 @@ class LayerFlow(NamedTuple):
     Attributes:
       profile: ρ_l, [lags]; NaN at lags that no loss has.
       rate: ρ_l^(1/l) at the longest lag at which ρ is a positive number, a scalar; NaN if no loss has one.
-      saturation: the share of units, steps and rows that are saturated; NaN for a `step_cell`, which has
-        no pre-activations of its own.
+      saturation: the share of units, steps and rows that are saturated, those that a gate keeps as they
+        are too; NaN for a `step_cell`, which has no pre-activations of its own.
       bound: η, which no λ outgrows in a step; below one, vanishing is certain.
       sigma_max, spectral_radius: of W_h, of each gate, [G]; empty for a cell without such weights.
     """
