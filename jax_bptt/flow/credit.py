@@ -25,13 +25,11 @@ from jax_bptt.cell import integer
 from jax_bptt.chunks import numbers_of
 from jax_bptt.errors import bad
 from jax_bptt.flow.lags import scan_lags
-from jax_bptt.flow.record import LayerRecord, record
+from jax_bptt.flow.record import LayerRecord, record, swept
 from jax_bptt.gradients.clipped import root
-from jax_bptt.gradients.full import full
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
 from jax_bptt.sequence import Sequence
-from jax_bptt.value_and_grad import value_and_grad
 
 AT_ONCE = 2**22  # numbers of terms that exist together
 
@@ -116,11 +114,10 @@ def credit(
     >>> found.by_parameter[0].w_h.norm.shape, round(float(found.of_all.share.sum()), 4)
     ((7, 7), 1.0)
     """
-    marks = {"mask": mask, "reset": reset, "cut": cut}
-    done = record(net, loss, params, carry, Sequence(xs, **marks), targets, key)
+    done = record(net, loss, params, carry, Sequence(xs, mask, reset, cut), targets, key)
     steps = len(done.d_outputs)
     lags = lags_of(lags, steps)
-    whole = gradient_of_cells(net, loss, params, carry, xs, targets, key, marks)
+    _, whole = swept(done)
 
     def at_lag(total: Any, lag: Array, found: Any) -> tuple[Any, Any]:
         lams, sums, begun = zip(*found, strict=True)
@@ -160,15 +157,6 @@ def by_steps(z: Array) -> Array:
 def lags_of(lags: Any, steps: int) -> int:
     """The number of lags as a Python int, or a ValueError."""
     return steps if lags is None else integer("lags", lags, 1, steps)
-
-
-def gradient_of_cells(
-    net: Network, loss: Loss, params: Any, carry: Any, xs: Any, targets: Any, key: Any, marks: dict[str, Any]
-) -> tuple[Any, ...]:
-    """g, like params.cells."""
-    run = value_and_grad(net, loss)
-    _, grads = run(params, carry, xs, targets, gradient=full(), key=key, **marks)
-    return grads.cells
 
 
 def _weighed(layer: LayerRecord, whole: Any, lam: Any, begun: Any) -> Any:

@@ -30,9 +30,9 @@ from jax_bptt import sweep
 from jax_bptt.cell import Cell, number
 from jax_bptt.errors import bad
 from jax_bptt.flow.bounds import blocks_of, growth_bound, largest_singular_value, spectral_radius
-from jax_bptt.flow.credit import gradient_of_cells, lags_of
+from jax_bptt.flow.credit import lags_of
 from jax_bptt.flow.lags import scan_lags
-from jax_bptt.flow.record import LayerRecord, record
+from jax_bptt.flow.record import LayerRecord, record, swept
 from jax_bptt.gradients.clipped import root, squares_of_rows
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
@@ -154,14 +154,12 @@ def gradient_flow(
     """
     if not 0 < number("eps", "a share between 0 and 1", eps) < 1:
         raise bad("eps", "a share between 0 and 1", eps, "say what counts as nothing")
-    marks = {"mask": mask, "reset": reset, "cut": cut}
-    done = record(net, loss, params, carry, Sequence(xs, **marks), targets, key)
+    done = record(net, loss, params, carry, Sequence(xs, mask, reset, cut), targets, key)
     lags = lags_of(lags, len(done.d_outputs))
     if lags < 2:
         came = f"{lags} lag of {len(done.d_outputs)} steps"
         raise bad("lags", "at least 2", came, "a rate needs two steps or more")
-    whole = gradient_of_cells(net, loss, params, carry, xs, targets, key, marks)
-
+    _, whole = swept(done)
     ages = [_ages(one.sequence) for one in done.layers]
 
     def at_lag(state: Any, lag: Array, found: Any) -> tuple[Any, Any]:

@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import sweep
-from jax_bptt.flow.record import LayerRecord, Record, steps_back
+from jax_bptt.flow.record import LayerRecord, Record, contracted, steps_back
 from jax_bptt.sequence import zeros_like
 
 
@@ -52,7 +51,8 @@ def scan_lags(
         for layer, lam in reversed(list(zip(record.layers, lams, strict=True))):
             d_hs, d_skipped = layer.pullback(d_outputs)
             lam_prev, begun, lam = back_one_lag(layer, lam._replace(h=lam.h + d_hs))  # (X3)
-            d_params, d_xs = terms_of(layer, lam, begun)  # (X2)
+            begun_at_all = jax.tree.map(lambda z: z.sum(0), begun)
+            d_params, d_xs = contracted(layer, lam, begun_at_all)  # (X2)
             d_outputs = d_xs + d_skipped  # (X4)
             after.insert(0, lam_prev)
             found.insert(0, (lam, d_params, begun))
@@ -69,12 +69,3 @@ def back_one_lag(layer: LayerRecord, lam: Any) -> tuple[Any, Any, Any]:
     lam_prev, begun, lam = steps_back(layer, layer.params, lam)
     moved = jax.tree.map(lambda z: jnp.concatenate([z[1:], jnp.zeros_like(z[:1])]), lam_prev)
     return moved, begun, lam
-
-
-def terms_of(layer: LayerRecord, lam: Any, begun: Any) -> tuple[Any, Array]:
-    """Σ_t of the terms of one lag, like the params; and dE/dx_k."""
-    cell, params = layer.cell, layer.params
-    d_params, d_xs = sweep.contract(cell, params, layer.s_prev, layer.sequence, layer.a, lam)
-    if begun is not None:
-        d_params = sweep.plus(d_params, layer.begin(jax.tree.map(lambda z: z.sum(0), begun)))
-    return d_params, d_xs

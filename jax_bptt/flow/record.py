@@ -118,17 +118,27 @@ def record_of_layer(
     return LayerRecord(cell, params, sequence, s_prev, states, a, lambda d: begin(d)[0], pullback)
 
 
-def swept(record: Record, alter: Callable[[Any], Any] | None = None) -> tuple[Any, ...]:
-    """λ_1..λ_T of every layer, as the backward pass makes them; alter as in `sweep.step_back`."""
-    d_outputs, lams = record.d_outputs, tuple[Any, ...]()
+def swept(
+    record: Record, alter: Callable[[Any], Any] | None = None
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """λ_1..λ_T and dE/dparams of every layer, by the backward pass; alter as in `sweep.step_back`."""
+    d_outputs = record.d_outputs
+    lams, gradient = tuple[Any, ...](), tuple[Any, ...]()
     for layer in reversed(record.layers):
-        cell, params, sequence = layer.cell, layer.params, layer.sequence
         d_hs, d_skipped = layer.pullback(d_outputs)
         d_carry = zeros_like(jax.tree.map(lambda z: z[0], layer.states))
-        lam = sweep.sweep(cell, params, layer.a, sequence, d_carry, d_hs, alter)[2]
-        d_outputs = sweep.contract(cell, params, layer.s_prev, sequence, layer.a, lam)[1] + d_skipped
-        lams = (lam, *lams)
-    return lams
+        _, d_start, lam = sweep.sweep(layer.cell, layer.params, layer.a, layer.sequence, d_carry, d_hs, alter)
+        d_params, d_xs = contracted(layer, lam, d_start)
+        d_outputs = d_xs + d_skipped
+        lams, gradient = (lam, *lams), (d_params, *gradient)
+    return lams, gradient
+
+
+def contracted(layer: LayerRecord, lam: Any, d_start: Any) -> tuple[Any, Array]:
+    """What λ_1..λ_T, and dE/dstart (None without resets), say of the params, and dE/dx_t."""
+    cell, params = layer.cell, layer.params
+    d_params, d_xs = sweep.contract(cell, params, layer.s_prev, layer.sequence, layer.a, lam)
+    return d_params if d_start is None else sweep.plus(d_params, layer.begin(d_start)), d_xs
 
 
 def steps_back(layer: LayerRecord, params: Any, lam: Any) -> tuple[Any, Any, Any]:

@@ -68,7 +68,7 @@ def omega(
     """
     fixed = jax.lax.stop_gradient((params, carry, xs))
     done = record(net, loss, fixed[0], fixed[1], Sequence(fixed[2], mask, reset, cut), targets, key)
-    layers = zip(done.layers, params.cells, swept(done), strict=True)
+    layers = zip(done.layers, params.cells, swept(done)[0], strict=True)
     return sum((_of_layer(*one) for one in layers), jnp.zeros((), done.error.dtype))
 
 

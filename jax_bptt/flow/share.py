@@ -51,8 +51,8 @@ def clipped_share(
     """
     clipped(max_norm)  # checks it
     done = record(net, loss, params, carry, Sequence(xs, mask, reset, cut), targets, key)
-    layers = zip(done.layers, swept(done, functools.partial(clip, max_norm)), strict=True)
-    return jnp.stack([_share(layer, lam, max_norm) for layer, lam in layers])
+    lams, _ = swept(done, functools.partial(clip, max_norm))
+    return jnp.stack([_share(*one, max_norm) for one in zip(done.layers, lams, strict=True)])
 
 
 def _share(layer: LayerRecord, lam: Any, max_norm: float) -> Array:
