@@ -240,24 +240,22 @@ def vjp_of_step(step: Any, units: Units, point: Any, lam: Any) -> StepCotangent:
 
 def size(argument: str, value: Any) -> int:
     """A size argument as a Python int of at least 1, or a ValueError that names it."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise bad(argument, "an integer >= 1", value, "pass a Python integer") from None
-    if number < 1 or isinstance(value, bool):
-        raise bad(argument, "an integer >= 1", value, "pass a positive Python integer")
-    return number
+    return _integer(argument, "an integer >= 1", value, 1, math.inf, "pass a positive Python integer")
 
 
 def integer(argument: str, value: Any, least: int, most: int) -> int:
     """An integer argument from least to most as a Python int, or a ValueError that names it."""
     expected = f"an integer from {least} to {most}"
+    return _integer(argument, expected, value, least, most, "pass a Python integer in this range")
+
+
+def _integer(argument: str, expected: str, value: Any, least: float, most: float, fix: str) -> int:
     try:
         found = operator.index(value)
     except TypeError:
         raise bad(argument, expected, value, "pass a Python integer") from None
     if not least <= found <= most or isinstance(value, bool):
-        raise bad(argument, expected, value, "pass a Python integer in this range")
+        raise bad(argument, expected, value, fix)
     return found
 
 
