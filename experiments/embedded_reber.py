@@ -47,6 +47,7 @@ from experiments.learning import Learner, learn
 from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest
+from experiments.seeds import Curves, seconds
 
 LETTERS = "BTPSXVE"
 REBER = {  # state -> what may come, and the state after it; 7 is the end
@@ -72,8 +73,6 @@ KINDS: dict[str, tuple[jb.Cell | jb.StepCell, jb.GradientMethod]] = {
     "Elman": (jb.elman(7, 15), jb.full()),
     "Elman, one step": (jb.elman(7, 15), jb.truncated(1)),
 }
-
-Curves = dict[str, list[list[dict[str, Any]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,8 +256,7 @@ def main(config: Config) -> None:
         curves = train(config, run, stop)
     draw_figure(run.folder / "embedded_reber.png", config, curves)
     print(run.folder / "embedded_reber.png")
-    seconds = sum(lines[-1]["seconds"] for of_seeds in curves.values() for lines in of_seeds)
-    conclude(run, "embedded_reber", config, judge(config, curves), config.seeds, seconds)
+    conclude(run, "embedded_reber", config, judge(config, curves), config.seeds, seconds(curves))
 
 
 if __name__ == "__main__":

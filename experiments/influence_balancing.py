@@ -43,6 +43,7 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments.options import settings
 from experiments.runs import Run, StopRequest
 
 A = np.eye(23) / 2 + np.eye(23, k=1) / 2
@@ -313,8 +314,7 @@ def main(config: Config) -> None:
     """Compare the gradients, train by each, draw both."""
     check(config)
     jax.config.update("jax_enable_x64", True)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
-    run = Run(config.out, settings | {"windows": list(config.windows), "chunks": list(config.chunks)})
+    run = Run(config.out, settings(config) | {"windows": list(config.windows), "chunks": list(config.chunks)})
     run.keep_metrics(lambda m: True)
     with StopRequest() as stop:
         gradients, curves = compare_gradients(config, run, stop), train(config, run, stop)

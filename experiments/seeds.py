@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def updates(curves: list[Curve]) -> str:
     return f"{made[0]:,} updates" if len(made) == 1 else f"{made[0]:,} to {made[-1]:,} updates"
 
 
-def seconds(curves: Curves) -> float:
+def seconds(curves: Mapping[Any, list[Curve]]) -> float:
     """Of all training."""
     return sum(lines[-1]["seconds"] for of_seeds in curves.values() for lines in of_seeds)
 

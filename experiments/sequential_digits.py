@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,9 @@ from experiments.learning import Learner, learn
 from experiments.options import check_counts, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest
+from experiments.seeds import Curve, seconds
 
-Curves = dict[tuple[str, int], list[list[dict[str, Any]]]]
+Curves = dict[tuple[str, int], list[Curve]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +198,7 @@ def main(config: Config) -> None:
         curves = train(config, run, stop)
     draw_figure(run.folder / "sequential_digits.png", config, curves)
     print(run.folder / "sequential_digits.png")
-    seconds = sum(lines[-1]["seconds"] for of_seeds in curves.values() for lines in of_seeds)
-    conclude(run, "sequential_digits", config, judge(curves), config.seeds, seconds)
+    conclude(run, "sequential_digits", config, judge(curves), config.seeds, seconds(curves))
 
 
 if __name__ == "__main__":
