@@ -69,7 +69,11 @@ def scan(
 
 def zero_sums(like: Any) -> Any:
     """Zeros to add to, one chunk after the other: float32 at least, or many small parts would be lost."""
-    return jax.tree.map(lambda z: jnp.zeros(z.shape, jnp.float32 if z.dtype.itemsize < 4 else z.dtype), like)
+    return jax.tree.map(lambda z: jnp.zeros_like(z, dtype=_wide(z.dtype)), like)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.float32 if dtype.itemsize < 4 else dtype
 
 
 def add_to(sums: Any, parts: Any) -> Any:

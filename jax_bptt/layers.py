@@ -3,7 +3,7 @@
     h→_t from x_1..x_t                                 by `unroll`                         (H1)
     h←_t from x_T..x_t                                 by `unroll`, reverse                (H2)
     o_t = [h→_t, h←_t]                                                                     (H3)
-    o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, from a key for each step    (H4)
+    o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, from a key for each step and row   (H4)
     o_t ← o_t + x_t                                    residual, where mask_t              (H5)
 
 The next layer reads o_t as its x_t; its input projection is again one product for all t.
@@ -11,6 +11,7 @@ The next layer reads o_t as its x_t; its input projection is again one product f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jax import Array
 from jax_bptt.cell import Cell, check_flag
 from jax_bptt.errors import bad
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sequence import Sequence, ends_of, select, without_padding, zeros_like
+from jax_bptt.sequence import Sequence, ends_of, select, zeros_like
 from jax_bptt.step_cell import StepCell
 from jax_bptt.unroll import run_checked
 
@@ -130,13 +131,12 @@ def run_layers(
 ) -> tuple[tuple[Any, ...], Array]:
     """s_T of every layer and o_1..o_T of the last, [T, ..., features].
 
-    A carry that is None begins anew; keys are those of `dropout_keys`, one for each step.
+    A carry that is None begins anew; keys are those of `dropout_keys`.
     """
     last = []
     for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
         s_0 = None if carry is None else carry[number]
         own = keys_of_layer(number, keys)
-        sequence = without_padding(sequence)
         s_last, outputs = _run_layer(layer, p, s_0, sequence, gradient, own)
         last.append(s_last)
         sequence = sequence._replace(xs=outputs)
@@ -147,12 +147,12 @@ def _run_layer(
     layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod, keys: Array | None
 ) -> tuple[Any, Array]:
     if layer.backward is None:
-        last, hs = run_checked(layer.forward, params, carry, sequence, gradient, False)  # (H1)
+        last, hs = run_checked(layer.forward, gradient, False, params, carry, sequence)  # (H1)
     else:
         to_right, to_left = Directions(None, None) if carry is None else carry
-        right, ahead = run_checked(layer.forward, params.forward, to_right, sequence, gradient, False)  # (H1)
+        right, ahead = run_checked(layer.forward, gradient, False, params.forward, to_right, sequence)  # (H1)
         ends = ends_of(sequence)
-        left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, True)  # (H2)
+        left, back = run_checked(layer.backward, gradient, True, params.backward, to_left, ends)  # (H2)
         last, hs = Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
     return last, outputs_of(layer, hs, sequence, keys)
 
@@ -160,8 +160,8 @@ def _run_layer(
 def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: Array | None) -> Array:
     """o_1..o_T from what the cells of the layer emit and what it read; each step by itself."""
     if layer.dropout and keys is not None:
-        share, shape = 1 - layer.dropout, hs.shape[1:]
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, share, shape))(keys)
+        share, features = 1 - layer.dropout, hs.shape[-1:]
+        kept = each(lambda key: jax.random.bernoulli(key, share, features), keys)
         hs = jnp.where(kept, hs / (1 - layer.dropout), jnp.zeros_like(hs))  # (H4)
     if layer.residual:
         hs = hs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
@@ -169,13 +169,23 @@ def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: Array | None) 
 
 
 def dropout_keys(key: Array | None, sequence: Sequence) -> Array | None:
-    """A key for each step, [T], so that a chunk of the steps draws what the whole would; None for None."""
-    return None if key is None else jax.random.split(key, len(sequence.xs))
+    """A key for each step and row, [T, ...], or None.
+
+    So a chunk of the steps, or a device's share of the rows, draws what the whole would.
+    """
+    return None if key is None else jax.random.split(key, sequence.xs.shape[:-1])
 
 
 def keys_of_layer(number: int, keys: Array | None) -> Array | None:
     """The keys of one layer, from those of the network."""
-    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    return None if keys is None else each(lambda key: jax.random.fold_in(key, number), keys)
+
+
+def each(f: Callable[[Array], Array], keys: Array) -> Array:
+    """f of every key, [T, ...]."""
+    for _ in range(keys.ndim):
+        f = jax.vmap(f)
+    return f(keys)
 
 
 def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:

@@ -121,8 +121,8 @@ def is_additive(loss: Loss) -> bool:
 
 
 def count(loss: Loss, targets: Any, mask: Array | None) -> Any:
-    """N of all steps, for `value_and_slope` of some of them."""
-    return _ADDITIVE[loss].count(targets, mask)
+    """N of these steps, for the value and slope of some of them; None where the loss needs none."""
+    return _ADDITIVE[loss].count(targets, mask) if is_additive(loss) else None
 
 
 def value_and_slope_of_steps(
@@ -142,7 +142,9 @@ def value_and_slope_of_steps(
     return _ADDITIVE[loss].value(ys, targets, mask, n), _ADDITIVE[loss].slope(ys, targets, mask, n)
 
 
-def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> tuple[Array, Array]:
+def value_and_slope(
+    loss: Loss, ys: Array, targets: Any, mask: Array | None, n: Any = None
+) -> tuple[Array, Array]:
     """E and dE/dY.
 
     Args:
@@ -151,6 +153,7 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> 
       ys: Y, [T, ..., O].
       targets: whatever the loss takes.
       mask: bool [T, ...], or None.
+      n: `count` of more than these steps, of which E is then a part; None for these.
 
     Returns:
       E, a scalar, and dE/dY, like ys.
@@ -161,7 +164,8 @@ def value_and_slope(loss: Loss, ys: Array, targets: Any, mask: Array | None) -> 
     given = {} if mask is None else {"mask": mask}
     if is_additive(loss):
         check_targets(loss, ys, targets, mask)
-        return value_and_slope_of_steps(loss, ys, targets, mask, count(loss, targets, mask))
+        n = count(loss, targets, mask) if n is None else n
+        return value_and_slope_of_steps(loss, ys, targets, mask, n)
     if mask is not None and not _takes_mask(loss):
         fix = "write it as (ys, targets, mask), counting where mask is True"
         raise bad("loss", "a function that takes the mask", loss, fix)

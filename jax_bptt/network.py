@@ -28,6 +28,7 @@ from jax_bptt.arguments import (
     parameter_shapes,
 )
 from jax_bptt.cell import Cell, check_batch_shape, check_key
+from jax_bptt.devices import ALL, ROWS, STEPS, on_devices, rows_of
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
@@ -209,8 +210,18 @@ def features(
     keys: Array | None,
 ) -> tuple[tuple[Any, ...], Array]:
     """The last state of every layer, and what the readout reads; keys as for `run_layers`."""
-    last, hs = run_layers(net.layers, cells, carry, sequence, gradient, keys)  # (N1)
-    return last, at_last_step(net.layers[-1], hs, sequence.mask) if net.readout.of_last else hs
+
+    def run(cells: Any, carry: Any, sequence: Sequence, keys: Array | None) -> tuple[tuple[Any, ...], Array]:
+        last, hs = run_layers(net.layers, cells, carry, sequence, gradient, keys)  # (N1)
+        return last, at_last_step(net.layers[-1], hs, sequence.mask) if net.readout.of_last else hs
+
+    rows, inputs = rows_of(sequence.xs, cells, carry), (ALL, ROWS, STEPS, STEPS)
+    return on_devices(run, rows, inputs, (ROWS, outputs_lie(net)))(cells, carry, sequence, keys)
+
+
+def outputs_lie(net: Network) -> str:
+    """The kind of Y, and of its targets: [..., O] of `last`, [T, ..., O] otherwise."""
+    return ROWS if net.readout.of_last else STEPS
 
 
 def _init_layer(layer: Layer, key: Array) -> Any:

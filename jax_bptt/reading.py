@@ -17,14 +17,22 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import chunks
-from jax_bptt.loss import Loss, count, is_additive, value_and_slope, value_and_slope_of_steps
+from jax_bptt.devices import ALL, ROWS, STEPS, Rows, as_own, on_devices, shared_by, total
+from jax_bptt.loss import Loss, is_additive, value_and_slope, value_and_slope_of_steps
 from jax_bptt.readout import Readout, ReadoutParams
 
 AT_ONCE = 2**20  # numbers of Y that exist together: they and their slopes then stay near the caches
 
 
 def read(
-    readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, targets: Any, mask: Array | None
+    readout: Readout,
+    loss: Loss,
+    params: ReadoutParams,
+    hs: Array,
+    targets: Any,
+    mask: Array | None,
+    n: Any,
+    rows: Rows | None = None,
 ) -> tuple[Array, ReadoutParams, Array]:
     """E, dE/dparams and G.
 
@@ -35,21 +43,30 @@ def read(
       hs: [T, ..., H], or [..., H] of `last`.
       targets: whatever the loss takes.
       mask: bool like hs without its last axis, or None.
+      n: `loss.count` of all steps and rows, of which these may be a part.
+      rows: how rows lie on devices, where the loss is given those of all.
 
     Returns:
       E, a scalar; dE/dparams; G = dE/dhs, like hs.
     """
     if is_additive(loss) and not readout.of_last:
-        return read_steps(readout, loss, params, hs, targets, mask, count(loss, targets, mask))
-    zs, ys = readout.forward(params, hs)  # (E1)
-    error, d_ys = value_and_slope(loss, ys, targets, mask)  # (E2)
-    return error, *readout.backward(params, hs, zs, ys, d_ys)  # (E3)
+        return read_steps(readout, loss, params, hs, targets, mask, n)
+    lie = ROWS if readout.of_last else STEPS
+    zs, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
+    error, d_ys = value_and_slope(loss, ys, targets, mask, n)  # (E2)
+
+    def backward(params: ReadoutParams, hs: Array, *at: Array) -> tuple[ReadoutParams, Array]:
+        d_params, d_hs = readout.backward(as_own(params, hs), hs, *at)  # (E3)
+        return total(d_params, shared_by(hs, params)), d_hs
+
+    back = on_devices(backward, rows, (ALL, lie, lie, lie, lie), (ALL, lie))
+    return error, *back(params, hs, zs, ys, d_ys)
 
 
 def read_steps(
     readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, targets: Any, mask: Array | None, n: Any
 ) -> tuple[Array, ReadoutParams, Array]:
-    """`read` of some steps, where `loss.count` of all steps gave n."""
+    """`read` of some steps."""
     outputs = math.prod(hs.shape[1:-1]) * readout.output_size
     chunk = max(1, min(len(hs), AT_ONCE // outputs))
 

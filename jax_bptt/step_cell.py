@@ -174,9 +174,7 @@ def _pullback(step: Any, params: Any, s_prev: Any, u: Any) -> tuple[list[Any], A
 
 def _varies(step: Any, params: Any, s_prev: Any, u: Any) -> list[bool]:
     """Which of these arrays depend on s_prev or u."""
-    of_params, *of_point = (
-        jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), tree) for tree in (params, s_prev, u)
-    )
+    of_params, *of_point = (jax.tree.map(jax.typeof, tree) for tree in (params, s_prev, u))
     jaxpr = jax.make_jaxpr(lambda p, *at: _pullback(step, p, *at)[0])(of_params, *of_point).jaxpr
     varying = {id(v) for v in jaxpr.invars[len(jax.tree.leaves(params)) :]}
     for equation in jaxpr.eqns:

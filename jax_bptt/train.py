@@ -27,9 +27,10 @@ from jax_bptt.arguments import check_like, check_method, filled
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.loss import Loss
+from jax_bptt.loss import Loss, check_loss
 from jax_bptt.network import Network, NetworkParams, check_network
-from jax_bptt.value_and_grad import value_and_grad
+from jax_bptt.sequence import Sequence
+from jax_bptt.value_and_grad import solve
 
 
 class TrainState(NamedTuple):
@@ -189,13 +190,14 @@ def _update(
     """(T1-T4)."""
     _check_optimizer(optimizer)
     check_method(gradient)
-    loss_and_grads = value_and_grad(net, loss)
+    check_network(net)
+    check_loss(loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_state_and_batch(net, state, batch)
-        marks = {"mask": batch.mask, "reset": batch.reset, "cut": batch.cut, "key": batch.key}
-        (error, carry), grads = loss_and_grads(
-            state.params, state.carry, batch.xs, batch.targets, gradient=gradient, dtype=dtype, **marks
+        sequence = Sequence(batch.xs, batch.mask, batch.reset, batch.cut)
+        error, carry, grads, broken = solve(
+            net, loss, state.params, state.carry, sequence, batch.targets, gradient, batch.key, dtype
         )  # (T1)
         expected = jax.eval_shape(optimizer.init, state.params)
         fix = "use the optimizer and the network of init_train_state"
@@ -203,9 +205,7 @@ def _update(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(error) & jnp.isfinite(norm)
-        for s in jax.tree.leaves(carry):
-            finite = finite & jnp.isfinite(s).all()
+        finite = jnp.isfinite(error) & jnp.isfinite(norm) & (broken == 0)
         after = TrainState(state.step + 1, params, opt_state, net.next_carry(carry))  # (T3)
         begun = net.initial_carry(state.params, batch.xs.shape[1:-1])  # in the place of a carry that is None
         begun = begun if state.carry is None else filled(state.carry, begun)

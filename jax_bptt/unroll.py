@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.arguments import check_unroll, computing_in
+from jax_bptt.devices import ALL, ROWS, STEPS, as_own, on_devices, rows_of
 from jax_bptt.gradients.autodiff import autodiff, plain_scan
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
@@ -76,18 +77,20 @@ def unroll(
     """
     sequence = Sequence(xs, mask, reset, cut)
     params, carry, sequence = check_unroll(cell, params, carry, sequence, gradient, reverse)
-    cell = computing_in(dtype, cell, params)
-    return run_checked(cell, params, carry, without_padding(sequence), gradient, reverse)
+    run = functools.partial(run_checked, computing_in(dtype, cell, params), gradient, reverse)
+    rows = rows_of(sequence.xs, params, carry)
+    return on_devices(run, rows, (ALL, ROWS, STEPS), (ROWS, STEPS))(params, carry, sequence)
 
 
 def run_checked(
-    cell: Any, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod, reverse: bool
+    cell: Any, gradient: GradientMethod, reverse: bool, params: Any, carry: Any, sequence: Sequence
 ) -> tuple[Any, Array]:
-    """`unroll` of arguments that have been checked, without padding."""
-    rows = sequence.xs.shape[1:-1]
+    """`unroll` of arguments that have been checked, on one device or inside a jax.shard_map."""
+    sequence, rows = without_padding(sequence), sequence.xs.shape[1:-1]
     carry = cell.initial_carry(params, rows) if carry is None else carry
     start = None if sequence.reset is None else cell.initial_carry(params, rows)
     args = params, carry, start, flipped(sequence) if reverse else sequence
+    args = as_own(args, args)
     if gradient == autodiff():  # no custom_vjp, so that forward mode (jvp) works too
         carry, hs = plain_scan(cell, *args)
     else:

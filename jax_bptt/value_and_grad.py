@@ -18,20 +18,30 @@ That is possible where time runs one way only: no layer reads backwards, and the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jax_bptt.devices import ALL, ROWS, STEPS, as_own, on_devices, rows_of, shared_by, total
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
 from jax_bptt.layers import dropout_keys
 from jax_bptt.loss import Loss, check_loss, check_targets, count, is_additive
-from jax_bptt.network import Network, NetworkParams, check_network, check_run, computing, features
+from jax_bptt.network import (
+    Network,
+    NetworkParams,
+    check_network,
+    check_run,
+    computing,
+    features,
+    outputs_lie,
+)
 from jax_bptt.reading import read, read_steps
-from jax_bptt.readout import ReadoutParams
 from jax_bptt.sequence import Sequence
 from jax_bptt.sweep import plus
 
@@ -84,18 +94,51 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
         dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Array, Any], NetworkParams]:
         sequence = Sequence(xs, mask, reset, cut)
-        params, carry, sequence = check_run(net, params, carry, sequence, gradient, key)
-        computed = computing(dtype, net, params)
-        problem = _Problem(computed, loss, params, carry, sequence, targets, dropout_keys(key, sequence))
-        if gradient.stream is not None and _runs_one_way(net, loss):
-            return _by_chunks(problem, gradient.stream)
-        return _by_layers(problem, gradient)
+        solved = solve(net, loss, params, carry, sequence, targets, gradient, key, dtype)
+        return (solved.error, solved.carry), solved.grads
 
     return run
 
 
+class Solved(NamedTuple):
+    """What a run of a network gives.
+
+    Attributes:
+      error: E, a scalar.
+      carry: s_T of every layer.
+      grads: dE/dθ.
+      broken: on how many devices s_T is not finite, a number of the dtype of E.
+    """
+
+    error: Array
+    carry: Any
+    grads: NetworkParams
+    broken: Array
+
+
+def solve(
+    net: Network,
+    loss: Loss,
+    params: NetworkParams,
+    carry: Any,
+    sequence: Sequence,
+    targets: Any,
+    gradient: GradientMethod,
+    key: Array | None,
+    dtype: DTypeLike | None,
+) -> Solved:
+    """`value_and_grad`, and whether the carry can be gone on with; all sums over devices are one."""
+    params, carry, sequence = check_run(net, params, carry, sequence, gradient, key)
+    check_outputs(net, loss, sequence, targets)
+    run = functools.partial(_solve, computing(dtype, net, params), loss, gradient)
+    rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # another sees all of Y
+    inputs, outputs = (ALL, ROWS, STEPS, outputs_lie(net), STEPS), (ALL, ROWS, ALL, ALL)
+    keys = dropout_keys(key, sequence)
+    return Solved(*on_devices(run, rows, inputs, outputs)(params, carry, sequence, targets, keys))
+
+
 class _Problem(NamedTuple):
-    """What the gradient is of; keys are for dropout, one a step."""
+    """What the gradient is of; keys are of `dropout_keys`, n is `loss.count` over all devices."""
 
     net: Network
     loss: Loss
@@ -104,6 +147,32 @@ class _Problem(NamedTuple):
     sequence: Sequence
     targets: Any
     keys: Array | None
+    n: Any
+
+
+def _solve(
+    net: Network,
+    loss: Loss,
+    gradient: GradientMethod,
+    params: NetworkParams,
+    carry: Any,
+    sequence: Sequence,
+    targets: Any,
+    keys: Array | None,
+) -> tuple[Array, Any, NetworkParams, Array]:
+    """E and dE/dθ of the rows of all devices, and s_T of this one's."""
+    axes = shared_by((carry, sequence, targets), params)
+    params, carry, sequence = as_own((params, carry, sequence), (params, carry, sequence, targets))
+    n = total(count(loss, targets, steps_that_count(net, sequence.mask)), axes)
+    problem = _Problem(net, loss, params, carry, sequence, targets, keys, n)
+    if gradient.stream is not None and _runs_one_way(net, loss):
+        error, last, grads = _by_chunks(problem, gradient.stream)
+    else:
+        error, last, grads = _by_layers(problem, gradient)
+    finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(last)]
+    broken = 1 - jnp.stack(finite).all().astype(error.dtype)
+    error, grads, broken = total((error, grads, broken), axes)
+    return error, last, grads, broken
 
 
 def _runs_one_way(net: Network, loss: Loss) -> bool:
@@ -111,32 +180,23 @@ def _runs_one_way(net: Network, loss: Loss) -> bool:
     return one_way and is_additive(loss) and not net.readout.of_last
 
 
-def _by_layers(problem: _Problem, gradient: GradientMethod) -> tuple[tuple[Array, Any], NetworkParams]:
-    net, loss, params, carry, sequence, targets, keys = problem
+def _by_layers(problem: _Problem, gradient: GradientMethod) -> tuple[Array, Any, NetworkParams]:
+    net, loss, params, carry, sequence, targets, keys, n = problem
 
     def run(cells: tuple[Any, ...]) -> tuple[Array, Any]:
         last, hs = features(net, cells, carry, sequence, gradient, keys)
         return hs, last
 
     hs, backward, last = jax.vjp(run, params.cells, has_aux=True)  # (V1)
-    error, d_readout, d_hs = judged(net, loss, params, hs, targets, sequence.mask)  # (V2)
+    counted = steps_that_count(net, sequence.mask)
+    rows = rows_of(sequence.xs, params, carry)
+    error, d_readout, d_hs = read(net.readout, loss, params.readout, hs, targets, counted, n, rows)  # (V2)
     (d_cells,) = backward(d_hs)  # (V3)
-    return (error, last), NetworkParams(d_cells, d_readout)
+    return error, last, NetworkParams(d_cells, d_readout)
 
 
-def judged(
-    net: Network, loss: Loss, params: NetworkParams, hs: Array, targets: Any, mask: Array | None
-) -> tuple[Array, ReadoutParams, Array]:
-    """E, dE/dreadout and G = dE/dhs from what the readout reads, [T, ..., H], or [..., H] of `last`."""
-    counted = mask.any(0) if mask is not None and net.readout.of_last else mask
-    check_outputs(net, loss, hs, targets, counted)
-    return read(net.readout, loss, params.readout, hs, targets, counted)
-
-
-def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[tuple[Array, Any], NetworkParams]:
-    net, loss, params, carry, sequence, targets, keys = problem
-    check_outputs(net, loss, sequence.xs, targets, sequence.mask)
-    n = count(loss, targets, sequence.mask)
+def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[Array, Any, NetworkParams]:
+    net, loss, params, carry, sequence, targets, keys, n = problem
 
     def run(cells: tuple[Any, ...], carry: Any, here: Any) -> tuple[Any, Array]:
         sequence, _, keys = here
@@ -163,7 +223,7 @@ def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[tupl
     d_params = streamed.d_weights
     d_params = d_params._replace(cells=plus(d_params.cells, begin(streamed.d_carry)[0]))
     error = sum(errors.sum() for errors in streamed.out)
-    return (error, streamed.carry), d_params
+    return error, streamed.carry, d_params
 
 
 def _begun(net: Network, params: NetworkParams, carry: Any, sequence: Sequence) -> tuple[Any, ...]:
@@ -175,8 +235,14 @@ def _begun(net: Network, params: NetworkParams, carry: Any, sequence: Sequence) 
     )
 
 
-def check_outputs(net: Network, loss: Loss, like: Array, targets: Any, mask: Array | None) -> None:
-    """ValueError unless the targets fit an additive loss of the outputs; like has their leading axes."""
+def steps_that_count(net: Network, mask: Array | None) -> Array | None:
+    """Where an output counts: the mask, or under `last` the rows with any valid step."""
+    return mask.any(0) if mask is not None and net.readout.of_last else mask
+
+
+def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Any) -> None:
+    """ValueError unless the targets fit an additive loss of the outputs."""
     if is_additive(loss):
-        shape = (*like.shape[:-1], net.readout.output_size)
-        check_targets(loss, jax.ShapeDtypeStruct(shape, like.dtype), targets, mask)
+        leading = sequence.xs.shape[1:-1] if net.readout.of_last else sequence.xs.shape[:-1]
+        ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), sequence.xs.dtype)
+        check_targets(loss, ys, targets, steps_that_count(net, sequence.mask))

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "jax_bptt"
 FLOORS = [
     ["errors", "report"],
     ["activations"],
-    ["caching"],
+    ["caching", "devices"],
     ["initial"],
     ["cell"],
     ["step_cell", "products", "sequence"],

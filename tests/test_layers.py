@@ -195,7 +195,7 @@ def test_padded_outputs_of_a_row_depend_on_no_other_row():
 
 
 def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
-    """The gradient under a key is that of the same masks written out, one draw a step and layer."""
+    """The gradient under a key is that of the same masks written out, one draw a step, row and layer."""
     net, key = _dropout_net(0.4), jax.random.key(9)
     params, carry, xs, targets = _problem(net, {})
 
@@ -203,9 +203,9 @@ def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
         x = xs
         for number, (p, s) in enumerate(zip(params.cells, carry, strict=True)):
             _, hs = _scan(ROWS["elman-tanh"].plain, p, s._asdict(), x, {}, False)
-            keys = [jax.random.fold_in(k, number) for k in jax.random.split(key, len(hs))]
-            kept = jnp.stack([jax.random.bernoulli(k, 0.6, h.shape) for k, h in zip(keys, hs, strict=True)])
-            hs = hs * kept.astype(hs.dtype) / 0.6
+            keys = [jax.random.fold_in(k, number) for k in jax.random.split(key, hs.shape[:-1]).reshape(-1)]
+            kept = jnp.stack([jax.random.bernoulli(k, 0.6, hs.shape[-1:]) for k in keys])
+            hs = hs * kept.reshape(hs.shape).astype(hs.dtype) / 0.6
             x = hs + x if number else hs
         z = x @ params.readout.w_y
         return jnp.sum((z + jnp.broadcast_to(params.readout.b_y, z.shape) - targets) ** 2)

@@ -20,10 +20,11 @@ from jax_bptt import sweep
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
-from jax_bptt.loss import Loss, check_loss
+from jax_bptt.loss import Loss, check_loss, count
 from jax_bptt.network import Network, NetworkParams, check_network, check_run
+from jax_bptt.reading import read
 from jax_bptt.sequence import Sequence, without_padding, zeros_like
-from jax_bptt.value_and_grad import judged
+from jax_bptt.value_and_grad import check_outputs, steps_that_count
 
 
 class LayerRecord(NamedTuple):
@@ -74,6 +75,7 @@ def record(
     check_network(net)
     check_loss(loss)
     params, carry, sequence = check_run(net, params, carry, sequence, full(), key)
+    check_outputs(net, loss, sequence, targets)
     keys, here, layers = dropout_keys(key, sequence), sequence, []
     for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
         if layer.backward is not None:
@@ -88,7 +90,9 @@ def record(
         return at_last_step(net.layers[-1], outputs, sequence.mask) if net.readout.of_last else outputs
 
     hs, back = jax.vjp(read_by_readout, here.xs)
-    error, _, d_hs = judged(net, loss, params, hs, targets, sequence.mask)
+    counted = steps_that_count(net, sequence.mask)
+    n = count(loss, targets, counted)
+    error, _, d_hs = read(net.readout, loss, params.readout, hs, targets, counted, n)
     return Record(tuple(layers), error, back(d_hs)[0])
 
 

@@ -205,7 +205,7 @@ def _execute(
         outs = jax.tree.map(lambda z, new: z.at[number].set(new), outs, out)  # an advance's are overwritten
         return (s, end, slots, outs, *towards), None
 
-    outs = jax.tree.map(lambda z: jnp.zeros((plan.leaves, *z.shape), z.dtype), out)
+    outs = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(plan.leaves, *z.shape)), out)
     state = s, s, slots, outs, chunks.zero_sums(weights), d_carry
     (_, end, _, outs, d_weights, d_carry), _ = jax.lax.scan(act, state, jnp.asarray(actions))
     out = [outs]
@@ -218,7 +218,7 @@ def _execute(
 
 def _slots(plan: _Plan, like: Any) -> Any:
     """Room for m states, and for one more, where a state goes that is not kept."""
-    return _placed(plan, jax.tree.map(lambda s: jnp.zeros((plan.slots + 1, *s.shape), s.dtype), like))
+    return _placed(plan, jax.tree.map(lambda s: jnp.zeros_like(s, shape=(plan.slots + 1, *s.shape)), like))
 
 
 def _kept(plan: _Plan, slots: Any, keep: Array, s: Any) -> Any:

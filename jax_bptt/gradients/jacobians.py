@@ -33,6 +33,7 @@ from jax import Array
 
 from jax_bptt import sweep
 from jax_bptt.cell import Cell
+from jax_bptt.devices import as_own
 from jax_bptt.products import has_recurrent_product, unit_wise
 from jax_bptt.sequence import select
 
@@ -114,7 +115,7 @@ def adjoints_of_fields(cell: Cell, params: Any, a: Any, states: Any) -> tuple[Ar
         towards = jax.vmap(functools.partial(cell.adjoint, units))(a, lam)  # (J1)
         return UNITS.pack(towards.carry), jnp.stack(towards.v, -1) if towards.v else None
 
-    return jax.vmap(of_field, out_axes=-2)(jnp.eye(fields, dtype=states.h.dtype))
+    return jax.vmap(of_field, out_axes=-2)(as_own(jnp.eye(fields, dtype=states.h.dtype), states))
 
 
 def _of_pointwise_step(cell: Cell, params: Any, a: Any, states: Any, form: Form) -> Array:
@@ -139,13 +140,13 @@ def _of_any_step(cell: Any, params: Any, a: Any, states: Any) -> Array:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, shape), states)
         return WHOLE.pack(backward_steps(cell, params, a, lam))  # (J4)
 
-    return jax.vmap(row, out_axes=-2)(jnp.eye(shape[-1], dtype=states.h.dtype))
+    return jax.vmap(row, out_axes=-2)(as_own(jnp.eye(shape[-1], dtype=states.h.dtype), states))
 
 
 def _blocks_of_any_step(cell: Any, params: Any, a: Any, states: Any) -> Array:
     """The block of each unit; one unit after the other, so that no [T, ..., S, S] comes to be."""
     shape, fields, hidden = states.h.shape, len(states), cell.hidden_size
-    every_field = jnp.eye(fields, dtype=states.h.dtype)
+    every_field = as_own(jnp.eye(fields, dtype=states.h.dtype), states)
 
     def of_unit(e_k: Array, k: Array) -> Array:
         def row(e_f: Array) -> Array:

@@ -29,6 +29,7 @@ from jax.flatten_util import ravel_pytree
 
 from jax_bptt import sweep
 from jax_bptt.chunks import add_to, sums_as, zero_sums
+from jax_bptt.devices import as_own
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.sequence import Sequence, select, zeros_like
 
@@ -141,18 +142,17 @@ def _of_a_row(
     z_0, carry_of = ravel_pytree(carry)
     p, s, (steps, inputs) = ravel_pytree(params)[0].size, z_0.size, sequence.xs.shape
     columns = p + s + (0 if start is None else s)  # params, s_0, start
+    nowhere = jnp.zeros_like(z_0, shape=(s, steps * inputs))
     follow = functools.partial(_follow, cell, params, carry, start, sequence, d_carry, d_hs)
 
     def of_params(t: Array, by_params: Array, by_x: Array) -> Array:
         return jnp.pad(by_params, ((0, 0), (0, columns - p)))
 
     def of_xs(t: Array, by_params: Array, by_x: Array) -> Array:
-        nothing = jnp.zeros((s, steps * inputs), z_0.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(nothing, by_x, t * inputs, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(nowhere, by_x, t * inputs, axis=1)
 
-    at_s_0, at_start = (jnp.eye(s, columns, k, dtype=z_0.dtype) for k in (p, p + s))
+    at_s_0, at_start = (as_own(jnp.eye(s, columns, k, dtype=z_0.dtype), z_0) for k in (p, p + s))
     d_params, d_s_0, d_start = jnp.split(follow(at_s_0, at_start, of_params), (p, p + s))
-    nowhere = jnp.zeros((s, steps * inputs), z_0.dtype)
     d_xs = follow(nowhere, nowhere, of_xs).reshape(steps, inputs)
     return d_params, carry_of(d_s_0), None if start is None else carry_of(d_start), d_xs
 

@@ -156,8 +156,8 @@ def _sweep_of_blocks(
         total = jax.tree.map(lambda z, new: z.at[at].add(new, mode="drop"), total, lam_step)  # (W4)
         return (lam, total, sweep.plus(d_start, jax.tree.map(lambda z: z.sum(0), begun))), None
 
-    lam = jax.tree.map(lambda z: jnp.zeros((len(ends), *z.shape), z.dtype), d_carry)
-    total = jax.tree.map(lambda z: jnp.zeros((steps, *z.shape), z.dtype), d_carry)
+    lam = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(len(ends), *z.shape)), d_carry)
+    total = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(steps, *z.shape)), d_carry)
     d_start = None if sequence.reset is None else zeros_like(d_carry)
     lags = min(window, steps)
     (lam, total, d_start), _ = jax.lax.scan(at_lag, (lam, total, d_start), jnp.arange(lags))
