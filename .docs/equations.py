@@ -28,7 +28,7 @@ _TOKEN = re.compile(
     r"|(?P<function>[a-z]{2,}(?:_[a-z]{2,})*(?=\()|[a-z]{2,}(?=_t\b)|(?:tanh|log|max|min|mod|lim|det)(?![a-z]))"
     r"|(?P<code>`[^`]+`|[A-Za-z]{2,}\w*[._]\w\w+(?:\.\w+)*|[a-z]{2,}_\w\b)"
     r"|(?P<sum>[ΣΠ])"
-    r"|(?P<word>[A-Za-z][A-Za-z0-9]+(?:['-][A-Za-z0-9]+)*|[aA](?= [A-Za-z]{2}))"
+    r"|(?P<word>(?![a-z][A-Z]\b)[A-Za-z][A-Za-z0-9]+(?:['-][A-Za-z0-9]+)*|[aA](?= [A-Za-z]{2}))"
     rf"|(?P<letter>{_LETTER})"
     r"|(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?|∞)"
     r"|(?P<root>√)"
@@ -41,6 +41,7 @@ _LABEL = re.compile(r"[A-Za-z.'() -]{3,}$")
 _SIGNS = {"->": "→", ">=": "≥", "<=": "≤", "...": "…", "..": "…", "*": "·", "'": "′"}
 _SPACED = {*"=≤≥<>←→+−,"}  # operators that bring their own space
 _BARE = {*"()[]⟨⟩⌈⌉|‖/!′'", "..", "..."}  # none, and of one height
+_JOINER = "\u2060"  # no line ends between an equation and the full stop behind it
 _WORDS = {"max", "min", "prev"}  # subscripts that are no product of letters
 
 
@@ -179,14 +180,14 @@ def _script(text: str) -> str:
 
 
 def _run(run: list[_Piece]) -> str:
-    """Neighbouring pieces of mathematics as one <math>; signs alone, and commas at its ends, are text."""
+    """Neighbouring pieces of mathematics as one <math>; signs alone, or commas before it, are text."""
     if not any(piece.kind == "math" for piece in run):
         return escape("".join(piece.source for piece in run))
-    before, inner, after = "", "", ""
+    before, inner, after = "", "", _JOINER
     while run[0].source in " ,":
         before, run = before + run[0].source, run[1:]
-    while run[-1].source in " ,":
-        after, run = run[-1].source + after, run[:-1]
+    if run[-1].kind == "space":
+        after, run = " ", run[:-1]
     for i, piece in enumerate(run):
         last = run[i - 1].source if i else "="
         if piece.kind == "space":
