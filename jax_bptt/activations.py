@@ -1,7 +1,7 @@
 """Activations g and their derivatives g′, which a cell and a readout share.
 
-    s = g(z)         (P1)
-    g′(z)            (P2)   written with s where that needs no second transcendental
+    s = g(z)                                                                   (P1)
+    g′(z)       written with s where that needs no second transcendental       (P2)
 
     tanh       g′ = 1 − s²
     sigmoid    g′ = s (1 − s)

@@ -10,7 +10,7 @@ is made again, by advancing from the nearest kept state before it. The fewest ad
 They are reached by advancing k steps, keeping the state there, reversing the n − k steps behind it with
 the m − 1 states that remain, and then the k steps before it with m:
 
-    t(n, m) = min over k of  k + t(n − k, m − 1) + t(k, m)                                    (Z3)
+    t(n, m) = min over k of (k + t(n − k, m − 1) + t(k, m))                                  (Z3)
     max(β(m, r−2), n − β(m−1, r))  ≤  k  ≤  min(β(m, r−1), n − β(m−1, r−1))  all reach it     (Z4)
 
 All of this is in Python, on numbers known before anything is compiled; t(n, m) counts advances only,

@@ -1,0 +1,156 @@
+"""The documentation builds without a warning, nothing is missing in it, and equations are mathematics."""
+
+import ast
+import html
+import importlib
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as etree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jax_bptt"
+DOCS = ROOT / ".docs"
+sys.path.insert(0, str(DOCS))
+
+import equations  # noqa: E402
+
+PAIRS = {"msub": "_", "msup": "^", "munder": "_", "mover": "", "msubsup": "_^", "munderover": "_^"}
+
+
+def _read(element):
+    """A <math>, or a part of it, in one line: msub of S and t is S_{t}."""
+    parts = [_read(child) for child in element]
+    if element.tag == "mspace":
+        return " "
+    if element.tag == "msqrt":
+        return f"√{{{''.join(parts)}}}"
+    if element.tag in PAIRS:
+        scripts = [f"{sign}{{{part}}}" for sign, part in zip(PAIRS[element.tag], parts[1:], strict=False)]
+        return "".join([parts[0], *(scripts or parts[1:])])
+    return (element.text or "") + "".join(parts)
+
+
+def _formulas(text):
+    return [_read(etree.fromstring(found)) for found in re.findall(r"<math>.*?</math>", text)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder that the site is built in."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", DOCS / "mkdocs.yml", "-d", out]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # what the theme says of its successor
+    built = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    said = built.stdout + built.stderr
+    assert built.returncode == 0, said
+    assert "warning" not in said.lower(), said
+    return out
+
+
+def _pages(folder):
+    return "".join(page.read_text("utf-8") for page in sorted(folder.glob("*.html")))
+
+
+def test_every_public_name_is_on_one_page(site):
+    text = _pages(site / "api")
+    times = {}
+    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
+        for name in node.names if isinstance(node, ast.ImportFrom) else []:
+            public = getattr(importlib.import_module(node.module), name.name)
+            path = f"{public.__module__}.{name.name}" if callable(public) else f"{node.module}.{name.name}"
+            times[path] = len(re.findall(rf'<h\d id="{re.escape(path)}"', text))
+    assert len(times) > 70
+    wrong = [f"::: {path}" for path, n in times.items() if n != 1]
+    assert not wrong, "write these once, each in a page of .docs/pages/api"
+
+
+def test_every_derivation_is_on_a_page_and_its_equations_are_mathematics(site):
+    text = _pages(site / "derivations") + _pages(site / "api")
+    for path in sorted(PACKAGE.rglob("*.py")):
+        stated = re.findall(
+            r"(?:^    .*|  )\(([A-Z]\d)\)$", ast.get_docstring(ast.parse(path.read_text())) or "", re.M
+        )
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        after = text.partition(f'id="{name}"')[2]
+        shown = re.findall(r'class="number">\((\w+)\)', re.split(r'<h2 id="|<h3 id="', after)[0])
+        assert shown == stated, name
+
+
+def test_no_equation_is_left_as_it_was_typed(site):
+    for folder in ("derivations", "api"):
+        prose = re.sub(r"<(pre|code|math|script)\b.*?</\1>", " ", _pages(site / folder), flags=re.S)
+        words = html.unescape(re.sub(r"<[^>]*>", " ", prose))
+        assert re.findall(r"\S*(?:_\{|ᵀ|\u0303|\b[A-Zλδ]_[a-z]\b)\S*", words) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "formula"),
+    [
+        ("cells", "S_{t}=g_{1}(W_{x} X_{t}+W_{s} S_{t−1})"),
+        ("cells", "h_{t}=g(z_{t})"),
+        ("cells", "δz_{t}=a_{t} λ_{t}"),
+        ("engine", "λ~_{t−1}=(ds_{t}/ds~_{t−1})^{T} λ_{t}"),
+        ("engine", "dE/dW_{h}=∑_{t} h~_{t−1}^{T} δv_{t}"),
+        ("network", "E=∑_{t} ∑ (d_{t}−Y_{t})^{2}"),
+        ("network", "Y_{t}=g_{2}(W_{y} S_{t})"),
+        ("network", "dE/dW_{y}=∑_{t} h_{t}^{T} δz_{t}"),
+        ("flow", "dE_{t}/dW_{s}=∑_{k≤t} dE_{t}/dY_{t} dY_{t}/dS_{t} (∏ dS_{i}/dS_{i−1}) dS_{k}/dW_{s}"),
+    ],
+)
+def test_the_equations_of_the_article(site, page, formula):
+    assert formula in _formulas((site / "derivations" / f"{page}.html").read_text("utf-8"))
+
+
+def test_figures_are_there_and_nothing_comes_from_elsewhere(site):
+    figures = {path.name for path in (ROOT / "experiments" / "figures").glob("*.png")}
+    seen = set()
+    for page in site.rglob("*.html"):
+        text = page.read_text("utf-8")
+        assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="?(?:https?:)?//', text), page
+        for image in re.findall(r'<img[^>]*src="([^"]+)"', text):
+            assert (page.parent / image).exists(), image
+            seen.add(Path(image).name)
+    assert seen == figures
+
+
+@pytest.mark.parametrize(
+    ("typed", "formulas"),
+    [
+        ("λ̃_{t−1} = G_{t−1}", ["λ~_{t−1}=G_{t−1}"]),
+        ("λᵗ_{k−1}", ["λ_{k−1}^{t}"]),
+        ("x_tᵀ δu", ["x_{t}^{T} δu"]),
+        ("‖J_t‖ ≤ ‖J_t‖_F", ["‖J_{t}‖≤‖J_{t}‖_{F}"]),
+        ("s_t^{k+1} below √ε m_t", ["s_{t}^{k+1}", "√{ε} m_{t}"]),
+        ("ρ_l^(1/l), of one step", ["ρ_{l}^{1/l},"]),
+        ("o_t = [h→_t, h←_t]", ["o_{t}=[h→_{t},h←_{t}]"]),
+        ("<g, v> = −1/N Σ_t a_t", ["⟨g,v⟩=−1/N ∑_{t} a_{t}"]),
+        ("J_k,ff′ where mask_t", ["J_{k,ff′}", "mask_{t}"]),
+        ("the last term into `name`, a word", []),
+    ],
+)
+def test_a_line_of_words_and_mathematics(typed, formulas):
+    assert _formulas(equations.line(typed)) == formulas
+
+
+def test_a_table_keeps_columns_and_numbers():
+    lines = [
+        "    forward   y = g(z)      a remark, s̃      (F1)",
+        "              z_t = h_t",
+        "",
+        "    back   dE/dz",
+    ]
+    rows = re.findall(r"<tr>(.*?)</tr>", equations.table(lines))
+    tags = r"<[^>]*>|\u2060"
+    cells = [[re.sub(tags, "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
+    assert cells == [
+        ["forward", "y=g(z)", "a remark, s~", "(F1)"],
+        ["", "zt=ht", ""],
+        ["&nbsp;"],
+        ["back", "dE/dz", ""],
+    ]
+    assert 'class="label"' in rows[0]
