@@ -55,6 +55,9 @@ from jax_bptt.loss import squared_error as squared_error
 from jax_bptt.network import Network as Network
 from jax_bptt.network import NetworkParams as NetworkParams
 from jax_bptt.network import network as network
+from jax_bptt.placement import by_rows as by_rows
+from jax_bptt.placement import data_parallel as data_parallel
+from jax_bptt.placement import fully_sharded as fully_sharded
 from jax_bptt.readout import Readout as Readout
 from jax_bptt.readout import ReadoutParams as ReadoutParams
 from jax_bptt.readout import last as last

@@ -173,7 +173,10 @@ def dropout_keys(key: Array | None, sequence: Sequence) -> Array | None:
 
     So a chunk of the steps, or a device's share of the rows, draws what the whole would.
     """
-    return None if key is None else jax.random.split(key, sequence.xs.shape[:-1])
+    if key is None:
+        return None
+    is_raw = key.dtype == jnp.uint32  # of jax.random.PRNGKey
+    return jax.random.split(jax.random.wrap_key_data(key) if is_raw else key, sequence.xs.shape[:-1])
 
 
 def keys_of_layer(number: int, keys: Array | None) -> Array | None:

@@ -224,13 +224,14 @@ def _check_optimizer(optimizer: Any) -> None:
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
-def _check_state(state: Any) -> None:
+def check_state(state: Any) -> None:
+    """ValueError unless it is a training state."""
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
 
 
 def _check_batches(net: Network, state: Any, batches: Any) -> None:
-    _check_state(state)
+    check_state(state)
     if not isinstance(batches, Batch):
         raise bad("batches", "a Batch", batches, "pass jb.Batch(xs, targets), each [K, T, ...]")
     lengths = {jnp.shape(z)[:1] for z in jax.tree.leaves(batches)}
@@ -244,7 +245,7 @@ def _check_batches(net: Network, state: Any, batches: Any) -> None:
 
 
 def _check_state_and_batch(net: Network, state: Any, batch: Any) -> None:
-    _check_state(state)
+    check_state(state)
     if not isinstance(batch, Batch):
         raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
     if batch.key is None and any(layer.dropout for layer in net.layers):

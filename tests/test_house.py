@@ -29,6 +29,7 @@ FLOORS = [
     ["reading", "network"],
     ["value_and_grad"],
     ["train", "check", "convert", "flow"],
+    ["placement"],
     ["__init__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,134 @@
+"""Where training lies on a mesh of devices: shardings for jax.device_put and for checkpoints.
+
+    data parallel     θ and the optimizer on every device, rows split                          (M1)
+    fully sharded     of θ and the optimizer each of N devices keeps 1/N of every array that
+                      has an axis which N divides; θ is gathered before the first loop         (M2)
+
+What runs does not change, see `devices`: every axis of the mesh splits rows. A recurrent layer split by
+hidden units instead would have to gather h in every step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_bptt.cell import integer
+from jax_bptt.errors import bad
+from jax_bptt.train import TrainState, check_state
+
+
+def by_rows(mesh: Mesh, tree: Any, axis: int = 1) -> Any:
+    """Arrays split by rows.
+
+    Args:
+      mesh: from jax.make_mesh; all its axes split rows.
+      tree: a pytree of arrays, or of their shapes, such as a `Batch`.
+      axis: which axis of each array its rows are: 1 in a batch, [T, B, ...]; 2 in the batches of
+        `make_train_steps`, [K, T, B, ...]; 0 in a carry, and in targets under `last`.
+
+    Returns:
+      A NamedSharding for each array; one that ends before this axis, such as a key, is on every device.
+      For jax.device_put(tree, ...), or, where each process makes its own rows, for
+      jax.make_array_from_process_local_data array by array.
+
+    Raises:
+      ValueError: what is no mesh, or rows that its devices do not divide.
+
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> by_rows(mesh, jb.Batch(jnp.ones((7, 8, 3)), jnp.ones((7, 8, 2)))).xs.spec
+    P(None, ('data',))
+    """
+    _check_mesh(mesh)
+    axis = integer("axis", axis, 0, 31)
+
+    def lies(z: Any) -> NamedSharding:
+        if z.ndim <= axis:
+            return NamedSharding(mesh, P())
+        if z.shape[axis] % mesh.size:
+            fix = "choose a batch size that they divide"
+            raise bad("tree", f"rows, axis {axis}, that {mesh.size} devices divide", z, fix)
+        return NamedSharding(mesh, P(*[None] * axis, mesh.axis_names))
+
+    return jax.tree.map(lies, tree)
+
+
+def data_parallel(mesh: Mesh, state: TrainState) -> TrainState:
+    """Parameters and optimizer on every device, the carry split by rows.
+
+    Args:
+      mesh: from jax.make_mesh.
+      state: from `init_train_state`.
+
+    Returns:
+      A `TrainState` of NamedShardings, for jax.device_put(state, ...).
+
+    Raises:
+      ValueError: what is no mesh or no state, or rows that the devices do not divide.
+
+    >>> net = jb.network([jb.elman(3, 4)], jb.readout(4, 2))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(0.1), (8,))
+    >>> state = jax.device_put(state, data_parallel(jax.make_mesh((1,), ("data",)), state))
+    >>> state.carry[0].h.sharding.spec, state.params.readout.w_y.sharding.spec
+    (P(('data',)), P())
+    """
+    _check(mesh, state)
+    everywhere = jax.tree.map(lambda z: NamedSharding(mesh, P()), state)  # (M1)
+    return everywhere._replace(carry=_carry_by_rows(mesh, state.carry))
+
+
+def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
+    """Parameters and optimizer in pieces, one on each device; the carry split by rows.
+
+    The largest axis of an array that the number of devices divides is split; an array without one is on
+    every device.
+
+    Args:
+      mesh, state: as for `data_parallel`.
+
+    Returns:
+      A `TrainState` of NamedShardings, for jax.device_put(state, ...). A training step gathers the
+      parameters before its first loop; gradients are summed over devices as in `data_parallel`.
+
+    Raises:
+      ValueError: as `data_parallel`.
+
+    Reference: Rajbhandari et al. 2020, ZeRO: memory optimizations toward training trillion parameter
+    models (its stage 3).
+
+    >>> net = jb.network([jb.elman(3, 4)], jb.readout(4, 2))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(0.1), (8,))
+    >>> fully_sharded(jax.make_mesh((1,), ("data",)), state).params.cells[0].w_x.spec
+    P(None, ('data',))
+    """
+    _check(mesh, state)
+
+    def lies(z: Array) -> NamedSharding:
+        whole = [axis for axis, n in enumerate(z.shape) if n % mesh.size == 0]
+        if not whole:
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, P(*[None] * max(whole, key=lambda a: z.shape[a]), mesh.axis_names))  # (M2)
+
+    return jax.tree.map(lies, state)._replace(carry=_carry_by_rows(mesh, state.carry))
+
+
+def _carry_by_rows(mesh: Mesh, carry: Any) -> Any:
+    """By the first batch axis; a carry without one, h [H], is on every device."""
+    hs = [z for path, z in jax.tree_util.tree_leaves_with_path(carry) if path[-1].name == "h"]
+    if all(h.ndim > 1 for h in hs):
+        return by_rows(mesh, carry, axis=0)
+    return jax.tree.map(lambda z: NamedSharding(mesh, P()), carry)
+
+
+def _check(mesh: Any, state: Any) -> None:
+    _check_mesh(mesh)
+    check_state(state)
+
+
+def _check_mesh(mesh: Any) -> None:
+    if not isinstance(mesh, Mesh):
+        raise bad("mesh", "a Mesh", mesh, 'make one by jax.make_mesh((devices,), ("data",))')
