@@ -41,7 +41,7 @@ def by_rows(mesh: Mesh, tree: Any, axis: int = 1) -> Any:
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> by_rows(mesh, jb.Batch(jnp.ones((7, 8, 3)), jnp.ones((7, 8, 2)))).xs.spec
-    P(None, ('data',))
+    P(None, 'data')
     """
     _check_mesh(mesh)
     axis = integer("axis", axis, 0, 31)
@@ -74,7 +74,7 @@ def data_parallel(mesh: Mesh, state: TrainState) -> TrainState:
     >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(0.1), (8,))
     >>> state = jax.device_put(state, data_parallel(jax.make_mesh((1,), ("data",)), state))
     >>> state.carry[0].h.sharding.spec, state.params.readout.w_y.sharding.spec
-    (P(('data',)), P())
+    (P('data',), P())
     """
     _check(mesh, state)
     everywhere = jax.tree.map(lambda z: NamedSharding(mesh, P()), state)  # (M1)
@@ -103,7 +103,7 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
     >>> net = jb.network([jb.elman(3, 4)], jb.readout(4, 2))
     >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(0.1), (8,))
     >>> fully_sharded(jax.make_mesh((1,), ("data",)), state).params.cells[0].w_x.spec
-    P(None, ('data',))
+    P(None, 'data')
     """
     _check(mesh, state)
 
