@@ -1,0 +1,333 @@
+"""What training on many devices sends between them, counted in compiled programs, and what that costs.
+
+    python -m experiments.scaling                  some seconds for each of 2, 4 and 8 simulated devices
+
+One LSTM layer of H units with a readout; every device brings B rows of T steps. Four programs:
+
+    ours           jb.make_train_step, state by jb.data_parallel
+    fully sharded  the same step, state by jb.fully_sharded: parameters and optimizer in pieces
+    plain scan     jax.grad of the scan that one writes, rows split, the rest left to XLA
+    hidden units   jax.grad of a scan whose units are split: each device has all rows and H/N units, and
+                   every step gathers h before its product; what a layer across devices comes to
+
+Counted are collectives in and outside of loops and, by a ring, the bytes that one device sends:
+
+    all-reduce of S bytes 2 S (N − 1)/N,   all-gather to S bytes, reduce-scatter of S bytes S (N − 1)/N
+
+From these, the time of a step on N GPUs, communication not overlapped with computing:
+
+    t(N) = T max(τ, F/R) + Σ over collectives (α(N) + bytes/β(N))
+    efficiency = t(1)/t(N)                                              rows a device held constant
+
+with F the FLOPs of a device in one step of the sequence. τ, R, α and β are options: what a GPU of the H100's
+kind is said to do, not measured here. Within a node of 8: α = 10 µs, β = 450 GB/s; beyond: α grows by
+5 µs for every doubling, β = 50 GB/s.
+
+Expectation: the gradients agree; ours has one collective, in no loop; the plain scan has some in its loop;
+bytes are as the formula of each program says; on 4,096 GPUs ours keeps 80 % of its speed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import tyro
+from jax import Array
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+import jax_bptt as jb
+from experiments.collectives import Collective, collectives
+from experiments.options import check_counts, check_positive, settings
+from experiments.results import Row, conclude
+from experiments.runs import Run
+
+SIMULATED = (1, 2, 4, 8)
+PROJECTED = (8, 256, 4096)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The network, and the machine to project to."""
+
+    steps: int = 128
+    """T."""
+    rows: int = 16
+    """B of each device."""
+    inputs: int = 64
+    """I."""
+    hidden: int = 512
+    """H, a multiple of 8."""
+    outputs: int = 64
+    """O."""
+    step_us: float = 10.0
+    """τ, least time of one step forward and back, in microseconds: launches."""
+    tflops: float = 200.0
+    """R, TFLOP/s of a GPU where the step is long enough to be bound by them."""
+    out: Path = Path("results/scaling")
+    """Result folder."""
+
+
+def check(config: Config) -> None:
+    """SystemExit where an option can not be meant."""
+    check_counts(config, steps=2, rows=1, inputs=1, hidden=8, outputs=1)
+    check_positive(config, "step_us", "tflops")
+    if config.hidden % max(SIMULATED):
+        raise SystemExit(f"--hidden {config.hidden}: give a multiple of {max(SIMULATED)}")
+
+
+class Counted(NamedTuple):
+    """A program on N devices: what it sends, and its gradient by W_h."""
+
+    sent: list[Collective]
+    d_w_h: np.ndarray
+
+
+def network(config: Config) -> jb.Network:
+    """The LSTM and its readout."""
+    return jb.network([jb.lstm(config.inputs, config.hidden)], jb.readout(config.hidden, config.outputs))
+
+
+def data(config: Config, devices: int) -> jb.Batch:
+    """A batch for this many devices."""
+    keys, rows = jax.random.split(jax.random.key(1)), config.rows * devices
+    xs = jax.random.normal(keys[0], (config.steps, rows, config.inputs))
+    return jb.Batch(xs, jax.random.normal(keys[1], (config.steps, rows, config.outputs)))
+
+
+def ours(place: Callable[..., Any], config: Config, mesh: Any) -> Counted:
+    """The training step, sgd with rate 1: the difference of the parameters is the gradient."""
+    net, optimizer, batch = network(config), optax.sgd(1.0), data(config, mesh.size)
+    state = jb.init_train_state(jax.random.key(0), net, optimizer, (batch.xs.shape[1],))
+    before = np.asarray(state.params.cells[0].w_h)
+    state = jax.device_put(state, place(mesh, state))
+    batch = jax.device_put(batch, jb.by_rows(mesh, batch))
+    train_step: Any = jb.make_train_step(net, jb.squared_error, optimizer)
+    step = train_step.lower(state, batch).compile()
+    return Counted(collectives(step), before - np.asarray(step(state, batch)[0].params.cells[0].w_h))
+
+
+def lstm_step(p: Any, state: tuple[Array, Array], x: Array, everyone: Callable[[Array], Array]) -> Any:
+    """One step as one writes it; weights are [.., 4, units], everyone makes h of all units from one's own."""
+    h, c = state
+    z = jnp.einsum("bi,igk->bgk", x, p["w_x"]) + jnp.einsum("bh,hgk->bgk", everyone(h), p["w_h"]) + p["b"]
+    i, f, g, o = (z[:, k] for k in range(4))
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return (h, c), h
+
+
+def plain_params(config: Config) -> dict[str, Array]:
+    """The same parameters, gates as an axis of their own."""
+    (cell,), readout = network(config).init(jax.random.key(0))
+    by_gate = {name: getattr(cell, name).reshape(-1, 4, config.hidden) for name in ("w_x", "w_h")}
+    return by_gate | {"b": cell.b.reshape(4, config.hidden), "w_y": readout.w_y}
+
+
+def plain_error(everyone: Any, all_of: Any, params: Any, zero: Array, batch: jb.Batch) -> Array:
+    """E by the scan; zero is h_0 and c_0, all_of sums Y over units."""
+    step = functools.partial(lstm_step, params, everyone=everyone)
+    _, hs = jax.lax.scan(step, (zero, zero), batch.xs)
+    ys = all_of(hs @ params["w_y"])
+    return jnp.square(ys - batch.targets).sum()
+
+
+def plain_scan(config: Config, mesh: Any) -> Counted:
+    """jax.grad of it, rows split, all else left to XLA."""
+    mesh = jax.make_mesh((mesh.size,), ("data",), axis_types=(AxisType.Auto,))
+    batch, params = data(config, mesh.size), plain_params(config)
+    zero = jnp.zeros((batch.xs.shape[1], config.hidden))
+    alone = functools.partial(plain_error, lambda h: h, lambda ys: ys)
+    args = jax.device_put(
+        (params, zero, batch),
+        (NamedSharding(mesh, P()), NamedSharding(mesh, P("data")), jb.by_rows(mesh, batch)),
+    )
+    run = jax.jit(jax.grad(alone)).lower(*args).compile()
+    return Counted(collectives(run), np.asarray(run(*args)["w_h"]).reshape(config.hidden, -1))
+
+
+def hidden_units(config: Config, mesh: Any) -> Counted:
+    """jax.grad of it, units split: h gathered forward, its cotangent summed and scattered back."""
+    batch, params = data(config, mesh.size), plain_params(config)
+    zero = jnp.zeros((batch.xs.shape[1], config.hidden))
+    everyone = functools.partial(jax.lax.all_gather, axis_name="data", axis=1, tiled=True)
+    all_of = functools.partial(jax.lax.psum, axis_name="data")
+    units = P(None, None, "data")
+    lie = {"w_x": units, "w_h": units, "b": P(None, "data"), "w_y": P("data")}
+    spread = jax.shard_map(
+        jax.grad(functools.partial(plain_error, everyone, all_of)),
+        mesh=mesh,
+        in_specs=(lie, P(None, "data"), P()),
+        out_specs=lie,
+    )
+    of_units = jax.tree.map(lambda spec: NamedSharding(mesh, spec), lie)
+    of_zero, everywhere = (NamedSharding(mesh, spec) for spec in (P(None, "data"), P()))
+    args = jax.device_put((params, zero, batch), (of_units, of_zero, everywhere))
+    run = jax.jit(spread).lower(*args).compile()
+    return Counted(collectives(run), np.asarray(run(*args)["w_h"]).reshape(config.hidden, -1))
+
+
+PROGRAMS: dict[str, Callable[[Config, Any], Counted]] = {
+    "ours": functools.partial(ours, jb.data_parallel),
+    "fully sharded": functools.partial(ours, jb.fully_sharded),
+    "plain scan": plain_scan,
+    "hidden units": hidden_units,
+}
+
+
+def formula(config: Config, name: str, n: int) -> list[Collective]:
+    """The collectives of a program on n devices, from its sizes alone."""
+    t, b, h = config.steps, config.rows * n, config.hidden
+    of_cell = 4 * (4 * h * (config.inputs + h + 1))  # bytes, float32
+    of_all = of_cell + 4 * config.outputs * (h + 1)
+    if name == "plain scan":
+        readout = Collective("all-reduce", of_all - of_cell - 4 * config.outputs, 1, False)
+        return [Collective("all-reduce", of_cell, t, True), readout]
+    if name == "hidden units":
+        gathered = Collective("all-gather", 4 * b * h, t, True)
+        scattered = Collective("reduce-scatter", 4 * b * h // n, t, True)
+        return [gathered, scattered, Collective("all-reduce", 4 * t * b * config.outputs, 1, False)]
+    gathers = [Collective("all-gather", of_all, 1, False)] if name == "fully sharded" else []
+    return [*gathers, Collective("all-reduce", of_all + 8, 1, False)]
+
+
+def seconds(config: Config, sent: list[Collective], n: int) -> float:
+    """t(N)."""
+    flops = 6 * config.rows * 4 * config.hidden * (config.inputs + config.hidden)
+    computing = config.steps * max(config.step_us * 1e-6, flops / (config.tflops * 1e12))
+    if n == 1:
+        return computing
+    latency = (10 + 5 * max(0, math.log2(n / 8))) * 1e-6
+    bandwidth = 450e9 if n <= 8 else 50e9
+    return computing + sum(c.times * latency + c.sent(n) / bandwidth for c in sent)
+
+
+def efficiency(config: Config, name: str, n: int) -> float:
+    """t(1)/t(N)."""
+    return seconds(config, [], 1) / seconds(config, formula(config, name, n), n)
+
+
+def count(config: Config, run: Run) -> dict[str, dict[int, Counted]]:
+    """Every program on 1, 2, 4 and 8 devices."""
+    found: dict[str, dict[int, Counted]] = {name: {} for name in PROGRAMS}
+    run.keep_metrics(lambda m: False)
+    with tqdm(total=len(PROGRAMS) * len(SIMULATED), unit="program") as bar:
+        for n in SIMULATED:
+            mesh = jax.make_mesh((n,), ("data",))
+            for name, program in PROGRAMS.items():
+                found[name][n] = counted = program(config, mesh)
+                inside, outside = split(counted.sent)
+                sent = sum(c.sent(n) for c in counted.sent)
+                run.record(program=name, devices=n, inside=inside, outside=outside, sent=sent)
+                bar.update()
+                bar.set_postfix_str(f"{name} on {n}: {sent / 2**20:.1f} MiB sent")
+    return found
+
+
+def split(sent: list[Collective]) -> tuple[int, int]:
+    """How many collectives run in loops, counted once a turn, and how many outside."""
+    return sum(c.times for c in sent if c.in_loop), sum(c.times for c in sent if not c.in_loop)
+
+
+def rows(config: Config, found: dict[str, dict[int, Counted]]) -> list[Row]:
+    """What is asked of the counts and of the projection."""
+    most = max(SIMULATED)
+    wanted = {n: found["plain scan"][n].d_w_h for n in SIMULATED}
+    gap = max(
+        np.linalg.norm(of[n].d_w_h - wanted[n]) / np.linalg.norm(wanted[n])
+        for of in found.values()
+        for n in SIMULATED
+    )
+    of = {name: split(by[most].sent) for name, by in found.items()}
+    off = max(
+        abs(sum(c.sent(n) for c in by[n].sent) / sum(c.sent(n) for c in formula(config, name, n)) - 1)
+        for name, by in found.items()
+        for n in SIMULATED[1:]
+    )
+    kept = efficiency(config, "ours", max(PROJECTED))
+    counts = "collectives in loops and outside, on 8 devices"
+    return [
+        Row("largest difference of the four gradients", "below 1e-5", f"{gap:.1e}", bool(gap < 1e-5)),
+        Row(f"ours, {counts}", "0 and 1", "{} and {}".format(*of["ours"]), of["ours"] == (0, 1)),
+        Row(
+            f"plain scan, {counts}",
+            f"T = {config.steps} in loops",
+            "{} and {}".format(*of["plain scan"]),
+            of["plain scan"][0] >= config.steps,
+        ),
+        Row("bytes sent, counted against the formula", "within 1 %", f"{off:.2%} off", off < 0.01),
+        Row("ours on 4,096 GPUs, of its speed on one", "80 %", f"{kept:.0%}, projected", kept > 0.8),
+    ]
+
+
+def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
+    """Counts and projection as two tables in Markdown."""
+    sizes = f"T = {config.steps}, {config.rows} rows a device, I = {config.inputs}, H = {config.hidden}"
+    lines = [f"Counted, {sizes}: collectives in loops + outside, MiB that a device sends in one step.", ""]
+    lines += ["| | " + " | ".join(f"{n} devices" for n in SIMULATED[1:]) + " |", "|---|" + "---|" * 3]
+    for name, by in found.items():
+        cells = [
+            "{} + {}, {:.1f}".format(*split(by[n].sent), sum(c.sent(n) for c in by[n].sent) / 2**20)
+            for n in SIMULATED[1:]
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "Projected: milliseconds of a step, and the share of one GPU's speed that is kept.", ""]
+    lines += ["| | 1 GPU | " + " | ".join(f"{n:,}" for n in PROJECTED) + " |", "|---|---|" + "---|" * 3]
+    for name in found:
+        cells = [
+            f"{seconds(config, formula(config, name, n), n) * 1e3:.2f}, {efficiency(config, name, n):.0%}"
+            for n in PROJECTED
+        ]
+        lines.append(f"| {name} | {seconds(config, [], 1) * 1e3:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, config: Config) -> None:
+    """Efficiency over the number of GPUs."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    devices = [2**k for k in range(13)]
+    for name in PROGRAMS:
+        kept = [1.0] + [efficiency(config, name, n) for n in devices[1:]]
+        axes.plot(devices, kept, marker="o", ms=4, label=name)
+    axes.axvspan(1, 8, color="0.93", zorder=0)
+    axes.annotate("one node", (1.1, 0.03), color="0.4")
+    axes.set(xscale="log", ylim=(0, 1.05), xlabel="GPUs (projected)", ylabel="share of one GPU's speed")
+    axes.set_xscale("log", base=2)
+    axes.set_title(f"LSTM, T = {config.steps}, H = {config.hidden}, {config.rows} rows a GPU")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(config: Config) -> None:
+    """Count, project, judge."""
+    began = time.monotonic()
+    check(config)
+    jax.config.update("jax_num_cpu_devices", max(SIMULATED))
+    jax.config.update("jax_platforms", "cpu")  # the devices are simulated, on any machine
+    run = Run(config.out, settings(config))
+    found = count(config, run)
+    run.write("scaling.md", page(config, found))
+    print(page(config, found))
+    draw(run.folder / "scaling.png", config)
+    print(run.folder / "scaling.png")
+    conclude(run, "scaling", config, rows(config, found), 1, time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
