@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell import number
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import backward, full
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.initial import number
 from jax_bptt.sequence import trailing
 
 
