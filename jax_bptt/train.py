@@ -24,7 +24,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.arguments import check_like, check_method, filled
-from jax_bptt.errors import bad
+from jax_bptt.errors import bad, naming
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.loss import Loss
@@ -102,7 +102,9 @@ def init_train_state(
     _check_optimizer(optimizer)
     params = net.init(key)
     carry = net.next_carry(net.initial_carry(params, batch_shape))
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+    with naming("optimizer"):
+        opt_state = optimizer.init(params)
+    state = TrainState(jnp.zeros((), jnp.int32), params, opt_state, carry)
     return jax.tree.map(jnp.copy, state)
 
 
@@ -197,10 +199,12 @@ def _update(
         (error, carry), grads = loss_and_grads(
             state.params, state.carry, batch.xs, batch.targets, gradient=gradient, dtype=dtype, **marks
         )  # (T1)
-        expected = jax.eval_shape(optimizer.init, state.params)
+        with naming("optimizer"):
+            expected = jax.eval_shape(optimizer.init, state.params)
         fix = "use the optimizer and the network of init_train_state"
         check_like("state.opt_state", state.opt_state, expected, None, fix)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with naming("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(error) & jnp.isfinite(norm)
@@ -217,7 +221,7 @@ def _update(
 
 
 def _check_optimizer(optimizer: Any) -> None:
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
