@@ -24,6 +24,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.arguments import check_like, check_method, filled
+from jax_bptt.cell import is_array
 from jax_bptt.errors import bad, naming
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
@@ -228,6 +229,8 @@ def _check_optimizer(optimizer: Any) -> None:
 def _check_state(state: Any) -> None:
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    check_like("state.step", state.step, step, step.dtype, "make the state by jb.init_train_state")
 
 
 def _check_batches(net: Network, state: Any, batches: Any) -> None:
@@ -238,7 +241,9 @@ def _check_batches(net: Network, state: Any, batches: Any) -> None:
     if len(lengths) != 1 or lengths & {(), (0,)}:
         fix = "stack K >= 1 batches: jax.tree.map(lambda *z: jnp.stack(z), *batches)"
         raise bad("batches", "one more axis, K, in front of every array", batches, fix)
-    rows = jnp.shape(batches.xs)[2:-1]  # without K and T
+    if not is_array(batches.xs):
+        raise bad("batches.xs", "an array [K, T, *batch_shape, I]", batches.xs, "stack K >= 1 batches")
+    rows = batches.xs.shape[2:-1]  # without K and T
     carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(state.params, rows)))
     fix = f"batches.xs is [K, T, *batch_shape, I]; make the state with its batch_shape, {rows}"
     check_like("state.carry", state.carry, carry, None, fix)
