@@ -198,7 +198,9 @@ def from_keras(weights: Sequence[Any]) -> Params | GRUParams:
         raise bad("weights", "[W_x, W_h, b]", weights, "pass layer.get_weights()")
     named = dict(zip(("W_x", "W_h", "b"), weights, strict=False))
     w_x, w_h = _leaf(named, "W_x"), _leaf(named, "W_h")
-    if np.shape(named.get("b", ()))[:-1] == (2,):
+    with naming("weights b", "an array"):
+        is_after = np.shape(named.get("b", ()))[:-1] == (2,)
+    if is_after:
         return _ours({AFTER: KERAS[AFTER]}, w_x, w_h, *_leaf(named, "b"))  # (C5)
     kinds = (ELMAN, LSTM, BEFORE) if _has(named, "b") else (ELMAN, LSTM)
     return _ours({kind: KERAS[kind] for kind in kinds}, w_x, w_h, _bias(named, "b", beside=w_h))  # (C5)
@@ -260,8 +262,7 @@ def to_equinox(params: Any) -> dict[str, np.ndarray]:
     """
     kind, w_x, w_h, b, b_h = _theirs(params, "equinox.nn", EQUINOX)
     b, b_n = _folded(kind, b, b_h)  # (C1)
-    weights = {"weight_ih": w_x.T, "weight_hh": w_h.T, "bias": b}  # (C9)
-    return weights | {"bias_n": b_n} if kind == AFTER else weights  # (C9)
+    return {"weight_ih": w_x.T, "weight_hh": w_h.T, "bias": b} | ({"bias_n": b_n} if kind == AFTER else {})
 
 
 def from_equinox(weights: Mapping[str, Any]) -> Params | GRUParams:
@@ -343,8 +344,7 @@ def _leaf(weights: Any, *path: str, like: Any = None) -> np.ndarray:
 
 
 def _bias(weights: Any, *path: str, beside: Any) -> np.ndarray:
-    """The bias at a path of names beside a matrix; zeros where it is absent or None."""
-    none, here = np.zeros(beside.shape[1], beside.dtype), weights
+    none, here = np.zeros(beside.shape[1], beside.dtype), weights  # zeros where it is absent or None
     for name in path:
         here = here[name] if _has(here, name) else None
     return none if here is None else _leaf(weights, *path, like=none)

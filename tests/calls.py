@@ -155,9 +155,15 @@ def by_steps(z):
     return found
 
 
+def by_newton(**arguments):
+    last, hs, info = jb.unroll_by_newton(**arguments)
+    return jax.tree.map(lambda z: jnp.where(info.converged, z, jnp.nan), (last, hs))
+
+
 def by_loop(newton, **arguments):
     last, hs = jb.unroll(**arguments, gradient=jb.autodiff())
-    return last, hs
+    finite = jnp.isfinite(hs).all()  # or there is no solution
+    return jax.tree.map(lambda z: jnp.where(finite, z, jnp.nan), (last, hs))
 
 
 def no_influence(cell, params, batch_shape):

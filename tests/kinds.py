@@ -1,5 +1,6 @@
 """What an argument is: how it is spoiled, and which spoiled values are right all the same."""
 
+import math
 import numbers
 import operator
 from collections.abc import Callable, Hashable
@@ -59,8 +60,12 @@ def number(within=lambda value: True) -> Kind:
     """A finite number."""
 
     def takes(right, value):
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return is_number and abs(value) <= 1e308 and within(value)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        try:
+            return math.isfinite(value) and within(float(value))
+        except OverflowError:
+            return False
 
     return Kind(spoilers.junk, takes, float)
 
@@ -150,8 +155,16 @@ def _is_floating_tree(right, value):
     return _is_tree(right, value, lambda _, leaf: _array(leaf, jnp.floating))
 
 
+def _has_numbers(right, value):
+    leaves = jax.tree.leaves(value)
+    floating = all(_array(leaf, jnp.float64) for leaf in leaves)
+    return floating and sum(leaf.size for leaf in leaves) == sum(leaf.size for leaf in jax.tree.leaves(right))
+
+
 def _has_leaves(right, value):
-    return _is_tree(jax.tree.leaves(right), jax.tree.leaves(value))
+    """An RTRLState of the same leaves: without the cell no more is known."""
+    same = _is_tree(jax.tree.leaves(right), jax.tree.leaves(value))
+    return same and isinstance(value, jb.RTRLState) and _array(getattr(value.carry, "h", None), jnp.float64)
 
 
 def _begins_floating(right, value):
@@ -192,7 +205,7 @@ NUMBERS = _data(spoilers.arrays, lambda right, value: _array(value, jnp.number, 
 LENGTHS = Kind(spoilers.arrays, _are_lengths, jnp.asarray, True)
 KEY = _data(spoilers.keys, _is_key)
 TREE, CARRY = _data(spoilers.trees, _is_tree), or_none(_data(spoilers.trees, _is_tree))
-LEAVES = _data(spoilers.trees, _has_leaves)  # only their number is known
+COUNT, LEAVES = _data(spoilers.trees, _has_numbers), _data(spoilers.trees, _has_leaves)
 DTYPE_OF = _data(spoilers.trees, _begins_floating)  # only their dtype is read
 PARTS = Kind(spoilers.trees, lambda right, value: isinstance(value, tuple) and len(value) == len(right))
 BATCH = _data(spoilers.trees, _is_batch)

@@ -177,7 +177,7 @@ ROWS = {
         True,
     ),
     "unroll_by_newton": Row(
-        lambda **given: jb.unroll_by_newton(**given)[:2],
+        calls.by_newton,
         _run
         | {"newton": (k.NEWTON, jb.newton()), "reverse": (k.FLAG, True)}
         | {"mask": (k.MARK, mask), "reset": (k.MARK, reset)},
@@ -232,7 +232,7 @@ ROWS = {
     "clipped_share": Row(
         jb.clipped_share,
         _judged | _neutral | _key | {"max_norm": (k.number(lambda c: c > 0), 0.5)},
-        None,
+        jb.clipped_share,  # the loss of the first step has nowhere to go back to: its NaN is not seen
         True,
     ),
     "lag_profile": Row(
@@ -260,7 +260,7 @@ ROWS = {
     ),
     "rtrl_gradient": Row(
         jb.rtrl_gradient,
-        {"params": (k.LEAVES, params), "state": (k.TREE, _after_step), "d_h": (k.ARRAY, carry.h)},
+        {"params": (k.COUNT, params), "state": (k.LEAVES, _after_step), "d_h": (k.ARRAY, carry.h)},
         calls.influence_of_h,
         True,
     ),

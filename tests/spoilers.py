@@ -97,7 +97,7 @@ def _of_other_values(draw, z):
         return jnp.asarray(draw(st.lists(st.booleans(), min_size=z.size, max_size=z.size))).reshape(z.shape)
     is_floating = jnp.issubdtype(z.dtype, jnp.floating)
     value = draw(st.sampled_from(NUMBERS if is_floating else [-1, 0, 6, 100]))
-    at = draw(st.sampled_from([slice(None), *np.ndindex(z.shape)]))
+    at = draw(st.sampled_from([..., *np.ndindex(z.shape)]))
     return z.at[at].set(jnp.asarray(value, z.dtype))
 
 
