@@ -198,8 +198,13 @@ def _data(spoilt, takes):
     return Kind(spoilt, takes, is_data=True)
 
 
+def _some_count(right):
+    return MARK.spoilt(right).filter(lambda mask: not _is_like(right, mask) or bool(mask.any()))
+
+
 ARRAY, MARK = _data(spoilers.arrays, _is_like), or_none(_data(spoilers.arrays, _is_like))
 FLOATS = _data(spoilers.arrays, lambda right, value: _array(value, jnp.floating))
+MARK_OF_SOME = MARK._replace(spoilt=_some_count)  # of no step the mean is NaN
 CLASSES = _data(spoilers.arrays, lambda right, value: _array(value, jnp.integer))
 NUMBERS = _data(spoilers.arrays, lambda right, value: _array(value, jnp.number, jnp.bool_))
 LENGTHS = Kind(spoilers.arrays, _are_lengths, jnp.asarray, True)

@@ -197,7 +197,7 @@ ROWS = {
         | {
             "loss": (k.FUNCTION, jb.softmax_cross_entropy),
             "targets": (k.CLASSES, classes),
-            "mask": (k.MARK, mask),
+            "mask": (k.MARK_OF_SOME, mask),
         },
         lambda **given: calls.graded_by_jax(**given),
         True,
