@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.cell import Cell, StepCotangent, check_flag
-from jax_bptt.errors import bad, describe
+from jax_bptt.cell import Cell, StepCotangent, as_arrays, check_flag, is_array, is_floating
+from jax_bptt.errors import bad, describe, naming
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.products import has_recurrent_product, unit_wise
@@ -45,7 +45,7 @@ def check_inputs(
     rows = xs.shape[1:-1]
     if carry is not None:
         initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
-        fix = f"make it by {name}.initial_carry(params, {rows})"
+        fix = f"make it by {name}.initial_carry(params, {rows}), the batch axes of xs"
         check_like("carry", filled(carry, initial), initial, dtype, fix)
     marks = {
         mark: check_mark(mark, getattr(sequence, mark), xs.shape[:-1]) for mark in ("mask", "reset", "cut")
@@ -69,8 +69,8 @@ def check_mark(name: str, mark: Any, shape: tuple[int, ...]) -> Array | None:
     """A mask, reset or cut as a bool array [T, ...], or None."""
     if mark is None:
         return None
-    if getattr(mark, "shape", None) != shape or mark.dtype != bool:
-        fix = "one bool for each step and row; from lengths by jb.mask_of_lengths(lengths, T)"
+    if not is_array(mark) or mark.shape != shape or mark.dtype != bool:
+        fix = "one bool for each step and row of xs; from lengths by jb.mask_of_lengths(lengths, T)"
         raise bad(name, f"bool[{','.join(map(str, shape))}]", mark, fix)
     return jnp.asarray(mark)
 
@@ -84,7 +84,7 @@ def computing_in(dtype: Any, owner: Any, params: Any) -> Any:
         asked = jnp.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
     except TypeError:
         asked = None
-    if asked == own:
+    if asked is not None and asked == own:  # to NumPy None is float64
         return owner
     if (
         asked is None
@@ -108,17 +108,17 @@ def check_method(gradient: Any) -> None:
 
 def check_params(params: Any, shapes: Any, fix: str) -> Any:
     """The one floating dtype of params, which have these shapes."""
-    dtype = getattr(next(iter(jax.tree.leaves(params)), None), "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    first: Any = next(iter(jax.tree.leaves(params)), None)
+    if not is_floating(first):
         raise bad("params", f"floating arrays {describe(shapes)}", params, fix)
-    check_like("params", params, shapes, dtype, fix)
-    return dtype
+    check_like("params", params, shapes, first.dtype, fix)
+    return first.dtype
 
 
 def check_xs(xs: Any, input_size: int, dtype: Any) -> Array:
     """xs as one array [T, ..., I] of this dtype, without empty axes."""
     shape = f"one array [T, ..., {input_size}]"
-    if not isinstance(xs, (jax.Array, np.ndarray)):
+    if not is_array(xs):
         raise bad("xs", shape, xs, "stack the steps; pad sequences of unequal length to one T")
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise bad("xs", f"{dtype} as params", xs, "one-hot encode classes by jax.nn.one_hot, or cast numbers")
@@ -142,7 +142,7 @@ def check_like(argument: str, tree: Any, expected: Any, dtype: Any, fix: str) ->
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
     ):
         name = argument + jax.tree_util.keystr(path)
-        if getattr(leaf, "shape", None) != wanted.shape:
+        if not (is_array(leaf) or leaf is wanted) or leaf.shape != wanted.shape:  # the same: `filled`
             raise bad(name, f"shape [{','.join(map(str, wanted.shape))}]", leaf, fix)
         if dtype is not None and leaf.dtype != dtype:
             raise bad(name, f"{dtype}, one dtype throughout", leaf, f"cast it by astype({str(dtype)!r})")
@@ -153,11 +153,14 @@ def parameter_shapes(cell: Any) -> Any:
     """What cell.init makes, as shapes; ValueError unless the engine knows what each parameter is for."""
     try:
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
-    except TypeError as error:
-        message = f"{error}".splitlines()[0]
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
         raise bad("init", "a pytree of floating arrays", message, "close over what is no array") from error
     if isinstance(cell, StepCell):
-        check_params(params, params, "init returns a pytree of floating arrays")
+        dtypes = {p.dtype for p in jax.tree.leaves(params)}
+        if len(dtypes) != 1 or not jnp.issubdtype(next(iter(dtypes)), jnp.floating):
+            fix = "init returns a pytree of floating arrays of one dtype"
+            raise bad("params", f"floating arrays {describe(params)}", params, fix)
         return params
     names, wide = getattr(params, "_fields", ()), cell.gates * cell.hidden_size
     if not {"w_x", "w_h", "b"} <= set(names):
@@ -184,20 +187,27 @@ def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
     dtype = jax.tree.leaves(params)[0].dtype
 
     def once(params: Any, x: Array) -> Any:
-        s_prev, engine = cell.initial_carry(params, rows), engine_of(cell)
+        engine = engine_of(cell)
+        with naming("initial_carry"):
+            s_prev = cell.initial_carry(params, rows)
         check_initial_carry(cell, s_prev, rows, dtype)
-        u = engine.project(cell, params, x)
+        with naming("project"):
+            u = engine.project(cell, params, x)
         v = engine.recur(cell, params, s_prev)
-        s = engine.step(cell, params, s_prev, u, v)
+        with naming("step"):
+            s = engine.step(cell, params, s_prev, u, v)
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
-        a = engine.linearise(cell, params, s_prev, u, v, s_prev)
+        with naming("linearise"):
+            a = engine.linearise(cell, params, s_prev, u, v, s_prev)
         if isinstance(cell, Cell):
             check_adjoint(cell, params, a, s_prev)
         fixed = engine.before_sweep(cell, params)
-        towards = engine.backward_step(cell, params, fixed, a, s_prev)
+        with naming("adjoint"):
+            towards = engine.backward_step(cell, params, fixed, a, s_prev)
         check_like("adjoint", towards, s_prev, dtype, "return the cotangent of s_prev, like the carry")
         every, every_a = jax.tree.map(lambda z: jnp.asarray(z)[None], (s_prev, a))
-        d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every)
+        with naming("contract"):
+            d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every)
         check_like("contract", d_params, params, dtype, "return the gradient of params, like params")
         return towards, d_params, d_x
 
@@ -227,12 +237,8 @@ def check_initial_carry(cell: Any, carry: Any, rows: tuple[int, ...], dtype: Any
 def check_adjoint(cell: Cell, params: Any, a: Any, s: Any) -> None:
     """ValueError unless the adjoint of a pointwise step returns what the engine reads."""
     units = unit_wise(params, s.h.ndim)
-    towards = cell.adjoint(units, a, s)
+    with naming("adjoint"):
+        towards = cell.adjoint(units, a, s)
     v = (s.h,) * cell.gates if has_recurrent_product(params) else ()
     wanted = StepCotangent(s, (s.h,) * cell.gates, v, dict.fromkeys(units, s.h))
     check_like("adjoint", towards, wanted, s.h.dtype, "return a StepCotangent, every leaf like h")
-
-
-def as_arrays(tree: Any) -> Any:
-    """NumPy arrays as JAX arrays, in JAX's precision; everything else as it is."""
-    return jax.tree.map(lambda z: jnp.asarray(z) if isinstance(z, np.ndarray) else z, tree)

@@ -17,13 +17,13 @@ p are the unit-wise parameters (a leak rate, a peephole): one number per unit, s
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jax_bptt.errors import bad
@@ -155,7 +155,8 @@ def make_cell(
         lone = "adjoint alone" if linearise is None else "linearise alone"
         raise bad("linearise, adjoint", "both or neither", lone, "leave both out to have jax.vjp do it")
     sizes = size("input_size", input_size), size("hidden_size", hidden_size)
-    names = gates if isinstance(gates, tuple) and gates else tuple(map(str, range(size("gates", gates))))
+    is_named = isinstance(gates, tuple) and gates
+    names = gate_names(gates) if is_named else tuple(map(str, range(size("gates", gates))))
     return _make_cell(*sizes, names, step, carry_type, init, linearise, adjoint)
 
 
@@ -220,7 +221,10 @@ def init_of(
 def initial_of(carry_type: Any, hidden_size: int, params: Any, batch_shape: tuple[int, ...]) -> Any:
     """The initial carry: for each field such as h the parameter h_0 in every row, or zeros."""
     check_batch_shape(batch_shape)
-    shape, dtype = (*batch_shape, hidden_size), jax.tree.leaves(params)[0].dtype
+    first: Any = next(iter(jax.tree.leaves(params)), None)
+    if not is_floating(first):
+        raise bad("params", "floating arrays", params, "make them by cell.init(key)")
+    shape, dtype = (*batch_shape, hidden_size), first.dtype
     learned = (getattr(params, f"{field}_0", jnp.zeros(hidden_size, dtype)) for field in carry_type._fields)
     return carry_type(*(jnp.broadcast_to(jnp.asarray(s_0), shape) for s_0 in learned))
 
@@ -240,7 +244,8 @@ def vjp_of_step(step: Any, units: Units, point: Any, lam: Any) -> StepCotangent:
 
 def size(argument: str, value: Any) -> int:
     """A size argument as a Python int of at least 1, or a ValueError that names it."""
-    return _integer(argument, "an integer >= 1", value, 1, math.inf, "pass a positive Python integer")
+    fix = "pass a positive Python integer, of 31 bits"
+    return _integer(argument, "an integer >= 1", value, 1, 2**31 - 1, fix)
 
 
 def integer(argument: str, value: Any, least: int, most: int) -> int:
@@ -249,7 +254,7 @@ def integer(argument: str, value: Any, least: int, most: int) -> int:
     return _integer(argument, expected, value, least, most, "pass a Python integer in this range")
 
 
-def _integer(argument: str, expected: str, value: Any, least: float, most: float, fix: str) -> int:
+def _integer(argument: str, expected: str, value: Any, least: int, most: int, fix: str) -> int:
     try:
         found = operator.index(value)
     except TypeError:
@@ -259,15 +264,11 @@ def _integer(argument: str, expected: str, value: Any, least: float, most: float
     return found
 
 
-def number(argument: str, expected: str, value: Any) -> float:
-    """A finite number as a Python float, or a ValueError that names it."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        raise bad(argument, expected, value, "pass a Python number") from None
-    if isinstance(value, bool) or not math.isfinite(found):
-        raise bad(argument, expected, value, "pass a finite Python number")
-    return found
+def gate_names(gates: Any) -> tuple[str, ...]:
+    """Names of gates as a tuple, or a ValueError."""
+    if not (isinstance(gates, (tuple, list)) and all(isinstance(name, str) for name in gates)):
+        raise bad("gates", "a tuple of names", gates, 'pass such as ("i", "f", "g", "o")')
+    return tuple(gates)
 
 
 def check_flag(argument: str, value: Any) -> None:
@@ -289,9 +290,29 @@ def check_carry_type(carry_type: Any) -> None:
         raise bad("carry_type", "a NamedTuple class with a field h", carry_type, "name what the cell emits h")
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array, and no mere shape."""
+    return isinstance(value, (jax.Array, np.ndarray))
+
+
+def is_floating(value: Any) -> bool:
+    """Whether it is an array of a floating dtype."""
+    return is_array(value) and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def as_arrays(tree: Any) -> Any:
+    """NumPy arrays of numbers as JAX arrays, in JAX's precision; everything else as it is."""
+
+    def as_array(z: Any) -> Any:
+        is_numeric = isinstance(z, np.ndarray) and (jnp.issubdtype(z.dtype, jnp.number) or z.dtype == bool)
+        return jnp.asarray(z) if is_numeric else z
+
+    return jax.tree.map(as_array, tree)
+
+
 def check_key(key: Any) -> None:
     """ValueError unless key is a PRNG key, of jax.random.key or the older raw kind."""
-    dtype = getattr(key, "dtype", None)
+    dtype = key.dtype if is_array(key) else None
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
         raise bad("key", "a PRNG key", key, "make one by jax.random.key(seed)")
     if key.ndim != (1 if dtype == jnp.uint32 else 0):

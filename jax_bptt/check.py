@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.arguments import parameter_shapes
-from jax_bptt.cell import Cell
+from jax_bptt.arguments import check_method, parameter_shapes
+from jax_bptt.cell import Cell, check_batch_shape, check_flag, check_key, is_floating, size
 from jax_bptt.errors import bad
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.full import full
@@ -85,6 +85,12 @@ def check_gradient(
     """
     if not isinstance(cell, (Cell, StepCell, Network)):
         raise bad("cell", "a Cell or a Network", cell, "pass one such as jb.lstm(3, 5)")
+    check_flag("reverse", reverse)
+    check_method(gradient)
+    size("steps", steps)
+    check_batch_shape(batch_shape)
+    if key is not None:
+        check_key(key)
     if reverse and isinstance(cell, Network):
         raise bad("reverse", "False for a network", reverse, "its layers say which way they read")
     cells = [c for one in cell.layers for c in one.cells] if isinstance(cell, Network) else [cell]
@@ -99,8 +105,8 @@ def check_gradient(
         xs = _normal(next(keys), (steps, *batch_shape, _input_size(cell))) if xs is None else xs
         if carry is None:
             rows = np.shape(xs)[1:-1]
-            carry = _with_noise(next(keys), cell.initial_carry(_as_float64(params), rows), 1.0)
-        point = _as_float64((params, carry, xs))
+            carry = _with_noise(next(keys), cell.initial_carry(_as_float64(params=params)[0], rows), 1.0)
+        point = _as_float64(params=params, carry=carry, xs=xs)
         run = _Run(cell, reverse, gradient)
         weights = _with_noise(next(keys), jax.eval_shape(lambda: run.outputs(point, marks)), 1.0)
         case = " ".join([f"{len(point[2])} steps", *given])
@@ -129,6 +135,7 @@ def check_cell(cell: Cell | StepCell, *, gradient: GradientMethod = full()) -> R
     """
     if not isinstance(cell, (Cell, StepCell)):
         raise bad("cell", "a Cell", cell, "check a network by jb.check_gradient")
+    check_method(gradient)
     pattern = np.arange(12).reshape(6, 2)
     marks: dict[str, Any] = {"mask": pattern % 5 != 1, "reset": pattern % 7 == 2}
     cases: list[dict[str, Any]] = [
@@ -291,8 +298,12 @@ def _normal(key: Array, shape: Any) -> Array:
     return jax.random.normal(key, tuple(shape), "float64")
 
 
-def _as_float64(tree: Any) -> Any:
-    return jax.tree.map(lambda z: jnp.asarray(z, "float64"), tree)
+def _as_float64(**trees: Any) -> tuple[Any, ...]:
+    """Each tree in float64, or a ValueError that names it."""
+    for name, tree in trees.items():
+        if not all(map(is_floating, jax.tree.leaves(tree))):
+            raise bad(name, "floating arrays", tree, "leave it out to have it made")
+    return tuple(jax.tree.map(lambda z: jnp.asarray(z, "float64"), tree) for tree in trees.values())
 
 
 def _flat(tree: Any) -> np.ndarray:

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_bptt.cell import Params
+from jax_bptt.cell import Params, check_flag, integer, is_floating
 from jax_bptt.cells import GRUParams
-from jax_bptt.errors import bad
+from jax_bptt.errors import bad, naming
 
 ELMAN, LSTM, AFTER, BEFORE = "elman", "lstm", "gru(reset_after=True)", "gru(reset_after=False)"
 OURS = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"rzn"], BEFORE: [*"rzn"]}  # the gates in their order
@@ -40,14 +40,13 @@ EQUINOX = {LSTM: [*"ifgo"], AFTER: [*"rzn"]}
 def to_torch(params: Any, layer: int = 0, reverse: bool = False) -> dict[str, np.ndarray]:
     """The weights of one layer and direction of torch.nn.RNN, LSTM or GRU.
 
-    Load them by load_state_dict({name: torch.tensor(w) for name, w in to_torch(params).items()}).
-
     Args:
       params: of `elman`, `lstm` or `gru`.
       layer, reverse: where they go.
 
     Returns:
-      weight_ih_l0 [GH, I], weight_hh_l0 [GH, H], bias_ih_l0 and bias_hh_l0 [GH], named for the layer.
+      weight_ih_l0 [GH, I], weight_hh_l0 [GH, H], bias_ih_l0 and bias_hh_l0 [GH], named for the layer; as
+      {name: torch.tensor(w) for name, w in to_torch(params).items()} for load_state_dict.
 
     Raises:
       ValueError: params of another cell.
@@ -56,9 +55,8 @@ def to_torch(params: Any, layer: int = 0, reverse: bool = False) -> dict[str, np
     ['weight_ih_l1_reverse', 'weight_hh_l1_reverse']
     """
     _, w_x, w_h, b, b_h = _theirs(params, "torch.nn", TORCH)
-    at = f"_l{layer}" + "_reverse" * reverse
     weights = {"weight_ih": w_x.T, "weight_hh": w_h.T, "bias_ih": b, "bias_hh": b_h}  # (C2)
-    return {name + at: w for name, w in weights.items()}
+    return {name + _at(layer, reverse): w for name, w in weights.items()}
 
 
 def from_torch(weights: Mapping[str, Any], layer: int = 0, reverse: bool = False) -> Params | GRUParams:
@@ -78,10 +76,15 @@ def from_torch(weights: Mapping[str, Any], layer: int = 0, reverse: bool = False
     >>> bool((from_torch(to_torch(params)).w_h == params.w_h).all())
     True
     """
-    at = f"_l{layer}" + "_reverse" * reverse
+    at = _at(layer, reverse)
     w_x, w_h = (_leaf(weights, f"weight_{side}{at}").T for side in ("ih", "hh"))  # (C2)
     b, b_h = (_bias(weights, f"bias_{side}{at}", beside=w_h) for side in ("ih", "hh"))  # (C2)
     return _ours(TORCH, w_x, w_h, b, b_h)
+
+
+def _at(layer: int, reverse: bool) -> str:
+    check_flag("reverse", reverse)
+    return f"_l{integer('layer', layer, 0, 10**6)}" + "_reverse" * reverse
 
 
 def to_linen(params: Any) -> dict[str, dict[str, np.ndarray]]:
@@ -137,6 +140,7 @@ def to_nnx(params: Any, optimized: bool = True) -> dict[str, dict[str, np.ndarra
     Raises:
       ValueError: params of another cell, or a GRU's b_h that is not zero for n: nnx.GRUCell has none.
     """
+    check_flag("optimized", optimized)
     kind, w_x, w_h, b, b_h = _theirs(params, "flax.nnx", FLAX)
     if kind == LSTM and not optimized:
         return {"if_" if name == "if" else name: leaf for name, leaf in to_linen(params).items()}  # (C4)
@@ -194,7 +198,9 @@ def from_keras(weights: Sequence[Any]) -> Params | GRUParams:
         raise bad("weights", "[W_x, W_h, b]", weights, "pass layer.get_weights()")
     named = dict(zip(("W_x", "W_h", "b"), weights, strict=False))
     w_x, w_h = _leaf(named, "W_x"), _leaf(named, "W_h")
-    if np.shape(named.get("b", ()))[:-1] == (2,):
+    with naming("weights b", "an array"):
+        is_after = np.shape(named.get("b", ()))[:-1] == (2,)
+    if is_after:
         return _ours({AFTER: KERAS[AFTER]}, w_x, w_h, *_leaf(named, "b"))  # (C5)
     kinds = (ELMAN, LSTM, BEFORE) if _has(named, "b") else (ELMAN, LSTM)
     return _ours({kind: KERAS[kind] for kind in kinds}, w_x, w_h, _bias(named, "b", beside=w_h))  # (C5)
@@ -256,8 +262,7 @@ def to_equinox(params: Any) -> dict[str, np.ndarray]:
     """
     kind, w_x, w_h, b, b_h = _theirs(params, "equinox.nn", EQUINOX)
     b, b_n = _folded(kind, b, b_h)  # (C1)
-    weights = {"weight_ih": w_x.T, "weight_hh": w_h.T, "bias": b}  # (C9)
-    return weights | {"bias_n": b_n} if kind == AFTER else weights  # (C9)
+    return {"weight_ih": w_x.T, "weight_hh": w_h.T, "bias": b} | ({"bias_n": b_n} if kind == AFTER else {})
 
 
 def from_equinox(weights: Mapping[str, Any]) -> Params | GRUParams:
@@ -277,7 +282,8 @@ def from_equinox(weights: Mapping[str, Any]) -> Params | GRUParams:
 
 def _theirs(params: Any, framework: str, kinds: dict[str, list[str]]) -> tuple[str, Any, Any, Any, Any]:
     """The kind of cell, and new arrays w_x, w_h, b, b_h with the gates in the order of kinds."""
-    arrays = [np.array(a) for a in params] if isinstance(params, (Params, GRUParams)) else []
+    ours = isinstance(params, (Params, GRUParams)) and all(map(is_floating, params))
+    arrays = [np.array(a) for a in params] if ours else []
     for kind, gates in kinds.items():
         if len(arrays) == (4 if kind == AFTER else 3) and _fit(gates, *arrays):
             arrays = [*arrays, np.zeros_like(arrays[2])][:4]
@@ -315,7 +321,6 @@ def _reordered(a: Any, old: list[str], new: list[str]) -> Any:
 
 
 def _per_gate(values: tuple[int, ...], like: Any) -> Any:
-    """One number per gate as a row [GH]."""
     return np.repeat(np.array(values, like.dtype), like.shape[-1] // len(values))
 
 
@@ -330,16 +335,16 @@ def _leaf(weights: Any, *path: str, like: Any = None) -> np.ndarray:
             got = f"names {', '.join(map(str, weights))}" if isinstance(weights, Mapping) else weights
             raise bad("weights", f"a name {'/'.join(path)}", got, "give one cell, named as in jb.convert")
         weights = weights[name]
-    a = np.array(weights.detach().cpu() if hasattr(weights, "detach") else weights)  # PyTorch's tensors
-    if a.ndim != 2 if like is None else a.shape != like.shape:
+    with naming(f"weights {'/'.join(path)}", "an array"):
+        a = np.array(weights.detach().cpu() if hasattr(weights, "detach") else weights)  # PyTorch's tensors
+    if not is_floating(a) or (a.ndim != 2 if like is None else a.shape != like.shape):
         expected = "a matrix" if like is None else f"{list(like.shape)} as its neighbours"
         raise bad(f"weights {'/'.join(path)}", expected, a, "give one cell, named as in jb.convert")
     return a
 
 
 def _bias(weights: Any, *path: str, beside: Any) -> np.ndarray:
-    """The bias at a path of names beside a matrix; zeros where it is absent or None."""
-    none, here = np.zeros(beside.shape[1], beside.dtype), weights
+    none, here = np.zeros(beside.shape[1], beside.dtype), weights  # zeros where it is absent or None
     for name in path:
         here = here[name] if _has(here, name) else None
     return none if here is None else _leaf(weights, *path, like=none)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -24,6 +26,16 @@ def bad(argument: str, expected: str, got: Any, fix: str) -> ValueError:
     return ValueError(f"{argument}: expected {expected}, got {describe(got)}; {fix}")
 
 
+@contextlib.contextmanager
+def naming(argument: str, expected: str = "a function without errors") -> Iterator[None]:
+    """What goes wrong inside, such as in a function of the user's, as a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        came = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise bad(argument, expected, came, "see the error above, and the docs for what it is") from error
+
+
 def describe(value: Any) -> str:
     """A short text for any value: arrays as dtype and shape, small containers of them, the rest by type.
 
@@ -32,7 +44,7 @@ def describe(value: Any) -> str:
     """
     if isinstance(value, str):
         return value
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if not isinstance(value, type) and hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if value is None or isinstance(value, (int, float)):
         return repr(value)

@@ -13,6 +13,7 @@ An initialiser is any hashable function (key, shape, dtype) -> array, those of j
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.caching import cached
-from jax_bptt.errors import bad
+from jax_bptt.errors import bad, naming
 
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
@@ -43,7 +44,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
     Reference: Saxe et al. 2014.
     """
-    return jax.nn.initializers.orthogonal(_number("gain", gain))  # (I2)
+    return jax.nn.initializers.orthogonal(number("gain", "a finite number", gain))  # (I2)
 
 
 @cached
@@ -63,7 +64,7 @@ def identity(gain: float = 1.0) -> Initializer:
 
     Reference: Le, Jaitly & Hinton 2015 (IRNN).
     """
-    gain = _number("gain", gain)
+    gain = number("gain", "a finite number", gain)
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         return gain * jnp.eye(shape[0], shape[1], dtype=dtype)  # (I3)
@@ -97,8 +98,8 @@ def chrono(longest: int) -> Chrono:
 
     Reference: Tallec & Ollivier 2018, Can recurrent neural networks warp time?, section 2.
     """
-    if isinstance(longest, bool) or not isinstance(longest, int) or longest < 3:
-        raise bad("longest", "an integer >= 3", longest, "count steps of time")
+    if isinstance(longest, bool) or not isinstance(longest, int) or not 3 <= longest < 2**31:
+        raise bad("longest", "an integer >= 3", longest, "count steps of time, in 31 bits")
     return Chrono(longest)
 
 
@@ -118,7 +119,7 @@ def gate_biases(
 def check_bias(argument: str, bias: Any) -> None:
     """ValueError unless bias is a finite number or a `Chrono`."""
     if not isinstance(bias, Chrono):
-        _number(argument, bias)
+        number(argument, "a finite number", bias)
 
 
 def check_initializer(argument: str, init: Any) -> None:
@@ -133,10 +134,23 @@ def matrices(key: Array, inputs: int, units: int, gates: int, recurrent: Initial
     dtype = jnp.result_type(float)
     key_x, *keys_h = jax.random.split(key, 1 + gates)
     w_x = jax.nn.initializers.lecun_normal()(key_x, (inputs, gates * units), dtype)  # (I1)
-    return w_x, jnp.concatenate([recurrent(k, (units, units), dtype) for k in keys_h], axis=1)
+    with naming("recurrent"):
+        blocks = [jnp.asarray(recurrent(k, (units, units), dtype)) for k in keys_h]
+    for block in blocks:
+        if (block.shape, block.dtype) != ((units, units), dtype):
+            raise bad(
+                "recurrent", f"{dtype}[{units},{units}]", block, "return an array of the shape and dtype"
+            )
+    return w_x, jnp.concatenate(blocks, axis=1)
 
 
-def _number(argument: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise bad(argument, "a finite number", value, "pass a Python float")
-    return value
+def number(argument: str, expected: str, value: Any) -> float:
+    """A finite number as a Python float, or a ValueError that names it."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        found = float(value) if is_number else math.nan
+    except OverflowError:  # a huge int
+        found = math.inf
+    if not math.isfinite(found):
+        raise bad(argument, expected, value, "pass a finite Python number")
+    return found

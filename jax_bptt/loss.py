@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
-from jax_bptt.errors import bad
+from jax_bptt.cell import as_arrays, is_array, is_floating
+from jax_bptt.errors import bad, naming
 from jax_bptt.sequence import select, zeros_like
 
 Loss = Callable[..., Array]
@@ -169,7 +169,8 @@ def value_and_slope(
     if mask is not None and not _takes_mask(loss):
         fix = "write it as (ys, targets, mask), counting where mask is True"
         raise bad("loss", "a function that takes the mask", loss, fix)
-    error = jax.eval_shape(lambda ys: loss(ys, targets, **given), ys)
+    with naming("loss"):
+        error = jax.eval_shape(lambda ys: loss(ys, targets, **given), ys)
     if getattr(error, "shape", None) != () or not jnp.issubdtype(error.dtype, jnp.floating):
         raise bad("loss", "a floating scalar", error, "sum or average over time, rows and outputs")
     error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, targets, **given)), ys)
@@ -189,14 +190,15 @@ def check_loss(loss: Any) -> None:
 
 
 def _takes_mask(loss: Loss) -> bool:
-    parameters = inspect.signature(loss).parameters.values()
+    with naming("loss"):  # some built-in functions have no signature
+        parameters = inspect.signature(loss).parameters.values()
     return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _real(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array]:
     """ys and targets, both zero where they do not count."""
-    ys, targets = _outputs(ys), jnp.asarray(targets) if isinstance(targets, np.ndarray) else targets
-    if getattr(targets, "shape", None) != ys.shape or targets.dtype != ys.dtype:
+    ys, targets = _outputs(ys), as_arrays(targets)
+    if not is_array(targets) or targets.shape != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
     _check_mask(mask, ys)
     return select(mask, (ys, targets), zeros_like((ys, targets)))
@@ -205,9 +207,9 @@ def _real(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array]:
 def _classes(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array, Array]:
     """ys and targets, both zero where they do not count, and one where a step counts."""
     ys = _outputs(ys)
-    shape = getattr(targets, "shape", None)
+    shape = targets.shape if is_array(targets) else None
     if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
-        fix = "pass class indices, not one-hot rows"
+        fix = "pass class indices, one for each row of ys, not one-hot rows"
         raise bad("targets", f"integer classes {list(ys.shape[:-1])}", targets, fix)
     targets = jnp.asarray(targets)
     targets = targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets  # O may exceed 8 bits
@@ -218,12 +220,12 @@ def _classes(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array, A
 
 
 def _check_mask(mask: Any, ys: Array) -> None:
-    if mask is not None and (getattr(mask, "shape", None) != ys.shape[:-1] or mask.dtype != bool):
+    if mask is not None and not (is_array(mask) and mask.shape == ys.shape[:-1] and mask.dtype == bool):
         raise bad("mask", f"bool{list(ys.shape[:-1])}", mask, "one bool for each output")
 
 
 def _outputs(ys: Any) -> Array:
-    if not (hasattr(ys, "dtype") and jnp.issubdtype(ys.dtype, jnp.floating)):
+    if not is_floating(ys) or not ys.ndim:
         raise bad("ys", "a floating array [T, ..., O]", ys, "pass what net.apply returns")
     return jnp.asarray(ys)
 

@@ -19,7 +19,6 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.arguments import (
-    as_arrays,
     check_inputs,
     check_method,
     check_params,
@@ -27,7 +26,7 @@ from jax_bptt.arguments import (
     computing_in,
     parameter_shapes,
 )
-from jax_bptt.cell import Cell, check_batch_shape, check_key
+from jax_bptt.cell import Cell, as_arrays, check_batch_shape, check_key
 from jax_bptt.devices import ALL, ROWS, STEPS, on_devices, rows_of
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
@@ -103,6 +102,10 @@ class Network(NamedTuple):
           The same carry, but None, to begin anew, for each cell that reads backwards: its sequence
           ended with the chunk.
         """
+        both = [isinstance(c, Directions) for c in carry] if isinstance(carry, tuple) else None
+        if both != [layer.backward is not None for layer in self.layers]:
+            expected = f"a tuple of {len(self.layers)}, one for each layer, Directions for both ways"
+            raise bad("carry", expected, carry, "pass what apply or value_and_grad returns")
         return tuple(
             ended if layer.backward is None else Directions(ended.forward, None)
             for layer, ended in zip(self.layers, carry, strict=True)

@@ -12,14 +12,15 @@ same everywhere (mask True, reset and cut False) and costs nothing.
 
 from __future__ import annotations
 
-import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jax_bptt.errors import bad, describe
+from jax_bptt.cell import size
+from jax_bptt.errors import bad, describe, naming
 
 
 class Sequence(NamedTuple):
@@ -108,13 +109,15 @@ def mask_of_lengths(lengths: Array, steps: int) -> Array:
     >>> mask_of_lengths(jnp.array([2, 0, 3]), 3).astype(int).tolist()
     [[1, 0, 1], [1, 0, 1], [0, 0, 1]]
     """
-    lengths, steps = jnp.asarray(lengths), operator.index(steps)
+    steps = size("steps", steps)
+    with naming("lengths", "integers"):
+        lengths = lengths if isinstance(lengths, jax.Array) else jnp.asarray(np.asarray(lengths))
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise bad("lengths", "integers", lengths, "count the steps of each row")
     came = describe(lengths)
     lengths = lengths.astype(jnp.result_type(int))  # T may exceed what 8 or 16 bits say
     if not isinstance(lengths, jax.core.Tracer) and not bool(((lengths >= 0) & (lengths <= steps)).all()):
         came = f"{came} from {lengths.min()} to {lengths.max()}"
-        raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row")
+        raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row by more steps")
     t = jnp.arange(steps, dtype=lengths.dtype).reshape((steps,) + (1,) * lengths.ndim)
     return t < lengths[None]

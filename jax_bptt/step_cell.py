@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell import Carry, check_carry_type, check_functions, initial_of, size
+from jax_bptt.cell import Carry, check_carry_type, check_functions, gate_names, initial_of, size
 from jax_bptt.errors import bad
 
 
@@ -112,7 +112,7 @@ def step_cell(
         raise bad(", ".join(parts), "all or none", ", ".join(given), "leave all out to have jax.vjp do it")
     sizes = size("input_size", input_size), size("hidden_size", hidden_size)
     functions = step, init, carry_type, initial_carry, project, linearise, adjoint, contract
-    return _step_cell(*sizes, *functions, tuple(gates))
+    return _step_cell(*sizes, *functions, gate_names(gates))
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,6 +13,7 @@ learning rate, the smaller the difference.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +21,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from jax_bptt.arguments import as_arrays, check_like, check_mark, check_params, check_step, parameter_shapes
-from jax_bptt.cell import Cell, check_batch_shape
+from jax_bptt.arguments import check_like, check_mark, check_params, check_step, parameter_shapes
+from jax_bptt.cell import Cell, as_arrays, check_batch_shape, is_array, is_floating
 from jax_bptt.errors import bad
 from jax_bptt.gradients.rtrl import advance, spent
 from jax_bptt.sequence import Sequence
@@ -149,17 +150,15 @@ def rtrl_gradient(params: Any, state: RTRLState, d_h: Array) -> Any:
     (5,)
     """
     params, state, d_h = as_arrays((params, state, d_h))
-    if not isinstance(state, RTRLState):
-        raise bad("state", "an RTRLState", state, "pass what jb.rtrl_step returns")
-    h = state.carry.h
-    check_params(params, params, "pass the params that rtrl_init was given")
+    rows = _check_after(state)
+    h, numbers = state.carry.h, state.influence.shape[-1]
     check_like("d_h", d_h, h, h.dtype, "give the derivative of the loss by every h")
-    theta, params_of = ravel_pytree(params)
-    numbers = state.influence.shape[-1]
-    if theta.size != numbers:
-        raise bad("params", f"{numbers} numbers", params, "pass the params that rtrl_init was given")
-    by_row = _over(h.shape[:-1], spent)(d_h, state.carry, state.influence)
-    return params_of(by_row.reshape(-1, theta.size).sum(0))
+    leaves = jax.tree.leaves(params)
+    if not all(is_array(p) and p.dtype == h.dtype for p in leaves) or sum(p.size for p in leaves) != numbers:
+        expected = f"{numbers} numbers of {h.dtype}"
+        raise bad("params", expected, params, "pass the params that rtrl_init was given")
+    by_row = _over(rows, spent)(d_h, state.carry, state.influence)
+    return ravel_pytree(params)[1](by_row.reshape(-1, numbers).sum(0))
 
 
 def _beginning(cell: Any, params: Any, rows: tuple[int, ...]) -> RTRLState:
@@ -191,15 +190,36 @@ def _check_cell(cell: Any, params: Any) -> Any:
 def _check_x(cell: Any, params: Any, x: Any) -> tuple[int, ...]:
     """The rows of x, or a ValueError."""
     dtype, shape = jax.tree.leaves(params)[0].dtype, f"one step [..., {cell.input_size}]"
-    if getattr(x, "ndim", 0) < 1 or x.shape[-1] != cell.input_size:
+    if not is_array(x) or x.ndim < 1 or x.shape[-1] != cell.input_size:
         raise bad("x", shape, x, "a stream is read one step at a time, features last")
     if x.dtype != dtype:
         raise bad("x", f"{dtype} as params", x, f"cast by x.astype({str(dtype)!r})")
     return tuple(x.shape[:-1])
 
 
+def _check_after(state: Any) -> tuple[int, ...]:
+    """The rows of a state, or a ValueError unless its parts fit each other."""
+    fix = "pass what jb.rtrl_step returns"
+    if not isinstance(state, RTRLState):
+        raise bad("state", "an RTRLState", state, fix)
+    h: Any = getattr(state.carry, "h", None)
+    if not is_floating(h) or not h.ndim:
+        raise bad("state.carry", "a carry with h [..., H]", state.carry, fix)
+    rows, leaves = h.shape[:-1], jax.tree.leaves(state.carry)
+    alike = (is_array(s) and s.dtype == h.dtype and s.shape[: len(rows)] == rows for s in leaves)
+    if not all(alike):
+        raise bad("state.carry", f"leaves of {h.dtype} and of the rows of h", state.carry, fix)
+    size = sum(math.prod(s.shape[len(rows) :]) for s in leaves)
+    influence, wanted = state.influence, (*rows, size)
+    if not is_array(influence) or influence.dtype != h.dtype or influence.shape[:-1] != wanted:
+        shape = ",".join(map(str, wanted))
+        raise bad("state.influence", f"{h.dtype}[{shape},P] as the carry", influence, fix)
+    return rows
+
+
 def _check_state(cell: Any, params: Any, state: Any, rows: tuple[int, ...]) -> None:
     """ValueError unless the state is that of a stream of these rows."""
     expected = jax.eval_shape(lambda: _beginning(cell, params, rows))
     dtype = jax.tree.leaves(params)[0].dtype
-    check_like("state", state, expected, dtype, f"make it by jb.rtrl_init(cell, params, {rows})")
+    fix = f"make it by jb.rtrl_init(cell, params, {rows}), the batch axes of x"
+    check_like("state", state, expected, dtype, fix)

@@ -24,7 +24,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.arguments import check_like, check_method, filled
-from jax_bptt.errors import bad
+from jax_bptt.cell import is_array
+from jax_bptt.errors import bad, naming
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.loss import Loss, check_loss
@@ -105,8 +106,10 @@ def init_train_state(
     _check_optimizer(optimizer)
     params = net.init(key)
     carry = net.next_carry(net.initial_carry(params, batch_shape))
+    with naming("optimizer"):
+        opt_state = optimizer.init(params)
     none = jnp.zeros((), jnp.int32)
-    state = TrainState(none, params, optimizer.init(params), carry, none)
+    state = TrainState(none, params, opt_state, carry, none)
     return jax.tree.map(jnp.copy, state)
 
 
@@ -202,10 +205,12 @@ def _update(
         error, carry, grads, broken = solve(
             net, loss, state.params, state.carry, sequence, batch.targets, gradient, batch.key, dtype
         )  # (T1)
-        expected = jax.eval_shape(optimizer.init, state.params)
+        with naming("optimizer"):
+            expected = jax.eval_shape(optimizer.init, state.params)
         fix = "use the optimizer and the network of init_train_state"
         check_like("state.opt_state", state.opt_state, expected, None, fix)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with naming("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(error) & jnp.isfinite(norm) & (broken == 0)
@@ -220,7 +225,7 @@ def _update(
 
 
 def _check_optimizer(optimizer: Any) -> None:
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
@@ -228,6 +233,8 @@ def check_state(state: Any) -> None:
     """ValueError unless it is a training state."""
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    check_like("state.step", state.step, step, step.dtype, "make the state by jb.init_train_state")
 
 
 def _check_batches(net: Network, state: Any, batches: Any) -> None:
@@ -238,7 +245,9 @@ def _check_batches(net: Network, state: Any, batches: Any) -> None:
     if len(lengths) != 1 or lengths & {(), (0,)}:
         fix = "stack K >= 1 batches: jax.tree.map(lambda *z: jnp.stack(z), *batches)"
         raise bad("batches", "one more axis, K, in front of every array", batches, fix)
-    rows = jnp.shape(batches.xs)[2:-1]  # without K and T
+    if not is_array(batches.xs):
+        raise bad("batches.xs", "an array [K, T, *batch_shape, I]", batches.xs, "stack K >= 1 batches")
+    rows = batches.xs.shape[2:-1]  # without K and T
     carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(state.params, rows)))
     fix = f"batches.xs is [K, T, *batch_shape, I]; make the state with its batch_shape, {rows}"
     check_like("state.carry", state.carry, carry, None, fix)

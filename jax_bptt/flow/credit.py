@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import sweep
-from jax_bptt.cell import integer
+from jax_bptt.cell import integer, is_array
 from jax_bptt.chunks import numbers_of
 from jax_bptt.errors import bad
 from jax_bptt.flow.lags import scan_lags
@@ -146,7 +146,8 @@ def by_steps(z: Array) -> Array:
     >>> by_steps(jnp.array([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])).tolist()
     [[1.0, 0.0, 0.0], [4.0, 2.0, 0.0], [0.0, 5.0, 3.0]]
     """
-    if getattr(z, "ndim", None) != 2 or len(z) > z.shape[1]:
+    is_numeric = is_array(z) and (jnp.issubdtype(z.dtype, jnp.number) or z.dtype == bool)
+    if not is_numeric or z.ndim != 2 or not 0 < len(z) <= z.shape[1]:
         raise bad("z", "[lags, T], no more lags than steps", z, "pass one of the `Terms`, such as its norm")
     lags, steps = z.shape
     t, k = jnp.arange(steps)[:, None], jnp.arange(steps)[None]

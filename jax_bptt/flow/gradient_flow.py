@@ -27,13 +27,14 @@ import numpy as np
 from jax import Array
 
 from jax_bptt import sweep
-from jax_bptt.cell import Cell, number
+from jax_bptt.cell import Cell
 from jax_bptt.errors import bad
 from jax_bptt.flow.bounds import blocks_of, growth_bound, largest_singular_value, spectral_radius
 from jax_bptt.flow.credit import lags_of
 from jax_bptt.flow.lags import scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
 from jax_bptt.gradients.clipped import root, squares_of_rows
+from jax_bptt.initial import number
 from jax_bptt.loss import Loss
 from jax_bptt.network import Network, NetworkParams
 from jax_bptt.products import unit_wise

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.arguments import as_arrays, check_unroll
+from jax_bptt.arguments import check_unroll
+from jax_bptt.cell import as_arrays
 from jax_bptt.errors import bad
 from jax_bptt.flow.credit import lags_of
 from jax_bptt.flow.lags import back_one_lag

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.cell import is_floating
 from jax_bptt.flow.lyapunov import lyapunov_spectrum
 from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
 from jax_bptt.gradients.clipped import root, squares_of_rows
@@ -66,7 +67,7 @@ def omega(
     >>> round(float(omega(net, jb.squared_error, params, None, xs, xs)), 4)
     0.0
     """
-    fixed = jax.lax.stop_gradient((params, carry, xs))
+    fixed = jax.tree.map(lambda z: jax.lax.stop_gradient(z) if is_floating(z) else z, (params, carry, xs))
     done = record(net, loss, fixed[0], fixed[1], Sequence(fixed[2], mask, reset, cut), targets, key)
     layers = zip(done.layers, params.cells, swept(done)[0], strict=True)
     return sum((_of_layer(*one) for one in layers), jnp.zeros((), done.error.dtype))

@@ -50,6 +50,7 @@ def clipped_share(
     [0.0]
     """
     clipped(max_norm)  # checks it
+    max_norm = float(max_norm)
     done = record(net, loss, params, carry, Sequence(xs, mask, reset, cut), targets, key)
     lams, _ = swept(done, functools.partial(clip, max_norm))
     return jnp.stack([_share(*one, max_norm) for one in zip(done.layers, lams, strict=True)])

@@ -21,10 +21,10 @@ from typing import Any
 import jax
 from jax import Array
 
-from jax_bptt.cell import number
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import backward, full
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.initial import number
 from jax_bptt.sequence import Sequence
 
 

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell import number
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import backward, full
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.initial import number
 from jax_bptt.sequence import trailing
 
 
@@ -73,8 +73,15 @@ def as_held(max_norm: float, dtype: Any) -> float:
 
 
 def norm_of_rows(lam: Any) -> Array:
-    """‖λ‖ of each row over all fields of the carry: [...] from leaves [..., *]."""
-    return root(squares_of_rows(lam))
+    """‖λ‖ of each row over all fields of the carry: [...] from leaves [..., *].
+
+    Of λ over its largest number: the square of one that explodes would be infinite, and λ clipped to zero.
+    """
+    axes = lam.h.ndim - 1
+    largest = [jnp.abs(z).max(tuple(range(axes, z.ndim)), initial=0) for z in jax.tree.leaves(lam)]
+    scale = jax.lax.stop_gradient(functools.reduce(jnp.maximum, largest))
+    scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, jnp.ones_like(scale))
+    return scale * root(squares_of_rows(jax.tree.map(lambda z: z / trailing(scale, z), lam)))
 
 
 def squares_of_rows(lam: Any) -> Array:

@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import chunks, sweep
-from jax_bptt.cell import number, size
+from jax_bptt.cell import size
 from jax_bptt.errors import bad
 from jax_bptt.gradients.method import GradientMethod, called
+from jax_bptt.initial import number
 from jax_bptt.sequence import Sequence
 
 Alter = Callable[[Any], Any] | None

@@ -29,9 +29,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import sweep
-from jax_bptt.cell import check_flag, number, size
+from jax_bptt.cell import check_flag, size
 from jax_bptt.errors import bad
 from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, links, times
+from jax_bptt.initial import number
 from jax_bptt.sequence import Sequence, select
 
 _ROUNDING = 16  # multiples of eps that the residual of converged states stays below
