@@ -1,5 +1,6 @@
 """Strict numerics for every test and doctest: x64, no silent promotion of dtypes or ranks."""
 
+import collections
 import itertools
 import os
 
@@ -27,3 +28,19 @@ def _few_programs_at_a_time():
     yield
     if next(_TESTS) % 250 == 0:
         jax.clear_caches()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--share", type=int, default=1, metavar="N", help="every N-th case of each test")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of each test the first case, and every N-th after it."""
+    seen = collections.Counter()
+    kept, left = [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        (left if seen[test] % config.getoption("share") else kept).append(item)
+        seen[test] += 1
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
