@@ -63,7 +63,7 @@ def _is_as(found, wanted):
             assert float(jnp.abs(a - b).max()) <= 1e-11 * float(scale)
 
 
-@pytest.mark.parametrize("name", METHODS.keys() - {"autodiff"})
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "autodiff"])
 def test_every_method_is_as_finite_as_jax(name):
     for place, poisoned in PLACES.items():
         for poison in POISONS.values():
@@ -73,7 +73,7 @@ def test_every_method_is_as_finite_as_jax(name):
                 _is_as(found, _program(jb.autodiff())(PARAMS, CARRY, XS, TARGETS))
 
 
-@pytest.mark.parametrize("place", PLACES.keys() - {"padding"})
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "padding"])
 def test_nothing_is_trained_on_what_is_not_finite(place):
     params, carry, xs, targets = PLACES[place](np.nan)
     train_step = jb.make_train_step(NET, jb.squared_error, SGD)
