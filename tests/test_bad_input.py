@@ -123,7 +123,7 @@ def test_there_are_enough_cases():
     assert CASES * len(SPOILED) >= 2000
 
 
-@pytest.mark.parametrize("name", sorted(ROWS.keys() - {"check_cell"}))  # whose doctest takes seconds
+@pytest.mark.parametrize("name", [n for n in ROWS if n != "check_cell"])  # whose doctest takes seconds
 def test_the_right_call_is_answered(name):
     row = ROWS[name]
     _same(_run(row, row.call, _right(row)), _run(row, row.wanted or row.call, _right(row)))

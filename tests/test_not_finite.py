@@ -63,7 +63,7 @@ def _is_as(found, wanted):
             assert float(jnp.abs(a - b).max()) <= 1e-11 * float(scale)
 
 
-@pytest.mark.parametrize("name", METHODS.keys() - {"autodiff"})
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "autodiff"])
 def test_every_method_is_as_finite_as_jax(name):
     for place, poisoned in PLACES.items():
         for poison in POISONS.values():
@@ -73,15 +73,19 @@ def test_every_method_is_as_finite_as_jax(name):
                 _is_as(found, _program(jb.autodiff())(PARAMS, CARRY, XS, TARGETS))
 
 
-@pytest.mark.parametrize("place", PLACES.keys() - {"padding"})
+def _begun(optimizer, params, carry):
+    return jb.init_train_state(jax.random.key(0), NET, optimizer, (B,))._replace(params=params, carry=carry)
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "padding"])
 def test_nothing_is_trained_on_what_is_not_finite(place):
     params, carry, xs, targets = PLACES[place](np.nan)
     train_step = jb.make_train_step(NET, jb.squared_error, SGD)
-    before = jb.TrainState(jnp.int32(0), params, SGD.init(params), carry)
+    before = _begun(SGD, params, carry)
     after, metrics = train_step(jax.tree.map(jnp.copy, before), jb.Batch(xs, targets, MASK))
     assert not metrics.finite
-    assert int(after.step) == 1
-    jax.tree.map(np.testing.assert_array_equal, after._replace(step=before.step), before)
+    for field in ("params", "opt_state", "carry"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
 
 
 def test_what_a_loss_or_an_optimizer_captures_has_a_derivative():
@@ -92,7 +96,7 @@ def test_what_a_loss_or_an_optimizer_captures_has_a_derivative():
         def loss(ys, targets, mask):
             return weight * jb.squared_error(ys, targets, mask)
 
-        state = jb.TrainState(jnp.int32(0), PARAMS, optax.sgd(1.0).init(PARAMS), CARRY)
+        state = _begun(optax.sgd(1.0), PARAMS, CARRY)
         state, _ = jb.make_train_step(NET, loss, optax.sgd(rate))(jax.tree.map(jnp.copy, state), batch)
         return jb.value_and_grad(NET, loss)(state.params, CARRY, *batch[:2], mask=MASK)[0][0]
 
