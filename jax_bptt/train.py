@@ -40,12 +40,14 @@ class TrainState(NamedTuple):
       params: `NetworkParams`.
       opt_state: the optimizer's.
       carry: s_0 of the next chunk, one per layer; None for cells that read backwards.
+      skipped: number of batches of which no update was made, int32; see `Metrics.finite`.
     """
 
     step: Array
     params: NetworkParams
     opt_state: Any
     carry: Any
+    skipped: Array
 
 
 class Batch(NamedTuple):
@@ -102,7 +104,8 @@ def init_train_state(
     _check_optimizer(optimizer)
     params = net.init(key)
     carry = net.next_carry(net.initial_carry(params, batch_shape))
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+    none = jnp.zeros((), jnp.int32)
+    state = TrainState(none, params, optimizer.init(params), carry, none)
     return jax.tree.map(jnp.copy, state)
 
 
@@ -119,7 +122,7 @@ def make_train_step(
     θ ← θ + optimizer(dE/dθ),   s_0 ← s_T   (T1-T3)
 
     One bad batch destroys nothing: where loss, gradient or carry is not finite, parameters, optimizer and
-    carry stay as they were, and `Metrics.finite` says so   (T4)
+    carry stay as they were, `Metrics.finite` says so, and `TrainState.skipped` counts them   (T4)
 
     Args:
       net: from `network`.
@@ -206,10 +209,10 @@ def _update(
         finite = jnp.isfinite(error) & jnp.isfinite(norm)
         for s in jax.tree.leaves(carry):
             finite = finite & jnp.isfinite(s).all()
-        after = TrainState(state.step + 1, params, opt_state, net.next_carry(carry))  # (T3)
+        after = TrainState(state.step + 1, params, opt_state, net.next_carry(carry), state.skipped)  # (T3)
         begun = net.initial_carry(state.params, batch.xs.shape[1:-1])  # in the place of a carry that is None
         begun = begun if state.carry is None else filled(state.carry, begun)
-        unchanged = state._replace(step=after.step, carry=net.next_carry(begun))
+        unchanged = state._replace(step=after.step, carry=net.next_carry(begun), skipped=state.skipped + 1)
         kept = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
         return kept, Metrics(error, norm, finite)
 

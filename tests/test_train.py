@@ -76,6 +76,27 @@ def test_a_gradient_that_is_not_finite_is_reported_though_the_loss_is():
     assert not bool(metrics.finite)
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_batches_of_which_no_update_is_made_are_counted(bad):
+    batches = [_batch(seed) for seed in range(4)]
+    spoiled = [b._replace(xs=b.xs.at[1, 0, 0].set(bad)) if i in (1, 2) else b for i, b in enumerate(batches)]
+    one, many, clean = (jb.init_train_state(jax.random.key(0), NET, ADAM, (2,)) for _ in range(3))
+    step, counts = jb.make_train_step(NET, jb.squared_error, ADAM), []
+    for batch in spoiled:
+        one, _ = step(one, batch)
+        counts.append(int(one.skipped))
+    many, metrics = jb.make_train_steps(NET, jb.squared_error, ADAM)(
+        many, jax.tree.map(lambda *z: jnp.stack(z), *spoiled)
+    )
+    for i in (0, 3):
+        clean, _ = step(clean, batches[i])
+    assert counts == [0, 1, 2, 2]
+    assert int(many.skipped) == int((~metrics.finite).sum()) == 2
+    assert int(clean.skipped) == 0
+    assert int(one.step) == 4
+    chex.assert_trees_all_equal(one._replace(step=clean.step, skipped=clean.skipped), clean)
+
+
 def test_training_is_a_function_of_key_and_data():
     ends = []
     for _ in range(2):
