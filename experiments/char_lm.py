@@ -11,8 +11,8 @@ at the end of each row that do not fill a window) and scored on the same validat
 
 Expectation: below the bigram (k = 1) in validation nats per character.
 
-Killed or interrupted, the same command goes on from the last checkpoint and ends with the same
-parameters, bit for bit.
+Killed or interrupted, the same command goes on from the last whole checkpoint and ends with the same
+parameters, bit for bit. A chunk of which no finite update can be made is skipped and counted.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import tyro
 from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments.checkpoints import Checkpoints
 from experiments.kgrams import kgram_nats
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
+
+REPORT = 20  # steps between two lines of metrics.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +188,8 @@ def write_text(net: jb.Network, params: Any, corpus: Corpus, key: Array) -> str:
     return "".join(corpus.alphabet[code] for code in codes)
 
 
-def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bool]:
-    """Train to the end or to a request to stop; returns the network, its parameters and whether it ended."""
+def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, jb.TrainState, bool]:
+    """Train to the end or to a request to stop; returns the network, the state and whether it ended."""
     classes, chunks = len(corpus.alphabet), (corpus.train.shape[1] - 1) // config.window
     steps = config.epochs * chunks
     net, optimizer = build(config, classes, steps)
@@ -195,14 +197,9 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
     key = jax.random.key(config.seed)
     dropout_key = jax.random.fold_in(key, 1)
     state = jb.init_train_state(key, net, optimizer, (config.rows,))
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
-    folder = (run.folder / "checkpoints").absolute()
-    with ocp.CheckpointManager(folder, options=options) as saved, StopRequest() as stop:
-        if saved.latest_step() is not None:
-            state = saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state))
-        start = int(state.step)
+    with Checkpoints(run.folder / "checkpoints") as saved, StopRequest() as stop:
+        state = saved.restore(state)
+        start, skipped = int(state.step), int(state.skipped)
         run.keep_metrics_up_to(start)
         with tqdm(total=steps, initial=start, unit="step", smoothing=0.05) as bar:
             for step in range(start, steps):
@@ -214,36 +211,42 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
                 state, metrics = train_step(state, batch)
                 bar.update()
                 stopping, mark = stop.came, (step + 1) % config.every == 0 or step + 1 == steps
-                if mark or stopping or (step + 1) % 20 == 0:
-                    report(config, run, corpus, net, state, metrics, bar, mark)
+                if (step + 1) % REPORT == 0:
+                    skipped = report(run, state, metrics, bar, skipped)
+                if mark:
+                    look(config, run, corpus, net, state, bar)
                 if mark or stopping:
-                    saved.save(step + 1, args=ocp.args.StandardSave(state), force=True)
+                    saved.save(state)
                 if stopping:
-                    return net, state.params, step + 1 == steps
-    return net, state.params, True
+                    return net, state, step + 1 == steps
+    return net, state, True
 
 
-def report(
-    config: Config,
-    run: Run,
-    corpus: Corpus,
-    net: jb.Network,
-    state: jb.TrainState,
-    metrics: jb.Metrics,
-    bar: Any,
-    mark: bool,
-) -> None:
-    """Loss every 20 steps; validation at a mark, every fifth time with a sample; SystemExit at a NaN."""
+def report(run: Run, state: jb.TrainState, metrics: jb.Metrics, bar: Any, before: int) -> int:
+    """A line of metrics, without a loss where it is not finite; returns how many steps were skipped so far.
+
+    SystemExit where all were since the last line, when `before` of them had been.
+    """
+    done, skipped = int(state.step), int(state.skipped)
+    if skipped - before == REPORT:
+        raise SystemExit(
+            f"step {done}: loss or gradient of each of {REPORT} chunks is not finite; lower --learning-rate"
+        )
+    loss = {"loss": float(metrics.loss), "grad_norm": float(metrics.grad_norm)} if metrics.finite else {}
+    run.record(step=done, **loss, skipped=skipped)
+    shown = f", {skipped} skipped" if skipped else ""
+    bar.set_postfix_str(f"loss {float(metrics.loss):.3f} nats/char{shown}")
+    return skipped
+
+
+def look(config: Config, run: Run, corpus: Corpus, net: jb.Network, state: jb.TrainState, bar: Any) -> None:
+    """Validation, every fifth time with a sample; SystemExit where it is not finite, before that is saved."""
     done = int(state.step)
-    if not metrics.finite:
-        raise SystemExit(f"step {done}: the loss or its gradient is not finite; lower --learning-rate")
-    if done % 20 == 0:
-        run.record(step=done, loss=float(metrics.loss), grad_norm=float(metrics.grad_norm))
-        bar.set_postfix_str(f"loss {float(metrics.loss):.3f} nats/char")
-    if mark:
-        nats = validate(net, state.params, corpus, config)
-        run.record(step=done, valid=nats)
-        bar.write(f"step {done}: validation {nats:.3f} nats/char")
+    nats = validate(net, state.params, corpus, config)
+    if not math.isfinite(nats):
+        raise SystemExit(f"step {done}: the validation loss is not finite; lower --learning-rate")
+    run.record(step=done, valid=nats)
+    bar.write(f"step {done}: validation {nats:.3f} nats/char")
     if done % (5 * config.every) == 0:
         key = jax.random.fold_in(jax.random.key(config.seed), done)
         bar.write(f"--- step {done}\n{write_text(net, state.params, corpus, key)}")
@@ -285,20 +288,22 @@ def main(config: Config) -> None:
     run = Run(config.out, settings | {"text_sha256": corpus.sha256})
     sizes = f"{corpus.train.size} training and {corpus.valid.size} validation characters"
     print(f"{sizes}, {len(corpus.alphabet)} different; results in {run.folder}")
-    net, params, ended = train(config, run, corpus)
+    net, state, ended = train(config, run, corpus)
     if not ended:
         raise SystemExit("stopped and saved; run the same command again to go on")
 
+    params, skipped = state.params, int(state.skipped)
     nats = validate(net, params, corpus, config)
     baselines = ", ".join(f"k={k} {n:.3f}" for k, n in enumerate(corpus.kgrams))
     digest = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in jax.tree.leaves(params))).hexdigest()
-    summary = {"valid": nats, "kgrams": corpus.kgrams.tolist(), "params_sha256": digest}
+    summary = {"valid": nats, "kgrams": corpus.kgrams.tolist(), "skipped": skipped, "params_sha256": digest}
     run.write("summary.json", json.dumps(summary, indent=2) + "\n")
     layers = "1 layer" if config.layers == 1 else f"{config.layers} layers"
-    draw(run, corpus, f"{config.cell}, {layers} of {config.hidden} units,")
+    with writing(run.folder):
+        draw(run, corpus, f"{config.cell}, {layers} of {config.hidden} units,")
     key = jax.random.key(config.seed)
     print(f"--- a sample\n{write_text(net, params, corpus, key)}\n---")
-    print(f"parameters sha256 {digest[:16]}, {time.monotonic() - began:.0f} s")
+    print(f"parameters sha256 {digest[:16]}, {skipped} chunks skipped, {time.monotonic() - began:.0f} s")
     print(run.folder / "learning_curve.png")
     met = (
         "beats the bigram (k=1), as expected"
