@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 import jax_bptt as jb
 from experiments.runs import replace, writing
@@ -48,14 +49,16 @@ class Checkpoints:
 
     def save(self, state: jb.TrainState) -> None:
         """One more, the third newest is removed; SystemExit where there is no room, the others are kept."""
-        step = int(state.step)
+        step, first = int(state.step), jax.process_index() == 0
         with writing(self.folder):
-            self._find_room(state)
+            if first:
+                self._find_room(state)
             try:
                 self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
             except ValueError as error:  # what tensorstore makes of an OSError
                 raise OSError(" ".join(str(error).split())) from None
-            replace(self.folder / str(step) / SUMS, json.dumps(self._sums(step)))
+            if first:
+                replace(self.folder / str(step) / SUMS, json.dumps(self._sums(step)))
 
     def restore(self, state: jb.TrainState) -> jb.TrainState:
         """The newest whole checkpoint; one that is newer is put aside, and this is said.
@@ -75,9 +78,7 @@ class Checkpoints:
             fix = "bring back a copy, or delete it to begin anew"
             raise SystemExit(f"no checkpoint in {self.folder} is whole (steps {steps} are damaged); {fix}")
         start = whole[-1] if whole else 0
-        for step in [step for step in steps if step > start]:
-            self._put_aside(step)
-            print(f"the checkpoint of step {step} is torn or damaged, and put aside; on from step {start}")
+        self._put_aside([step for step in steps if step > start], start)
         return self._manager.restore(start, args=ocp.args.StandardRestore(state)) if whole else state
 
     def _is_whole(self, step: int) -> bool:
@@ -96,12 +97,16 @@ class Checkpoints:
                 sums[str(path.relative_to(self.folder))] = digest
         return sums
 
-    def _put_aside(self, step: int) -> None:
-        """Under another name, so that it can be saved anew."""
-        aside = self.folder / f"{step}.damaged"
-        with writing(self.folder):
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.folder / str(step)).rename(aside)
+    def _put_aside(self, steps: list[int], start: int) -> None:
+        """Under other names, so that they can be saved anew."""
+        multihost_utils.sync_global_devices("all have read the sums")
+        for step in steps if jax.process_index() == 0 else []:
+            aside = self.folder / f"{step}.damaged"
+            with writing(self.folder):
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+            print(f"the checkpoint of step {step} is torn or damaged, and put aside; on from step {start}")
+        multihost_utils.sync_global_devices("they are put aside")
         self._manager.reload()
 
     def _find_room(self, state: jb.TrainState) -> None:

@@ -72,7 +72,9 @@ class Run:
         self.write("run.json", json.dumps(about, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
-        """A text file of the folder, replaced as a whole."""
+        """A text file of the folder, replaced as a whole; of several processes the first writes."""
+        if jax.process_index() > 0:
+            return
         with writing(self.folder):
             replace(self.folder / name, text)
 
@@ -91,7 +93,9 @@ class Run:
         self.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.metrics() if wanted(m)))
 
     def record(self, **metrics: Any) -> None:
-        """One more line of metrics.jsonl."""
+        """One more line of metrics.jsonl; of several processes the first writes."""
+        if jax.process_index() > 0:
+            return
         with writing(self.folder):
             _write_through(self.folder / "metrics.jsonl", "a", json.dumps(metrics) + "\n")
 

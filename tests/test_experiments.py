@@ -162,7 +162,9 @@ def test_char_lm_ends_with_what_it_showed(uninterrupted):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_ends_with_the_same_parameters_bit_for_bit(number, text, uninterrupted, tmp_path):
+def test_a_run_that_is_stopped_ends_with_the_same_parameters_bit_for_bit(
+    number, text, uninterrupted, tmp_path
+):
     code, said = _interrupt(text, tmp_path, number)
     assert code == 1
     assert "Traceback" not in said
