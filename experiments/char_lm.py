@@ -296,14 +296,16 @@ def main(config: Config) -> None:
     check(config)
     if config.processes > 1 and not processes.is_member():
         processes.start(config.processes, "experiments.char_lm")
-    else:
-        compare(config)
+        return
+    with processes.joined():
+        ended = compare(config)
+    if not ended:
+        raise SystemExit("stopped and saved; run the same command again to go on")
 
 
-def compare(config: Config) -> None:
-    """Train, then say how the network compares with counting."""
+def compare(config: Config) -> bool:
+    """Train, then say how the network compares with counting; whether it came to that."""
     began = time.monotonic()
-    processes.join()
     processes.check_rows(config.rows)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal can not
     corpus = load(config)
@@ -314,12 +316,12 @@ def compare(config: Config) -> None:
     print(f"{sizes}, {len(corpus.alphabet)} different; results in {run.folder}")
     net, state, ended = train(config, run, corpus)
     if not ended:
-        raise SystemExit("stopped and saved; run the same command again to go on")
+        return False
 
     params, skipped = state.params, int(state.skipped)
     nats = validate(net, params, corpus, config)
     if jax.process_index() > 0:
-        return
+        return True
     baselines = ", ".join(f"k={k} {n:.3f}" for k, n in enumerate(corpus.kgrams))
     digest = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in jax.tree.leaves(params))).hexdigest()
     summary = {"valid": nats, "kgrams": corpus.kgrams.tolist(), "skipped": skipped, "params_sha256": digest}
@@ -337,6 +339,7 @@ def compare(config: Config) -> None:
         else "EXPECTATION NOT MET: the bigram (k=1) is better"
     )
     print(f"validation {nats:.3f} nats/char; k-grams {baselines}; {met}")
+    return True
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ how many there are makes no difference to a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import io
 import math
 import os
 import signal
@@ -22,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -34,6 +36,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from experiments.runs import StopRequest
 
 GRACE = 10.0  # seconds in which processes end by themselves once one has
+REFUSED, LOST = 1, 3  # exit codes: it has said why; another process gave no answer
+AGAIN = "run the same command again to go on from the last checkpoint"
 
 
 def is_member() -> bool:
@@ -41,10 +45,27 @@ def is_member() -> bool:
     return "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
-def join() -> None:
-    """Meet the other processes, if there are any; before JAX does anything. Process 0 alone prints."""
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Meet the other processes, if there are any, before JAX does anything; process 0 alone prints.
+
+    What ends one of them early ends it at once: left to itself JAX waits at the end for all the others.
+    """
     if not is_member():
+        yield
         return
+    _join()
+    try:
+        yield
+    except SystemExit as error:
+        _end(REFUSED, str(error.code))
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            _end(LOST, f"no answer from another process ({str(error).splitlines()[0]}); {AGAIN}")
+        _end(REFUSED, traceback.format_exc())
+
+
+def _join() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # gloo waits for ever on another order
     number, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     jax.distributed.initialize(
@@ -52,7 +73,13 @@ def join() -> None:
         process_id=None if index is None else int(index),
     )
     if jax.process_index() > 0:
-        sys.stdout = io.StringIO()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(code: int, why: str) -> NoReturn:
+    print(why, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def check_rows(rows: int) -> None:
@@ -102,14 +129,12 @@ def start(count: int, module: str) -> None:
             for process in processes:
                 process.kill()
                 process.wait()
-        lost = min(range(count), key=lambda i: (codes[i] or math.inf, i))
-        if codes[0] == 1 and codes[lost] == 1:
-            raise SystemExit(1)  # process 0 has said why
+        lost = min(range(count), key=lambda i: (codes[i] or math.inf, i))  # a killed one before others
+        if codes[0] == REFUSED:
+            raise SystemExit(REFUSED)  # it has said why
         if codes[lost]:
             said = logs[lost].read_text(errors="replace").strip().splitlines()[-1:] if lost else []
-            why = f"process {lost} of {count} ended with {codes[lost]}"
-            fix = "run the same command again to go on from the last checkpoint"
-            raise SystemExit("; ".join([why, *said, fix]))
+            raise SystemExit("; ".join([f"process {lost} of {count} ended with {codes[lost]}", *said, AGAIN]))
 
 
 def _free_port() -> int:
@@ -130,7 +155,7 @@ def _process(module: str, address: str, count: int, index: int, log: Path) -> su
     if index == 0:
         return subprocess.Popen(command, env=environment, start_new_session=True)
     with log.open("wb") as said:
-        return subprocess.Popen(command, env=environment, start_new_session=True, stdout=said, stderr=said)
+        return subprocess.Popen(command, env=environment, start_new_session=True, stderr=said)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], stop: StopRequest) -> list[int | None]:
