@@ -55,7 +55,9 @@ class Checkpoints:
                 self._find_room(state)
             try:
                 self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
-            except ValueError as error:  # what tensorstore makes of an OSError
+            except ValueError as error:
+                if "os_error_code" not in str(error):  # so tensorstore says an OSError
+                    raise
                 raise OSError(" ".join(str(error).split())) from None
             if first:
                 replace(self.folder / str(step) / SUMS, json.dumps(self._sums(step)))

@@ -130,8 +130,8 @@ def start(count: int, module: str) -> None:
                 process.kill()
                 process.wait()
         lost = min(range(count), key=lambda i: (codes[i] or math.inf, i))  # a killed one before others
-        if codes[0] == REFUSED:
-            raise SystemExit(REFUSED)  # it has said why
+        if codes[0] == REFUSED and codes[lost] in (REFUSED, -signal.SIGABRT):  # JAX aborts without process 0
+            raise SystemExit(REFUSED)  # which has said why
         if codes[lost]:
             said = logs[lost].read_text(errors="replace").strip().splitlines()[-1:] if lost else []
             raise SystemExit("; ".join([f"process {lost} of {count} ended with {codes[lost]}", *said, AGAIN]))

@@ -211,7 +211,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(tmp_path, capfd)
 
 def test_what_orbax_says_of_a_full_disk_is_one_line_too(tmp_path, monkeypatch):
     def save(*_, **__):
-        raise ValueError("RESOURCE_EXHAUSTED: Error writing\nNo space left on device")
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing\nNo space left on device [os_error_code='28']")
 
     with Checkpoints(tmp_path) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "save", save)
