@@ -92,8 +92,7 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> list[dict[str, Any]]
                 saved.save(state)
                 lines.append(line)
                 bar.update(learner.every)
-                shown = {"loss": line["loss"], **scores, "skipped": line["skipped"]}
-                bar.set_postfix_str(_shown(shown), refresh=False)
+                bar.set_postfix_str(_shown({**loss, **scores}), refresh=False)
     return lines
 
 

@@ -37,6 +37,7 @@ from experiments.runs import StopRequest
 
 GRACE = 10.0  # seconds in which processes end by themselves once one has
 REFUSED, LOST = 1, 3  # exit codes: it has said why; another process gave no answer
+PARENT = "JAX_BPTT_PARENT"  # environment variable: the number of the process that started this one
 AGAIN = "run the same command again to go on from the last checkpoint"
 
 
@@ -59,7 +60,7 @@ def joined() -> Iterator[None]:
         yield
     except SystemExit as error:
         _end(REFUSED, str(error.code))
-    except Exception as error:
+    except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             _end(LOST, f"no answer from another process ({str(error).splitlines()[0]}); {AGAIN}")
         _end(REFUSED, traceback.format_exc())
@@ -109,8 +110,10 @@ def _mesh() -> jax.sharding.Mesh:
 
 
 def any_process(came: bool) -> bool:
-    """Whether it is so in any of them; all have to ask."""
-    return bool(multihost_utils.process_allgather(np.int32(came)).any())
+    """Whether a stop came to any of them, or the one that started them is gone; all have to ask."""
+    parent = str(os.getppid())
+    alone = os.environ.get(PARENT, parent) != parent
+    return bool(multihost_utils.process_allgather(np.int32(came or alone)).any())
 
 
 def start(count: int, module: str) -> None:
@@ -150,6 +153,7 @@ def _process(module: str, address: str, count: int, index: int, log: Path) -> su
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PROCESS_ID": str(index),
         "JAX_LOCAL_DEVICE_IDS": str(index),  # of the GPUs, one each
+        PARENT: str(os.getpid()),
     }
     command, environment = [sys.executable, "-m", module, *sys.argv[1:]], os.environ | variables
     if index == 0:

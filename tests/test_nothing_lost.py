@@ -39,7 +39,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(tmp_path):
     }
     command = [sys.executable, ROOT / "tests" / "kills.py", tmp_path, str(KILLS), *options]
     done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
     )
     print(done.stdout)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ import pytest
 import witnesses as w
 
 import jax_bptt as jb
-from experiments import char_lm
+from experiments import char_lm, processes
 from experiments.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +144,14 @@ def test_two_processes_stop_at_the_same_step(folder):
     assert said.splitlines()[-1] == "stopped and saved; run the same command again to go on"
     assert "Traceback" not in said
     assert _steps(out)[-1] % char_lm.REPORT == 0
+
+
+def test_processes_whose_parent_is_gone_stop(monkeypatch):
+    monkeypatch.setenv(processes.PARENT, str(os.getppid()))
+    assert not processes.any_process(False)
+    assert processes.any_process(True)
+    monkeypatch.setenv(processes.PARENT, "0")
+    assert processes.any_process(False)
 
 
 def test_rows_that_cannot_be_shared_are_refused(folder):
