@@ -50,7 +50,7 @@ def newest(out):
 
 def unnamed(out):
     """Checkpoints that are being written."""
-    return [p.name.split(".")[0] for p in (out / "checkpoints").glob("*tmp*")]
+    return [p.name.split(".")[0] for p in (out / "checkpoints").glob("*.new*")]
 
 
 def kill_once(options, out, draw, when):
