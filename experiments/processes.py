@@ -63,7 +63,7 @@ def joined() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             _end(LOST, f"no answer from another process ({str(error).splitlines()[0]}); {AGAIN}")
-        _end(REFUSED, traceback.format_exc())
+        _end(REFUSED, traceback.format_exc().strip())
 
 
 def _join() -> None:

@@ -19,7 +19,7 @@ from experiments import char_lm, processes
 from experiments.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"hidden": 16, "rows": 8, "window": 16, "epochs": 1, "every": 10}
+SMALL = {"hidden": 16, "rows": 8, "window": 16, "epochs": 1, "every": 20}
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def _started(folder, out, **options):
-    given = {**SMALL, "text": folder / "text.txt", "out": folder / out, **options}
+def _started(folder, out):
+    """char_lm by two processes."""
+    given = {**SMALL, "text": folder / "text.txt", "out": folder / out, "processes": 2}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     environment = {
         "PYTHONWARNINGS": "error",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / f"programs of {options.get('processes', 1)}"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -48,9 +49,16 @@ def _ended(process):
     return process.returncode, said
 
 
-def _finished(folder, out, **options):
-    code, said = _ended(_started(folder, out, **options))
+def _by_two(folder, out):
+    code, said = _ended(_started(folder, out))
     assert code == 0, said
+    return folder / out
+
+
+def _by_one(folder, out):
+    """In this process, as it runs outside of the tests."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        char_lm.main(char_lm.Config(text=folder / "text.txt", out=folder / out, **SMALL))
     return folder / out
 
 
@@ -58,8 +66,8 @@ def _steps(out):
     return sorted(int(p.name) for p in (out / "checkpoints").glob("*") if p.name.isdigit())
 
 
-def _wait_for_two_checkpoints(process, out):
-    while process.poll() is None and len(_steps(out)) < 2:
+def _wait_for_a_checkpoint(process, out):
+    while process.poll() is None and not _steps(out):
         time.sleep(0.01)
 
 
@@ -73,12 +81,12 @@ def _params(folder, out):
 
 @pytest.fixture(scope="module")
 def one(folder):
-    return _finished(folder, "one")
+    return _by_one(folder, "one")
 
 
 @pytest.fixture(scope="module")
 def two(folder):
-    return _finished(folder, "two", processes=2)
+    return _by_two(folder, "two")
 
 
 def _summary(out):
@@ -108,17 +116,17 @@ def _cut(folder, two, out):
 
 def test_begun_by_two_it_is_ended_by_one(folder, two):
     _cut(folder, two, "two, then one")
-    _agree(folder, two, _finished(folder, "two, then one"))
+    _agree(folder, two, _by_one(folder, "two, then one"))
 
 
 def test_begun_by_one_it_is_ended_by_two(folder, one):
     _cut(folder, one, "one, then two")
-    _agree(folder, one, _finished(folder, "one, then two", processes=2))
+    _agree(folder, one, _by_two(folder, "one, then two"))
 
 
 def test_one_of_two_killed_the_other_ends_and_the_run_goes_on_bit_for_bit(folder, two):
-    process, out = _started(folder, "killed", processes=2), folder / "killed"
-    _wait_for_two_checkpoints(process, out)
+    process, out = _started(folder, "killed"), folder / "killed"
+    _wait_for_a_checkpoint(process, out)
     _, second = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(second), signal.SIGKILL)
     code, said = _ended(process)
@@ -128,16 +136,14 @@ def test_one_of_two_killed_the_other_ends_and_the_run_goes_on_bit_for_bit(folder
     assert "Traceback" not in said
     assert not (out / "summary.json").exists()
 
-    chex.assert_trees_all_equal(
-        _params(folder, _finished(folder, "killed", processes=2)), _params(folder, two)
-    )
+    chex.assert_trees_all_equal(_params(folder, _by_two(folder, "killed")), _params(folder, two))
     for name in ("metrics.jsonl", "summary.json"):
         assert (out / name).read_text() == (two / name).read_text()
 
 
 def test_two_processes_stop_at_the_same_step(folder):
-    process, out = _started(folder, "stopped", processes=2), folder / "stopped"
-    _wait_for_two_checkpoints(process, out)
+    process, out = _started(folder, "stopped"), folder / "stopped"
+    _wait_for_a_checkpoint(process, out)
     process.send_signal(signal.SIGTERM)
     code, said = _ended(process)
     assert code == 1
@@ -154,9 +160,32 @@ def test_processes_whose_parent_is_gone_stop(monkeypatch):
     assert processes.any_process(False)
 
 
-def test_rows_that_cannot_be_shared_are_refused(folder):
-    code, said = _ended(_started(folder, "refused", rows=9, processes=2))
-    assert code == 1
-    assert said.splitlines()[-1] == "--rows 9: give a multiple of 2, the number of devices"
-    assert "Traceback" not in said
-    assert not (folder / "refused").exists()
+def test_rows_that_cannot_be_shared_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    processes.check_rows(8)
+    with pytest.raises(SystemExit, match="--rows 9: give a multiple of 2, the number of devices"):
+        processes.check_rows(9)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SystemExit("no room"), processes.REFUSED, "no room\n"),
+        (KeyError("a slip"), processes.REFUSED, "KeyError: 'a slip'\n"),
+        (ValueError("UNKNOWN: Gloo all-reduce failed"), processes.LOST, f"; {processes.AGAIN}\n"),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE"), processes.LOST, f"; {processes.AGAIN}\n"),
+    ],
+)
+def test_what_ends_a_process_early_ends_it_at_once(error, code, said, monkeypatch, capsys):
+    class Ended(BaseException):
+        pass
+
+    def end(number):
+        raise Ended(number)
+
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "here")
+    monkeypatch.setattr(processes, "_join", lambda: None)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended, match=str(code)), processes.joined():
+        raise error
+    assert capsys.readouterr().err.endswith(said)
