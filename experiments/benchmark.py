@@ -59,7 +59,7 @@ from experiments.benchmark_peers import Problem, problem_of
 from experiments.benchmark_programs import LANES, Program, program_of
 from experiments.benchmark_table import draw, judge, table
 from experiments.gradient_methods import farthest, seconds
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 
 SIZES = (
     "128x32x64x128",
@@ -265,7 +265,8 @@ def show(run: Run, dry_run: bool) -> None:
     run.write("table.md", text)
     run.write("table.json", json.dumps(lines, indent=1) + "\n")
     print(text)
-    draw(run.folder / "benchmark.png", lines)
+    with writing(run.folder):
+        draw(run.folder / "benchmark.png", lines)
     print(run.folder / "benchmark.png")
     programs = sum(name != "torch" for m in lines for name in m["contenders"])
     print(f"{programs} programs lowered for CUDA and run here: as expected" if dry_run else judge(lines))

@@ -3,6 +3,7 @@
     python -m experiments.char_lm                         the help texts of Python (pydoc_data.topics)
     python -m experiments.char_lm --text FILE             a text of your own, UTF-8
     python -m experiments.char_lm --cell lstm --layers 2  another cell, more layers, a longer run
+    python -m experiments.char_lm --processes 2           rows shared by two processes, see processes.py
 
 The text is cut into rows that are read side by side, `window` characters a step; the carry goes on
 from chunk to chunk, the gradient does not. The last tenth is kept for validation. Beside the network
@@ -11,8 +12,8 @@ at the end of each row that do not fill a window) and scored on the same validat
 
 Expectation: below the bigram (k = 1) in validation nats per character.
 
-Killed or interrupted, the same command goes on from the last checkpoint and ends with the same
-parameters, bit for bit.
+Killed or interrupted, the same command goes on from the last whole checkpoint and ends with the same
+parameters, bit for bit. A chunk of which no finite update can be made is skipped and counted.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import tyro
 from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments import processes
+from experiments.checkpoints import Checkpoints
 from experiments.kgrams import kgram_nats
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
+
+REPORT = 20  # steps between two lines of metrics.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +74,15 @@ class Config:
     """Of the initial parameters and of the samples."""
     every: int = 200
     """Steps between validations, each with a checkpoint."""
+    processes: int = 1
+    """Processes on this machine that share the rows."""
     out: Path = Path("results/char_lm")
     """Result folder."""
 
 
 def check(config: Config) -> None:
     """SystemExit where an option can not be meant."""
-    for name in ("layers", "hidden", "window", "rows", "epochs", "every"):
+    for name in ("layers", "hidden", "window", "rows", "epochs", "every", "processes"):
         if getattr(config, name) < 1:
             raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least 1")
     if not 0 <= config.seed < 2**32:
@@ -144,13 +150,18 @@ def build(config: Config, classes: int, steps: int) -> tuple[jb.Network, Any]:
 
 def chunk(rows: np.ndarray, start: int, length: int, classes: int) -> jb.Batch:
     """Characters start..start+length of every row, and the character after each."""
-    part = jnp.asarray(rows[:, start : start + length + 1].T)
+    part = processes.by_rows(rows[:, start : start + length + 1].T, 1)
     return jb.Batch(jax.nn.one_hot(part[:-1], classes), part[1:])
+
+
+def begin(net: jb.Network, params: Any, rows: int) -> Any:
+    """The carry of rows that begin without memory."""
+    return jax.tree.map(lambda s: processes.by_rows(s, 0), net.initial_carry(params, (rows,)))
 
 
 def validate(net: jb.Network, params: Any, corpus: Corpus, config: Config) -> float:
     """Nats per character over the whole validation text, every row read from its beginning."""
-    carry = net.initial_carry(params, (config.rows,))
+    carry = begin(net, params, config.rows)
     nats, length = 0.0, corpus.valid.shape[1] - 1
     for start in range(0, length, 8 * config.window):
         batch = chunk(corpus.valid, start, 8 * config.window, len(corpus.alphabet))
@@ -180,14 +191,15 @@ def _write(net: jb.Network, params: Any, key: Array, prompt: Array, length: int)
 
 
 def write_text(net: jb.Network, params: Any, corpus: Corpus, key: Array) -> str:
-    """The first characters of the validation text, and how the network goes on."""
+    """The first characters of the validation text, and how the network goes on; in this process alone."""
+    params = jax.device_get(params)
     prompt = corpus.valid[0, :40]
     codes = (*prompt, *np.asarray(_write(net, params, key, jnp.asarray(prompt), 200)))
     return "".join(corpus.alphabet[code] for code in codes)
 
 
-def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bool]:
-    """Train to the end or to a request to stop; returns the network, its parameters and whether it ended."""
+def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, jb.TrainState, bool]:
+    """Train to the end or to a request to stop; returns the network, the state and whether it ended."""
     classes, chunks = len(corpus.alphabet), (corpus.train.shape[1] - 1) // config.window
     steps = config.epochs * chunks
     net, optimizer = build(config, classes, steps)
@@ -195,56 +207,60 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, Any, bo
     key = jax.random.key(config.seed)
     dropout_key = jax.random.fold_in(key, 1)
     state = jb.init_train_state(key, net, optimizer, (config.rows,))
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
-    folder = (run.folder / "checkpoints").absolute()
-    with ocp.CheckpointManager(folder, options=options) as saved, StopRequest() as stop:
-        if saved.latest_step() is not None:
-            state = saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state))
-        start = int(state.step)
+    state = jax.tree.map(processes.everywhere, state)._replace(carry=begin(net, state.params, config.rows))
+    with Checkpoints(run.folder / "checkpoints") as saved, StopRequest() as stop:
+        state = saved.restore(state)
+        start, skipped = int(state.step), int(state.skipped)
         run.keep_metrics_up_to(start)
-        with tqdm(total=steps, initial=start, unit="step", smoothing=0.05) as bar:
+        quiet = jax.process_index() > 0
+        with tqdm(total=steps, initial=start, unit="step", smoothing=0.05, disable=quiet) as bar:
             for step in range(start, steps):
                 at = step % chunks
                 if at == 0:  # a new epoch begins without memory
-                    state = state._replace(carry=net.initial_carry(state.params, (config.rows,)))
+                    state = state._replace(carry=begin(net, state.params, config.rows))
                 batch = chunk(corpus.train, at * config.window, config.window, classes)
                 batch = batch._replace(key=jax.random.fold_in(dropout_key, step))
                 state, metrics = train_step(state, batch)
                 bar.update()
-                stopping, mark = stop.came, (step + 1) % config.every == 0 or step + 1 == steps
-                if mark or stopping or (step + 1) % 20 == 0:
-                    report(config, run, corpus, net, state, metrics, bar, mark)
+                line, mark = (step + 1) % REPORT == 0, (step + 1) % config.every == 0 or step + 1 == steps
+                stopping = (line or jax.process_count() == 1) and processes.any_process(stop.came)
+                if line:
+                    skipped = report(run, state, metrics, bar, skipped)
+                if mark:
+                    look(config, run, corpus, net, state, bar)
                 if mark or stopping:
-                    saved.save(step + 1, args=ocp.args.StandardSave(state), force=True)
+                    saved.save(state)
                 if stopping:
-                    return net, state.params, step + 1 == steps
-    return net, state.params, True
+                    return net, state, step + 1 == steps
+    return net, state, True
 
 
-def report(
-    config: Config,
-    run: Run,
-    corpus: Corpus,
-    net: jb.Network,
-    state: jb.TrainState,
-    metrics: jb.Metrics,
-    bar: Any,
-    mark: bool,
-) -> None:
-    """Loss every 20 steps; validation at a mark, every fifth time with a sample; SystemExit at a NaN."""
+def report(run: Run, state: jb.TrainState, metrics: jb.Metrics, bar: Any, before: int) -> int:
+    """A line of metrics, without a loss where it is not finite; returns how many steps were skipped so far.
+
+    SystemExit where all were since the last line, when `before` of them had been.
+    """
+    done, skipped = int(state.step), int(state.skipped)
+    if skipped - before == REPORT:
+        raise SystemExit(
+            f"step {done}: loss or gradient of each of {REPORT} chunks is not finite; lower --learning-rate"
+        )
+    loss = {"loss": float(metrics.loss), "grad_norm": float(metrics.grad_norm)} if metrics.finite else {}
+    run.record(step=done, **loss, skipped=skipped)
+    shown = f", {skipped} skipped" if skipped else ""
+    bar.set_postfix_str(f"loss {float(metrics.loss):.3f} nats/char{shown}")
+    return skipped
+
+
+def look(config: Config, run: Run, corpus: Corpus, net: jb.Network, state: jb.TrainState, bar: Any) -> None:
+    """Validation, every fifth time with a sample; SystemExit where it is not finite, before that is saved."""
     done = int(state.step)
-    if not metrics.finite:
-        raise SystemExit(f"step {done}: the loss or its gradient is not finite; lower --learning-rate")
-    if done % 20 == 0:
-        run.record(step=done, loss=float(metrics.loss), grad_norm=float(metrics.grad_norm))
-        bar.set_postfix_str(f"loss {float(metrics.loss):.3f} nats/char")
-    if mark:
-        nats = validate(net, state.params, corpus, config)
-        run.record(step=done, valid=nats)
-        bar.write(f"step {done}: validation {nats:.3f} nats/char")
-    if done % (5 * config.every) == 0:
+    nats = validate(net, state.params, corpus, config)
+    if not math.isfinite(nats):
+        raise SystemExit(f"step {done}: the validation loss is not finite; lower --learning-rate")
+    run.record(step=done, valid=nats)
+    bar.write(f"step {done}: validation {nats:.3f} nats/char")
+    if done % (5 * config.every) == 0 and jax.process_index() == 0:
         key = jax.random.fold_in(jax.random.key(config.seed), done)
         bar.write(f"--- step {done}\n{write_text(net, state.params, corpus, key)}")
 
@@ -276,29 +292,46 @@ def draw(run: Run, corpus: Corpus, title: str) -> None:
 
 
 def main(config: Config) -> None:
-    """Train, then say how the network compares with counting."""
-    began = time.monotonic()
+    """Train in this process, or in several."""
     check(config)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal can not
-    corpus = load(config)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "text")}
-    run = Run(config.out, settings | {"text_sha256": corpus.sha256})
-    sizes = f"{corpus.train.size} training and {corpus.valid.size} validation characters"
-    print(f"{sizes}, {len(corpus.alphabet)} different; results in {run.folder}")
-    net, params, ended = train(config, run, corpus)
+    if config.processes > 1 and not processes.is_member():
+        processes.start(config.processes, "experiments.char_lm")
+        return
+    with processes.joined():
+        ended = compare(config)
     if not ended:
         raise SystemExit("stopped and saved; run the same command again to go on")
 
+
+def compare(config: Config) -> bool:
+    """Train, then say how the network compares with counting; whether it came to that."""
+    began = time.monotonic()
+    processes.check_rows(config.rows)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal can not
+    corpus = load(config)
+    apart = ("out", "text", "processes")
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in apart}
+    run = Run(config.out, settings | {"text_sha256": corpus.sha256})
+    sizes = f"{corpus.train.size} training and {corpus.valid.size} validation characters"
+    print(f"{sizes}, {len(corpus.alphabet)} different; results in {run.folder}")
+    net, state, ended = train(config, run, corpus)
+    if not ended:
+        return False
+
+    params, skipped = state.params, int(state.skipped)
     nats = validate(net, params, corpus, config)
+    if jax.process_index() > 0:
+        return True
     baselines = ", ".join(f"k={k} {n:.3f}" for k, n in enumerate(corpus.kgrams))
     digest = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in jax.tree.leaves(params))).hexdigest()
-    summary = {"valid": nats, "kgrams": corpus.kgrams.tolist(), "params_sha256": digest}
+    summary = {"valid": nats, "kgrams": corpus.kgrams.tolist(), "skipped": skipped, "params_sha256": digest}
     run.write("summary.json", json.dumps(summary, indent=2) + "\n")
     layers = "1 layer" if config.layers == 1 else f"{config.layers} layers"
-    draw(run, corpus, f"{config.cell}, {layers} of {config.hidden} units,")
+    with writing(run.folder):
+        draw(run, corpus, f"{config.cell}, {layers} of {config.hidden} units,")
     key = jax.random.key(config.seed)
     print(f"--- a sample\n{write_text(net, params, corpus, key)}\n---")
-    print(f"parameters sha256 {digest[:16]}, {time.monotonic() - began:.0f} s")
+    print(f"parameters sha256 {digest[:16]}, {skipped} chunks skipped, {time.monotonic() - began:.0f} s")
     print(run.folder / "learning_curve.png")
     met = (
         "beats the bigram (k=1), as expected"
@@ -306,6 +339,7 @@ def main(config: Config) -> None:
         else "EXPECTATION NOT MET: the bigram (k=1) is better"
     )
     print(f"validation {nats:.3f} nats/char; k-grams {baselines}; {met}")
+    return True
 
 
 if __name__ == "__main__":

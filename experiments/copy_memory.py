@@ -38,7 +38,7 @@ import jax_bptt as jb
 from experiments.learning import Learner
 from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 from experiments.seeds import Curves, ends, learn_seeds, plot, seconds, updates
 
 SYMBOLS, KEPT = 8, 10  # of how many, and how many
@@ -183,7 +183,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         curves = learn_seeds(run, stop, learners(config), config.seeds)
-    draw(run.folder / "copy_memory.png", config, curves)
+    with writing(run.folder):
+        draw(run.folder / "copy_memory.png", config, curves)
     print(run.folder / "copy_memory.png")
     conclude(run, "copy_memory", config, judge(config, curves), config.seeds, seconds(curves))
 

@@ -43,7 +43,7 @@ import jax_bptt as jb
 from experiments.learning import Learner, learn
 from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 
 BITS, WINDOW, ROWS = 3000, 60, 5  # to learn and to test; of a row; in a batch
 SHOWN = 12  # bits in a row
@@ -198,7 +198,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = train(config, run, stop)
-    draw_figure(run.folder / "elman_xor.png", config, found)
+    with writing(run.folder):
+        draw_figure(run.folder / "elman_xor.png", config, found)
     print(run.folder / "elman_xor.png")
     ends = {m["curve"]: m["seconds"] for m in run.metrics()}
     conclude(run, "elman_xor", config, judge(found), config.seeds, sum(ends.values()))

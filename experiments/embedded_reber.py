@@ -46,7 +46,7 @@ import jax_bptt as jb
 from experiments.learning import Learner, learn
 from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 from experiments.seeds import Curves, seconds
 
 LETTERS = "BTPSXVE"
@@ -254,7 +254,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         curves = train(config, run, stop)
-    draw_figure(run.folder / "embedded_reber.png", config, curves)
+    with writing(run.folder):
+        draw_figure(run.folder / "embedded_reber.png", config, curves)
     print(run.folder / "embedded_reber.png")
     conclude(run, "embedded_reber", config, judge(config, curves), config.seeds, seconds(curves))
 

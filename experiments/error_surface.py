@@ -39,7 +39,7 @@ from tqdm import tqdm
 import jax_bptt as jb
 from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run
+from experiments.runs import Run, writing
 
 STEPS, TARGET = 50, 0.7
 W, B = (3.0, 7.0), (-3.2, -0.8)  # the plane that is shown
@@ -199,7 +199,8 @@ def main(config: Config) -> None:
     run.keep_metrics(lambda m: False)
     for name, of in found.paths.items():
         run.record(path=name, errors=np.asarray(of.errors).tolist(), ends=found.ends[name].tolist())
-    draw(run.folder / "error_surface.png", found)
+    with writing(run.folder):
+        draw(run.folder / "error_surface.png", found)
     print(run.folder / "error_surface.png")
     conclude(run, "error_surface", config, rows(found), config.starts, time.monotonic() - began)
 

@@ -50,7 +50,7 @@ from tqdm import tqdm
 
 import jax_bptt as jb
 from experiments.gradient_costs import draw, part, table, titled
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 from jax_bptt.chunks import chunk_of
 from jax_bptt.gradients.autodiff import plain_scan
 from jax_bptt.gradients.schedule import advances, schedule
@@ -405,7 +405,8 @@ def compare(config: Config) -> None:
     text = table(measured, counts, million)
     run.write("table.md", text)
     print(text)
-    draw(run.folder / "gradient_methods.png", measured, counts)
+    with writing(run.folder):
+        draw(run.folder / "gradient_methods.png", measured, counts)
     print(run.folder / "gradient_methods.png")
     shown, unmet = judge(measured, counts, million)
     print(f"{shown}; {'EXPECTATION NOT MET: ' + ', '.join(unmet) if unmet else 'as expected'}")

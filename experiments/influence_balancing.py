@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 import jax_bptt as jb
 from experiments.options import settings
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 
 A = np.eye(23) / 2 + np.eye(23, k=1) / 2
 SIGNS = np.where(np.arange(23) < 10, 1.0, -1.0)
@@ -318,7 +318,8 @@ def main(config: Config) -> None:
     run.keep_metrics(lambda m: True)
     with StopRequest() as stop:
         gradients, curves = compare_gradients(config, run, stop), train(config, run, stop)
-    draw(run.folder / "influence_balancing.png", gradients, curves)
+    with writing(run.folder):
+        draw(run.folder / "influence_balancing.png", gradients, curves)
     print(run.folder / "influence_balancing.png")
     shown, met = judge(config, gradients, curves)
     print(f"{shown}; {'as expected' if met else 'EXPECTATION NOT MET'}")

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments.checkpoints import Checkpoints
 from experiments.runs import Run, StopRequest
 
 Scores = dict[str, float]
@@ -64,29 +65,34 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> list[dict[str, Any]]
 
     Returns:
       Its lines of metrics.jsonl, one a score: curve (its name), step, seconds since it began, loss (of
-      the last update), the largest gradient norm of the block, and the scores.
+      the last update), the largest gradient norm of the block, how many updates were skipped so far
+      because they were not finite, and the scores.
+
+    Raises:
+      SystemExit: a stop was asked for; no update of a block is finite; metrics or checkpoints are damaged.
     """
     state, advance, score = _compiled(learner)
     with _checkpoints(run, learner) as saved:
-        if saved.latest_step() is not None:
-            state = saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state))
+        state = saved.restore(state)
         start = int(state.step)
         run.keep_metrics(lambda m: m.get("curve") != learner.name or m["step"] <= start)
         lines = [m for m in run.metrics() if m.get("curve") == learner.name]
+        if start != (lines[-1]["step"] if lines else 0):
+            raise SystemExit(f"metrics.jsonl lacks step {start}; delete {saved.folder} to learn anew")
         before, began = (lines[-1]["seconds"] if lines else 0.0), time.monotonic()
         with tqdm(total=learner.steps, initial=start, unit="step", desc=f"{learner.name:16}") as bar:
             while not _ended(learner, lines):
                 stop.leave()
-                state, (losses, norms) = advance(state)
+                state, of_each = advance(state)
+                loss = _last(learner, state, of_each)
                 scores = {n: float(z) for n, z in score(state.params).items()}
                 seconds = round(before + time.monotonic() - began, 2)
-                line = {"curve": learner.name, "step": int(state.step), "seconds": seconds}
-                line |= {"loss": float(losses[-1]), "grad_norm": float(norms.max()), **scores}
+                line = {"curve": learner.name, "step": int(state.step), "seconds": seconds, **loss, **scores}
                 run.record(**line)
-                saved.save(int(state.step), args=ocp.args.StandardSave(state), force=True)
+                saved.save(state)
                 lines.append(line)
                 bar.update(learner.every)
-                bar.set_postfix_str(f"loss {line['loss']:.4g}, " + _shown(scores), refresh=False)
+                bar.set_postfix_str(_shown({**loss, **scores}), refresh=False)
     return lines
 
 
@@ -94,15 +100,23 @@ def learnt(run: Run, learner: Learner) -> Any:
     """The parameters that `learn` ended with, of the last checkpoint."""
     state, _, _ = _compiled(learner)
     with _checkpoints(run, learner) as saved:
-        return saved.restore(saved.latest_step(), args=ocp.args.StandardRestore(state)).params
+        return saved.restore(state).params
 
 
-def _checkpoints(run: Run, learner: Learner) -> ocp.CheckpointManager:
-    folder = (run.folder / "checkpoints" / learner.name.replace(" ", "_")).absolute()
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
-    return ocp.CheckpointManager(folder, options=options)
+def _checkpoints(run: Run, learner: Learner) -> Checkpoints:
+    return Checkpoints(run.folder / "checkpoints" / learner.name.replace(" ", "_"))
+
+
+def _last(learner: Learner, state: jb.TrainState, of_each: jb.Metrics) -> dict[str, Any]:
+    """Loss and largest gradient norm of a block, of the updates that were made."""
+    made = np.asarray(of_each.finite)
+    if not made.any():
+        raise SystemExit(
+            f"{learner.name}, step {int(state.step)}: loss or gradient of each of {learner.every} updates "
+            "is not finite; lower the learning rate"
+        )
+    losses, norms = np.asarray(of_each.loss)[made], np.asarray(of_each.grad_norm)[made]
+    return {"loss": float(losses[-1]), "grad_norm": float(norms.max()), "skipped": int(state.skipped)}
 
 
 def _ended(learner: Learner, lines: list[dict[str, Any]]) -> bool:
@@ -120,13 +134,12 @@ def _compiled(learner: Learner) -> tuple[jb.TrainState, Any, Any]:
     key = jax.random.key(learner.seed)
     of_params, of_batches = jax.random.split(key)
 
-    def update(state: jb.TrainState, _: None) -> tuple[jb.TrainState, tuple[Array, Array]]:
+    def update(state: jb.TrainState, _: None) -> tuple[jb.TrainState, jb.Metrics]:
         batch = learner.draw(jax.random.fold_in(of_batches, state.step))
         begun = state._replace(carry=net.next_carry(net.initial_carry(state.params, rows)))
-        state, metrics = train_step(begun, batch)
-        return state, (metrics.loss, metrics.grad_norm)
+        return train_step(begun, batch)
 
-    def advance(state: jb.TrainState) -> tuple[jb.TrainState, tuple[Array, Array]]:
+    def advance(state: jb.TrainState) -> tuple[jb.TrainState, jb.Metrics]:
         return jax.lax.scan(update, state, None, length=learner.every)
 
     state = jb.init_train_state(of_params, net, learner.optimizer, rows)

@@ -6,18 +6,30 @@ dropped, so the finished folder is that of an uninterrupted run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import signal
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 PACKAGES = ("jax", "jaxlib", "optax", "chex", "jax_bptt")
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """SystemExit where the folder cannot be written or its disk is full."""
+    try:
+        yield
+    except OSError as error:
+        fix = "run the same command again when that is mended, or choose another --out"
+        raise SystemExit(f"cannot write to {folder}: {error.strerror or error}; {fix}") from None
 
 
 class Run:
@@ -33,11 +45,10 @@ class Run:
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder = folder
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._hold_to(config)
-        except OSError as error:
-            raise SystemExit(f"cannot write results to {folder}: {error}; choose another --out") from None
+        self.keep_metrics(lambda m: True)
 
     def _hold_to(self, config: dict[str, Any]) -> None:
         path = self.folder / "run.json"
@@ -45,7 +56,8 @@ class Run:
             try:
                 before = dict(json.loads(path.read_text())["config"])
             except (ValueError, KeyError, TypeError):
-                raise SystemExit(f"{path} is not the record of a run; choose another --out") from None
+                fix = "choose another --out, or delete this file if the run had these options"
+                raise SystemExit(f"{path} is not the record of a run; {fix}") from None
             other = sorted(k for k in before.keys() | config if before.get(k) != config.get(k))
             if other:
                 was = ", ".join(f"{k}={before.get(k)} (now {config.get(k)})" for k in other)
@@ -60,16 +72,17 @@ class Run:
         self.write("run.json", json.dumps(about, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
-        """A text file of the folder, replaced as a whole."""
-        new = self.folder / (name + ".new")
-        new.write_text(text)
-        new.replace(self.folder / name)
+        """A text file of the folder, replaced as a whole; of several processes the first writes."""
+        if jax.process_index() > 0:
+            return
+        with writing(self.folder):
+            replace(self.folder / name, text)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics so far; a line torn by a kill is left out."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return [m for m in map(_whole, lines) if m]
 
     def keep_metrics_up_to(self, step: int) -> None:
         """Drop what was recorded after this step."""
@@ -80,9 +93,35 @@ class Run:
         self.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.metrics() if wanted(m)))
 
     def record(self, **metrics: Any) -> None:
-        """One more line of metrics.jsonl."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        """One more line of metrics.jsonl; of several processes the first writes."""
+        if jax.process_index() > 0:
+            return
+        with writing(self.folder):
+            _write_through(self.folder / "metrics.jsonl", "a", json.dumps(metrics) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a text file as a whole: at any moment it is the old one or the new one."""
+    new = path.with_name(path.name + ".new")
+    _write_through(new, "w", text)
+    new.replace(path)
+
+
+def _write_through(path: Path, mode: str, text: str) -> None:
+    """Write, and wait until it is on the disk."""
+    with path.open(mode) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole(line: str) -> dict[str, Any]:
+    """The object of a line of JSON, {} where it is none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class StopRequest:

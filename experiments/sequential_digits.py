@@ -43,7 +43,7 @@ import jax_bptt as jb
 from experiments.learning import Learner, learn
 from experiments.options import check_counts, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 from experiments.seeds import Curve, seconds
 
 Curves = dict[tuple[str, int], list[Curve]]
@@ -196,7 +196,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         curves = train(config, run, stop)
-    draw_figure(run.folder / "sequential_digits.png", config, curves)
+    with writing(run.folder):
+        draw_figure(run.folder / "sequential_digits.png", config, curves)
     print(run.folder / "sequential_digits.png")
     conclude(run, "sequential_digits", config, judge(curves), config.seeds, seconds(curves))
 

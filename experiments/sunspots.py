@@ -43,7 +43,7 @@ import jax_bptt as jb
 from experiments.learning import Learner, learn, learnt
 from experiments.options import check_counts, check_positive, refusal, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 
 FIRST, LAST_LEARNT = 1700, 1920
 VARIANCE = 1535.0  # of the record, as in the paper
@@ -244,7 +244,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = train(config, run, stop)
-    draw_figure(run.folder / "sunspots.png", found)
+    with writing(run.folder):
+        draw_figure(run.folder / "sunspots.png", found)
     print(run.folder / "sunspots.png")
     ends = {m["curve"]: m["seconds"] for m in run.metrics()}
     conclude(run, "sunspots", config, judge(found), config.seeds, sum(ends.values()))

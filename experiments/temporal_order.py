@@ -40,7 +40,7 @@ import jax_bptt as jb
 from experiments.learning import Learner
 from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 from experiments.seeds import Curves, ends, learn_seeds, plot, seconds, updates
 
 LETTERS = "ABcdef"
@@ -181,7 +181,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         curves = learn_seeds(run, stop, learners(config), config.seeds)
-    draw(run.folder / "temporal_order.png", config, curves)
+    with writing(run.folder):
+        draw(run.folder / "temporal_order.png", config, curves)
     print(run.folder / "temporal_order.png")
     conclude(run, "temporal_order", config, judge(config, curves), config.seeds, seconds(curves))
 

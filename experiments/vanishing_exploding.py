@@ -37,7 +37,7 @@ from tqdm import tqdm
 import jax_bptt as jb
 from experiments.options import check_counts, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest
+from experiments.runs import Run, StopRequest, writing
 
 INPUTS, OUTPUTS = 8, 4
 NOISE = 0.5  # of the inputs: as strong as the weights' own activity it puts an end to chaos
@@ -196,7 +196,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = measure_all(config, run, stop)
-    draw(run.folder / "vanishing_exploding.png", found)
+    with writing(run.folder):
+        draw(run.folder / "vanishing_exploding.png", found)
     print(run.folder / "vanishing_exploding.png")
     conclude(run, "vanishing_exploding", config, rows(found), 1, sum(of["seconds"] for of in found.values()))
 

@@ -30,7 +30,7 @@ import tyro
 from jax import Array
 
 import jax_bptt as jb
-from experiments.runs import Run
+from experiments.runs import Run, writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +308,8 @@ def main(config: Config) -> None:
         for i in (1, 2, 3)
     ]
     run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    draw(run.folder / "terms.png", scalars, worked[0])
+    with writing(run.folder):
+        draw(run.folder / "terms.png", scalars, worked[0])
     print(f"\n{run.folder / 'terms.png'}")
     met = "met" if largest < 1e-12 else "NOT MET"
     print(f"the terms sum to jax.grad, largest difference {largest:.1e} (expected below 1e-12: {met})")

@@ -120,12 +120,8 @@ def trained_by_jax(state, batch, net, loss, optimizer, gradient, dtype):
     after = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads), last
     begun = net.initial_carry(state.params, batch.xs.shape[1:-1]) if state.carry is None else state.carry
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, (state.params, begun))
-<<<<<<< ours
-    after = state._replace(step=state.step + 1, params=kept[0], carry=kept[1])
-=======
     skipped = state.skipped + (~finite).astype(jnp.int32)
     after = state._replace(step=state.step + 1, params=kept[0], carry=kept[1], skipped=skipped)
->>>>>>> theirs
     return after, jb.Metrics(error, norm, finite)
 
 

@@ -90,6 +90,54 @@ def test_run_time_dependencies():
     assert sorted(n.split(">")[0] for n in needs) == ["chex", "jax", "jaxlib", "optax"]
 
 
+def _unsafe(program):
+    """What in a program makes code of data."""
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [n.name for n in node.names]
+            yield from {n.split(".")[0] for n in names} & {
+                "pickle",
+                "cloudpickle",
+                "dill",
+                "joblib",
+                "shelve",
+            }
+        elif isinstance(node, ast.Call):
+            name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            unsafe = name in ("eval", "exec", "yaml.load", "joblib.load") or name.endswith("read_pickle")
+            unsafe |= name == "torch.load" and given.get("weights_only") != "True"
+            if unsafe or given.get("allow_pickle", "False") != "False":
+                yield name
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "import os, joblib.hashing",
+        "eval('1')",
+        "exec(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+        "pandas.read_pickle(path)",
+    ],
+)
+def test_what_makes_code_of_data_is_seen(program):
+    assert list(_unsafe(program))
+    assert not list(_unsafe("torch.load(path, weights_only=True); np.load(path); yaml.safe_load(text)"))
+
+
+def test_no_file_makes_code_of_data():
+    """But the test of the README, which runs its examples."""
+    paths = [path for room in ("jax_bptt", "experiments", "tests") for path in (ROOT / room).rglob("*.py")]
+    found = {(path.name, name) for path in paths for name in _unsafe(path.read_text())}
+    assert len(paths) > 100
+    assert found == {("test_readme.py", "exec")}
+
+
 def test_importing_does_no_work_and_changes_no_configuration():
     program = """
 import sys, jax

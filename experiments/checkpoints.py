@@ -1,0 +1,127 @@
+"""Checkpoints of a training run: its two newest states, written by orbax, each with the sha256 of its files.
+
+A checkpoint gets its name when all of it is written. One with files that are torn, missing or differ by a bit
+is put aside, and the run goes on from the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+import jax_bptt as jb
+from experiments.runs import replace, writing
+
+KEPT = 2
+SUMS = "sha256.json"
+MARGIN = 2**17  # bytes of a checkpoint that are no arrays, and more
+
+
+class Checkpoints:
+    """The folder of them; a context, closed at its end.
+
+    Args:
+      folder: created if missing.
+
+    Raises:
+      SystemExit: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for torn in self.folder.glob("*.new*"):
+                shutil.rmtree(torn, ignore_errors=True)
+        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._orbax.close()
+
+    def save(self, state: jb.TrainState) -> None:
+        """One more, the third newest is removed; SystemExit where there is no room, the others are kept."""
+        step, first = int(state.step), jax.process_index() == 0
+        new = self.folder / f"{step}.new"
+        with writing(self.folder):
+            if first:
+                self._find_room(state)
+            try:
+                self._orbax.save(new, args=ocp.args.StandardSave(state), force=True)
+            except ValueError as error:
+                if "os_error_code" not in str(error):  # so tensorstore says an OSError
+                    raise
+                raise OSError(" ".join(str(error).split())) from None
+            if first:
+                replace(new / SUMS, json.dumps(_sums(new)))
+                new.rename(self.folder / str(step))
+                for old in self._steps()[:-KEPT]:
+                    shutil.rmtree(self.folder / str(old))
+
+    def restore(self, state: jb.TrainState) -> jb.TrainState:
+        """The newest whole checkpoint; one that is newer is put aside, and this is said.
+
+        Args:
+          state: what a new run begins with.
+
+        Returns:
+          The state that was saved; `state` itself where there is no checkpoint.
+
+        Raises:
+          SystemExit: there are checkpoints, none of them whole.
+        """
+        steps = self._steps()
+        if not steps:
+            return state
+        whole = [step for step in steps if _is_whole(self.folder / str(step))]
+        if not whole:
+            fix = "bring back a copy, or delete it to begin anew"
+            raise SystemExit(f"no checkpoint in {self.folder} is whole (steps {steps} are damaged); {fix}")
+        self._put_aside([step for step in steps if step > whole[-1]], whole[-1])
+        return self._orbax.restore(self.folder / str(whole[-1]), args=ocp.args.StandardRestore(state))
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def _put_aside(self, steps: list[int], start: int) -> None:
+        """Under other names, so that they can be saved anew."""
+        multihost_utils.sync_global_devices("all have read the sums")
+        for step in steps if jax.process_index() == 0 else []:
+            aside = self.folder / f"{step}.damaged"
+            with writing(self.folder):
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+            print(f"the checkpoint of step {step} is damaged, and put aside; on from step {start}")
+        multihost_utils.sync_global_devices("they are put aside")
+
+    def _find_room(self, state: jb.TrainState) -> None:
+        """OSError where a checkpoint has no room; orbax would go on to log an error for each array."""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MARGIN
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.write(bytes(size))
+
+
+def _sums(checkpoint: Path) -> dict[str, str]:
+    """sha256 of every other file, by its path."""
+    sums = {}
+    for path in checkpoint.rglob("*"):
+        if path.is_file() and path.name != SUMS:
+            with path.open("rb") as file:
+                sums[str(path.relative_to(checkpoint))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return json.loads((checkpoint / SUMS).read_text()) == _sums(checkpoint)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,179 @@
+"""Training by several processes that share the rows: on one machine, or one on each of many.
+
+    python -m experiments.char_lm --processes 2         two here, each with its part of the rows
+
+    JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=N JAX_PROCESS_ID=i python -m experiments.char_lm
+                                                        the i-th of N, i = 0..N−1, on a machine of its own
+
+HOST is where process 0 runs; it prints and writes metrics. All take part in each checkpoint, so --out is a
+folder that all of them see. The rows are split over all devices of all processes, the parameters are on each;
+how many there are makes no difference to a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from experiments.runs import StopRequest
+
+GRACE = 10.0  # seconds in which processes end by themselves once one has
+REFUSED, LOST = 1, 3  # exit codes: it has said why; another process gave no answer
+PARENT = "JAX_BPTT_PARENT"  # environment variable: the number of the process that started this one
+AGAIN = "run the same command again to go on from the last checkpoint"
+
+
+def is_member() -> bool:
+    """Whether this process is one of several."""
+    return "JAX_COORDINATOR_ADDRESS" in os.environ
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Meet the other processes, if there are any, before JAX does anything; process 0 alone prints.
+
+    What ends one of them early ends it at once: left to itself JAX waits at the end for all the others.
+    """
+    if not is_member():
+        yield
+        return
+    _join()
+    try:
+        yield
+    except SystemExit as error:
+        _end(REFUSED, str(error.code))
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            _end(LOST, f"no answer from another process ({str(error).splitlines()[0]}); {AGAIN}")
+        _end(REFUSED, traceback.format_exc().strip())
+
+
+def _join() -> None:
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # gloo waits for ever on another order
+    number, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    jax.distributed.initialize(
+        num_processes=None if number is None else int(number),
+        process_id=None if index is None else int(index),
+    )
+    if jax.process_index() > 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(code: int, why: str) -> NoReturn:
+    print(why, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def check_rows(rows: int) -> None:
+    """SystemExit unless every device has as many rows."""
+    if rows % jax.device_count():
+        raise SystemExit(f"--rows {rows}: give a multiple of {jax.device_count()}, the number of devices")
+
+
+def by_rows(array: Any, axis: int) -> Array:
+    """An array split along its axis of rows; of it each process reads its own part."""
+    return _placed(array, PartitionSpec(*axis * [None], "rows"))
+
+
+def everywhere(array: Any) -> Array:
+    """An array that every device has."""
+    return _placed(array, PartitionSpec())
+
+
+def _placed(array: Any, spec: PartitionSpec) -> Array:
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, NamedSharding(_mesh(), spec), lambda part: array[part])
+
+
+@functools.cache
+def _mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(AxisType.Auto,))
+
+
+def any_process(came: bool) -> bool:
+    """Whether a stop came to any of them, or the one that started them is gone; all have to ask."""
+    parent = str(os.getppid())
+    alone = os.environ.get(PARENT, parent) != parent
+    return bool(multihost_utils.process_allgather(np.int32(came or alone)).any())
+
+
+def start(count: int, module: str) -> None:
+    """Run this command as `count` processes on this machine, until all have ended.
+
+    Raises:
+      SystemExit: not all ended well. Where one was lost, the others are ended too.
+    """
+    with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
+        address = f"127.0.0.1:{_free_port()}"
+        logs = [Path(folder) / str(i) for i in range(count)]
+        processes = [_process(module, address, count, i, log) for i, log in enumerate(logs)]
+        try:
+            codes = _wait(processes, stop)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        lost = min(range(count), key=lambda i: (codes[i] or math.inf, i))  # a killed one before others
+        if codes[0] == REFUSED and codes[lost] in (REFUSED, -signal.SIGABRT):  # JAX aborts without process 0
+            raise SystemExit(REFUSED)  # which has said why
+        if codes[lost]:
+            said = logs[lost].read_text(errors="replace").strip().splitlines()[-1:] if lost else []
+            raise SystemExit("; ".join([f"process {lost} of {count} ended with {codes[lost]}", *said, AGAIN]))
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _process(module: str, address: str, count: int, index: int, log: Path) -> subprocess.Popen[bytes]:
+    """In a session of its own, so that Ctrl-C reaches it by way of this process only."""
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(index),
+        "JAX_LOCAL_DEVICE_IDS": str(index),  # of the GPUs, one each
+        PARENT: str(os.getpid()),
+    }
+    command, environment = [sys.executable, "-m", module, *sys.argv[1:]], os.environ | variables
+    if index == 0:
+        return subprocess.Popen(command, env=environment, start_new_session=True)
+    with log.open("wb") as said:
+        return subprocess.Popen(command, env=environment, start_new_session=True, stderr=said)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], stop: StopRequest) -> list[int | None]:
+    """Their exit codes; None of one that still runs although another was lost."""
+    told, deadline = False, math.inf
+    while True:
+        codes = [process.poll() for process in processes]
+        if any(codes):
+            killed = any(code < 0 for code in codes if code)
+            deadline = min(deadline, time.monotonic() + (0 if killed else GRACE))
+        if None not in codes or time.monotonic() >= deadline:
+            return codes
+        if stop.came and not told:
+            told = True
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
