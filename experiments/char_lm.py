@@ -156,7 +156,7 @@ def chunk(rows: np.ndarray, start: int, length: int, classes: int) -> jb.Batch:
 
 def begin(net: jb.Network, params: Any, rows: int) -> Any:
     """The carry of rows that begin without memory."""
-    return jax.tree.map(lambda s: processes.by_rows(s, 0), net.initial_carry(params, (rows,)))
+    return processes.by_rows(net.initial_carry(params, (rows,)), 0)
 
 
 def validate(net: jb.Network, params: Any, corpus: Corpus, config: Config) -> float:
@@ -206,8 +206,7 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, jb.Trai
     train_step = jb.make_train_step(net, jb.softmax_cross_entropy, optimizer)
     key = jax.random.key(config.seed)
     dropout_key = jax.random.fold_in(key, 1)
-    state = jb.init_train_state(key, net, optimizer, (config.rows,))
-    state = jax.tree.map(processes.everywhere, state)._replace(carry=begin(net, state.params, config.rows))
+    state = processes.data_parallel(jb.init_train_state(key, net, optimizer, (config.rows,)))
     with Checkpoints(run.folder / "checkpoints") as saved, StopRequest() as stop:
         state = saved.restore(state)
         start, skipped = int(state.step), int(state.skipped)

@@ -31,8 +31,9 @@ import jax
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
 
+import jax_bptt as jb
 from experiments.runs import StopRequest
 
 GRACE = 10.0  # seconds in which processes end by themselves once one has
@@ -89,19 +90,22 @@ def check_rows(rows: int) -> None:
         raise SystemExit(f"--rows {rows}: give a multiple of {jax.device_count()}, the number of devices")
 
 
-def by_rows(array: Any, axis: int) -> Array:
-    """An array split along its axis of rows; of it each process reads its own part."""
-    return _placed(array, PartitionSpec(*axis * [None], "rows"))
+def by_rows(tree: Any, axis: int) -> Any:
+    """Arrays split along their axis of rows; of each a process reads its own part."""
+    return _placed(tree, jb.by_rows(_mesh(), tree, axis))
 
 
-def everywhere(array: Any) -> Array:
-    """An array that every device has."""
-    return _placed(array, PartitionSpec())
+def data_parallel(state: jb.TrainState) -> jb.TrainState:
+    """The carry split by rows, all else on every device."""
+    return _placed(state, jb.data_parallel(_mesh(), state))
 
 
-def _placed(array: Any, spec: PartitionSpec) -> Array:
-    array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, NamedSharding(_mesh(), spec), lambda part: array[part])
+def _placed(tree: Any, shardings: Any) -> Any:
+    def place(whole: Any, sharding: NamedSharding) -> Array:
+        array = np.asarray(whole)
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+    return jax.tree.map(place, tree, shardings)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_bptt.cell import integer
+from jax_bptt.cell import integer, is_array
 from jax_bptt.errors import bad
 from jax_bptt.train import TrainState, check_state
 
@@ -47,7 +47,9 @@ def by_rows(mesh: Mesh, tree: Any, axis: int = 1) -> Any:
     axis = integer("axis", axis, 0, 31)
 
     def lies(z: Any) -> NamedSharding:
-        if z.ndim <= axis:
+        if not (is_array(z) or isinstance(z, jax.ShapeDtypeStruct)):
+            raise bad("tree", "arrays or their shapes", z, "pass such as a Batch")
+        if len(z.shape) <= axis:
             return NamedSharding(mesh, P())
         if z.shape[axis] % mesh.size:
             fix = "choose a batch size that they divide"

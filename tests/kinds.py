@@ -95,12 +95,19 @@ def _is_size(n):
     return isinstance(n, int) and not isinstance(n, bool) and 1 <= n < 2**31
 
 
+def _has_shapes(right, value):
+    shaped = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+    return all(isinstance(leaf, shaped) for leaf in jax.tree.leaves(value))
+
+
 def _is_dtype(right, value):
     return value is None or any(value is dtype for dtype in FLOATING)
 
 
 FLOATING = ["bfloat16", "float16", "float32", float, jnp.bfloat16, jnp.float32, jnp.dtype("float16")]
 SIZE, FLAG, SHARE = integer(), thing(bool), either(thing(bool), number(lambda share: 0 <= share <= 1))
+SHAPES = Kind(spoilers.junk, _has_shapes)
+MESH, STATE = thing(jax.sharding.Mesh), thing(jb.TrainState)
 SHAPE = thing(tuple, within=lambda shape: all(map(_is_size, shape)))
 CELL, NET, LAYER = thing(type(jb.elman(3, 4)), jb.StepCell), thing(jb.Network), thing(jb.Layer)
 READOUT, GRADIENT, NEWTON = thing(jb.Readout), thing(jb.GradientMethod), thing(jb.Newton)

@@ -56,6 +56,8 @@ _gradient = {"gradient": (k.GRADIENT, jb.full(2)), "dtype": (k.DTYPE, None)}
 _lags = {"lags": (k.or_none(k.integer(1, T)), 3)}
 _optimizer = {"optimizer": (k.OPTIMIZER, SGD)}
 _state = jb.init_train_state(KEY, net, SGD, (B,))._replace(carry=(carry,))
+_mesh = jax.make_mesh((1,), ("data",))
+_placed = {"mesh": (k.MESH, _mesh), "state": (k.STATE, _state)}
 _batch = jb.Batch(xs, targets, mask, reset, cut, KEY)
 _batches = jax.tree.map(lambda z: jnp.stack([z, z]), _batch)
 _training = _net | _optimizer | _gradient
@@ -218,6 +220,12 @@ ROWS = {
         lambda **given: jb.init_train_state(**given),
         {"key": (k.KEY, KEY), "net": (k.NET, net), **_optimizer, "batch_shape": (k.SHAPE, (B,))},
     ),
+    "by_rows": Row(
+        lambda **given: jb.by_rows(**given),
+        {"mesh": (k.MESH, _mesh), "tree": (k.SHAPES, xs), "axis": (k.integer(0, 31), 1)},
+    ),
+    "data_parallel": Row(lambda **given: jb.data_parallel(**given), _placed),
+    "fully_sharded": Row(lambda **given: jb.fully_sharded(**given), _placed),
     "credit": Row(lambda **given: jb.credit(**given).gradient, _judged | _neutral | _key | _lags, None, True),
     "gradient_flow": Row(
         lambda **given: jb.gradient_flow(**given)[:5],
