@@ -26,7 +26,8 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """README.md is the first page; the experiments' results and figures are where it says."""
-    shown = [ROOT / "experiments" / "RESULTS.md", *sorted((ROOT / "experiments" / "figures").glob("*.png"))]
+    pages = [ROOT / "experiments" / name for name in ("RESULTS.md", "SCALING.md")]
+    shown = [*pages, *sorted((ROOT / "experiments" / "figures").glob("*.png"))]
     places = {"index.md": ROOT / "README.md"} | {str(path.relative_to(ROOT)): path for path in shown}
     for uri, path in places.items():
         files.append(File.generated(config, uri, abs_src_path=str(path)))

@@ -23,6 +23,12 @@ with F the FLOPs of a device in one step of the sequence. τ, R, α and β are o
 kind is said to do, not measured here. Within a node of 8: α = 10 µs, β = 450 GB/s; beyond: α grows by
 5 µs for every doubling, β = 50 GB/s.
 
+A layer across devices (hidden units) is not offered. Beside rows split over as many devices it saves no
+product and adds two collectives a step, 2 T α, twice a whole step of this size. It would be for what rows
+cannot do: fewer rows than devices, or a W_h that no device holds (with Adam 64 H² bytes: from H of some
+30,000 on). It would cost the engine a gather of h in its forward loop, a sum of λ̃ in its sweep, and a
+layout of W_h by units instead of gates.
+
 Expectation: the gradients agree; ours has one collective, in no loop; the plain scan has some in its loop;
 bytes are as the formula of each program says; on 4,096 GPUs ours keeps 80 % of its speed.
 """
@@ -31,6 +37,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -273,9 +280,10 @@ def rows(config: Config, found: dict[str, dict[int, Counted]]) -> list[Row]:
 
 
 def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
-    """Counts and projection as two tables in Markdown."""
+    """The model, counts and projection in Markdown."""
     sizes = f"T = {config.steps}, {config.rows} rows a device, I = {config.inputs}, H = {config.hidden}"
-    lines = [f"Counted, {sizes}: collectives in loops + outside, MiB that a device sends in one step.", ""]
+    lines = ["# Scaling", "", *inspect.cleandoc(__doc__ or "").split("\n\n", 2)[2].splitlines(), ""]
+    lines += [f"Counted, {sizes}: collectives in loops + outside, MiB that a device sends in one step.", ""]
     lines += ["| | " + " | ".join(f"{n} devices" for n in SIMULATED[1:]) + " |", "|---|" + "---|" * 3]
     for name, by in found.items():
         cells = [
@@ -291,7 +299,7 @@ def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
             for n in PROJECTED
         ]
         lines.append(f"| {name} | {seconds(config, [], 1) * 1e3:.2f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "![share of one GPU's speed](figures/scaling.png)", ""])
 
 
 def draw(path: Path, config: Config) -> None:
@@ -322,8 +330,8 @@ def main(config: Config) -> None:
     jax.config.update("jax_platforms", "cpu")  # the devices are simulated, on any machine
     run = Run(config.out, settings(config))
     found = count(config, run)
-    run.write("scaling.md", page(config, found))
-    print(page(config, found))
+    run.write("SCALING.md", page(config, found))
+    print(run.folder / "SCALING.md")
     draw(run.folder / "scaling.png", config)
     print(run.folder / "scaling.png")
     conclude(run, "scaling", config, rows(config, found), 1, time.monotonic() - began)

@@ -105,6 +105,11 @@ def _placed(tree: Any, mesh: Any, spec: P) -> Any:
     return jax.tree.map(lambda z: jax.reshard(z, NamedSharding(mesh, spec)), tree)
 
 
+def whole(tree: Any) -> Any:
+    """A tree for what is not run by rows: on Explicit axes all of it on every device."""
+    return jax.tree.map(lambda z: _placed(z, jax.typeof(z).sharding.mesh, P()), tree)
+
+
 def varying(tree: Any) -> set[str]:
     """The axes of a jax.shard_map by which any leaf differs from device to device."""
     return {a for z in jax.tree.leaves(tree) for a in jax.typeof(z).manual_axis_type.varying}

@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from jax_bptt.arguments import check_like, check_mark, check_params, check_step, parameter_shapes
 from jax_bptt.cell import Cell, as_arrays, check_batch_shape, is_array, is_floating
+from jax_bptt.devices import whole
 from jax_bptt.errors import bad
 from jax_bptt.gradients.rtrl import advance, spent
 from jax_bptt.sequence import Sequence
@@ -113,6 +114,7 @@ def rtrl_step(
     _check_state(cell, params, state, rows)
     marks = {"mask": mask, "reset": reset, "cut": cut}
     at_t = Sequence(x, **{name: check_mark(name, mark, rows) for name, mark in marks.items()})
+    params, state, at_t = whole((params, state, at_t))
     begun = None if at_t.reset is None else _begun(cell, params)
     start = None if at_t.reset is None else cell.initial_carry(params, ())
 

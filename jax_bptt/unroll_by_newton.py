@@ -8,6 +8,7 @@ import jax
 from jax import Array
 
 from jax_bptt.arguments import check_unroll
+from jax_bptt.devices import whole
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.newton import Newton, NewtonInfo, newton, states_by_newton
@@ -56,6 +57,7 @@ def unroll_by_newton(
     if not isinstance(newton, Newton):
         raise bad("newton", "a Newton", newton, "make one by jb.newton()")
     params, carry, sequence = check_unroll(cell, params, carry, Sequence(xs, mask, reset), full(), reverse)
+    params, carry, sequence = whole((params, carry, sequence))
     sequence, rows = without_padding(sequence), xs.shape[1:-1]
     carry = cell.initial_carry(params, rows) if carry is None else carry
     start = None if reset is None else cell.initial_carry(params, rows)

@@ -290,6 +290,23 @@ def test_vmap_and_second_derivatives(mode):
     assert not w.wrong(jax.device_get(found), jax.jit(twice)(case.params, case.xs), 1e-12)
 
 
+@pytest.mark.parametrize("mode", ["auto", "explicit"])
+def test_what_is_not_split_by_rows_is_right_all_the_same(mode):
+    """What looks into the gradient, Newton's method, streams."""
+    net, cell = NETS["one layer"], LEARNED
+    _, (params, carry, xs, targets, _), _ = _problem("one layer", jb.squared_error, jb.full())
+
+    def run(params, carry, xs, targets):
+        terms = jb.credit(net, jb.squared_error, params, carry, xs, targets).of_all
+        states = jb.unroll_by_newton(cell, params.cells[0], carry[0], xs)
+        begun = jb.rtrl_init(cell, params.cells[0], (B,))
+        return terms, states[:2], jb.rtrl_step(cell, params.cells[0], begun, xs[0])
+
+    args = params, carry, xs, targets
+    spread, placed = _spread(mode, run, (ALL, ROWS, STEPS, STEPS), None, args)
+    assert not w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(*args), 1e-12)
+
+
 def test_what_cannot_be_placed():
     mesh, state = _mesh("auto"), jb.init_train_state(jax.random.key(0), NET, SGD, (6,))
     with pytest.raises(ValueError, match=r"tree: expected rows, axis 1, that 4 devices divide, got float64"):

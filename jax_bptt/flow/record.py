@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import sweep
+from jax_bptt.devices import whole
 from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
@@ -76,6 +77,7 @@ def record(
     check_loss(loss)
     params, carry, sequence = check_run(net, params, carry, sequence, full(), key)
     check_outputs(net, loss, sequence, targets)
+    params, carry, sequence, targets = whole((params, carry, sequence, targets))
     keys, here, layers = dropout_keys(key, sequence), sequence, []
     for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
         if layer.backward is not None:

@@ -1,0 +1,55 @@
+"""What devices send, as counted in compiled programs and as the formulas say."""
+
+import types
+
+import jax
+import pytest
+
+from experiments import scaling
+from experiments.collectives import Collective, collectives
+
+CONFIG = scaling.Config(steps=5, rows=2, inputs=3, hidden=8, outputs=4)
+
+
+@pytest.mark.parametrize("name", scaling.PROGRAMS)
+def test_a_program_sends_what_its_formula_says(name):
+    with jax.numpy_rank_promotion("allow"), jax.enable_x64(False):  # as a script has it
+        found = scaling.PROGRAMS[name](CONFIG, jax.make_mesh((4,), ("data",))).sent
+    wanted = scaling.formula(CONFIG, name, 4)
+    assert sum(c.sent(4) for c in found) == pytest.approx(sum(c.sent(4) for c in wanted), rel=1e-9)
+    inside, outside = scaling.split(found)
+    assert (inside, outside) == {
+        "ours": (0, 1),
+        "fully sharded": (0, outside),
+        "plain scan": (5, 1),
+        "hidden units": (10, 1),
+    }[name]
+
+
+def test_a_collective_in_a_loop_within_a_loop_counts_as_often_as_it_runs():
+    text = """HloModule m
+
+%inner (p: f32[2]) -> f32[2] {
+  %r = (f32[2,3]{1,0}, /*index=1*/pred[4]{0}) all-reduce(%p, %q), to_apply=%add
+}
+
+%outer (p: f32[2]) -> f32[2] {
+  %w = f32[2] while(%p), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %g = bf16[8]{0} all-gather-start(%p), dimensions={0}
+  %w = f32[2] while(%p), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""
+    found = collectives(types.SimpleNamespace(as_text=lambda: text))
+    assert found == [Collective("all-gather", 16, 1, False), Collective("all-reduce", 28, 15, True)]
+    unknown = text.replace("known_trip_count", "other")
+    with pytest.raises(ValueError, match="a loop of unknown length holds all-reduce"):
+        collectives(types.SimpleNamespace(as_text=lambda: unknown))
+
+
+def test_what_is_sent_by_a_ring():
+    assert Collective("all-reduce", 100, 3, True).sent(4) == 3 * 2 * 0.75 * 100
+    assert Collective("all-gather", 100, 1, False).sent(4) == 75
+    assert Collective("reduce-scatter", 25, 1, False).sent(4) == 75
