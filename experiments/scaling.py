@@ -20,8 +20,8 @@ From these, the time of a step on N GPUs, communication not overlapped with comp
     efficiency = t(1)/t(N)                                              rows a device held constant
 
 with F the FLOPs of a device in one step of the sequence. τ and R are options; they and α and β are what a GPU
-of the H100's kind is said to do, not measured here. Within a node of 8: α = 10 µs, β = 450 GB/s; beyond: α grows by
-5 µs for every doubling, β = 50 GB/s.
+of the H100's kind is said to do, not measured here. Within a node of 8: α = 10 µs, β = 450 GB/s; beyond:
+α grows by 5 µs for every doubling, β = 50 GB/s.
 
 A layer across devices (hidden units) is not offered. Beside rows split over as many devices it saves no
 product and adds two collectives a step, 2 T α, twice a whole step of this size. It would be for what rows
