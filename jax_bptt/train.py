@@ -137,7 +137,8 @@ def make_train_step(
         keep the dtype of params.
 
     Returns:
-      (state, batch) -> (state, metrics). Use the new state only: the old one's buffers are reused.
+      (state, batch) -> (state, metrics). Use the new state only: the old one's buffers are reused. On many
+      devices it stays as it was placed, see `data_parallel`, `fully_sharded` and `by_rows`.
 
     Raises:
       ValueError: a wrong network or optimizer here; a wrong batch at the first step.

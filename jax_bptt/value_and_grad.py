@@ -63,6 +63,8 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
       `Network.apply`. The gradient ends at the carry that came in; a carry that is None, and a reset,
       begin at the initial carry, which is trained.
       Steps where mask is False count in no loss; under `last`, rows without any valid step.
+      On a mesh of devices, and in a jax.shard_map in which params are the same everywhere, both are of
+      the rows of all devices, see `devices`; in the latter a loss of your own is summed over them.
 
     Raises:
       ValueError: at trace time, naming the argument, what was expected and what came.

@@ -1,6 +1,5 @@
 """Strict numerics for every test and doctest: x64, no silent promotion of dtypes or ranks."""
 
-import collections
 import itertools
 import os
 
@@ -31,16 +30,10 @@ def _few_programs_at_a_time():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--share", type=int, default=1, metavar="N", help="every N-th case of each test")
+    parser.addoption("--share", type=int, default=1, metavar="N", help="every N-th test only")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of each test the first case, and every N-th after it."""
-    seen = collections.Counter()
-    kept, left = [], []
-    for item in items:
-        test = item.nodeid.partition("[")[0]
-        (left if seen[test] % config.getoption("share") else kept).append(item)
-        seen[test] += 1
+    kept = items[:: config.getoption("share")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
-    config.hook.pytest_deselected(items=left)
