@@ -310,7 +310,9 @@ def compare(config: Config) -> bool:
     corpus = load(config)
     apart = ("out", "text", "processes")
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in apart}
-    run = Run(config.out, settings | {"text_sha256": corpus.sha256})
+    settings["text_sha256"] = corpus.sha256
+    processes.agree("their options", settings)
+    run = Run(config.out, settings)
     sizes = f"{corpus.train.size} training and {corpus.valid.size} validation characters"
     print(f"{sizes}, {len(corpus.alphabet)} different; results in {run.folder}")
     net, state, ended = train(config, run, corpus)

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import jax_bptt as jb
+from experiments.processes import agree
 from experiments.runs import replace, writing
 
 KEPT = 2
@@ -80,9 +81,10 @@ class Checkpoints:
           SystemExit: there are checkpoints, none of them whole.
         """
         steps = self._steps()
+        whole = [step for step in steps if _is_whole(self.folder / str(step))]
+        agree("their checkpoints", (steps, whole))
         if not steps:
             return state
-        whole = [step for step in steps if _is_whole(self.folder / str(step))]
         if not whole:
             fix = "bring back a copy, or delete it to begin anew"
             raise SystemExit(f"no checkpoint in {self.folder} is whole (steps {steps} are damaged); {fix}")

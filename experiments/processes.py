@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import math
 import os
 import signal
@@ -88,6 +89,13 @@ def check_rows(rows: int) -> None:
     """SystemExit unless every device has as many rows."""
     if rows % jax.device_count():
         raise SystemExit(f"--rows {rows}: give a multiple of {jax.device_count()}, the number of devices")
+
+
+def agree(what: str, value: Any) -> None:
+    """SystemExit unless all processes have the same; all have to ask."""
+    own = np.frombuffer(hashlib.sha256(repr(value).encode()).digest(), np.uint8)
+    if (multihost_utils.process_allgather(own) != own).any():
+        raise SystemExit(f"the processes differ in {what}: start all with one command and one --out")
 
 
 def by_rows(tree: Any, axis: int) -> Any:

@@ -12,7 +12,8 @@ order, that divides what is left of them. Parameters that are spread over device
 the first loop.
 
 In a jax.shard_map of the caller's own the same sums go over the axes by which the rows vary and the
-parameters do not; where the parameters vary too, every device is on its own.
+parameters do not; where the parameters vary too, every device is on its own. So it is with check_vma=False,
+under which JAX does not tell what varies.
 """
 
 from __future__ import annotations
@@ -54,13 +55,14 @@ def rows_of(xs: Array, *others: Any) -> Rows | None:
     mesh = next((m for m in (*meshes, jax.sharding.get_abstract_mesh()) if not m.empty), None)
     if mesh is None or AxisType.Manual in mesh.axis_types:
         return None
-    if AxisType.Explicit in mesh.axis_types:
-        return Rows(mesh, tuple(jax.typeof(xs).sharding.spec[1:-1]))
-    axes = _split(xs.shape[1:-1], dict(mesh.shape))
-    return Rows(mesh, axes) if any(axes) else None
+    of_xs = jax.typeof(xs).sharding
+    if AxisType.Explicit in of_xs.mesh.axis_types:
+        return Rows(mesh, tuple(of_xs.spec[1:-1]))
+    axes = split(xs.shape[1:-1], dict(mesh.shape))
+    return Rows(mesh, axes) if any(axes) or AxisType.Explicit in mesh.axis_types else None
 
 
-def _split(rows: tuple[int, ...], sizes: dict[str, int]) -> tuple[Any, ...]:
+def split(rows: tuple[int, ...], sizes: dict[str, int]) -> tuple[Any, ...]:
     """The mesh axes that each batch axis is split by: every one that divides what is left of it."""
     left, axes = {name: n for name, n in sizes.items() if n > 1}, []
     for n in rows:
@@ -108,6 +110,16 @@ def _placed(tree: Any, mesh: Any, spec: P) -> Any:
 def whole(tree: Any) -> Any:
     """A tree for what is not run by rows: on Explicit axes all of it on every device."""
     return jax.tree.map(lambda z: _placed(z, jax.typeof(z).sharding.mesh, P()), tree)
+
+
+def placed_as(tree: Any, like: Any) -> Any:
+    """A tree that lies as another does, where Explicit axes say how."""
+
+    def one(z: Any, other: Any) -> Any:
+        lies = jax.typeof(other).sharding
+        return jax.reshard(z, lies) if AxisType.Explicit in lies.mesh.axis_types else z
+
+    return jax.tree.map(one, tree, like)
 
 
 def varying(tree: Any) -> set[str]:

@@ -180,7 +180,10 @@ def value_and_slope(
 
 def check_targets(loss: Loss, ys: Any, targets: Any, mask: Array | None) -> None:
     """ValueError unless targets fit an additive loss of ys, which may be a mere shape."""
-    jax.eval_shape(lambda ys: loss(ys, targets, mask), jax.ShapeDtypeStruct(ys.shape, ys.dtype))
+    given = {"targets": targets, "mask": mask}
+    arrays = {name: z for name, z in given.items() if is_array(z)}
+    shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), {"ys": ys, **arrays})
+    jax.eval_shape(lambda shapes: loss(**given | shapes), shapes)
 
 
 def check_loss(loss: Any) -> None:

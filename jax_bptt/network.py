@@ -149,7 +149,9 @@ class Network(NamedTuple):
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
         net = computing(dtype, self, params)
         last, hs = features(net, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))
-        return last, net.readout.forward(params.readout, hs)[1]  # (N2)
+        lie = outputs_lie(net)
+        forward = on_devices(net.readout.forward, rows_of(sequence.xs, params, carry), (ALL, lie), (lie, lie))
+        return last, forward(params.readout, hs)[1]  # (N2)
 
 
 def network(cells: ListOf[Cell | StepCell | Layer], readout: Readout) -> Network:

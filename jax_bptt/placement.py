@@ -10,6 +10,7 @@ hidden units instead would have to gather h in every step.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -18,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_bptt.cell import integer, is_array
+from jax_bptt.devices import split
 from jax_bptt.errors import bad
-from jax_bptt.train import TrainState, check_state
+from jax_bptt.train import TrainState
 
 
 def by_rows(mesh: Mesh, tree: Any, axis: int = 1) -> Any:
@@ -64,10 +66,11 @@ def data_parallel(mesh: Mesh, state: TrainState) -> TrainState:
 
     Args:
       mesh: from jax.make_mesh.
-      state: from `init_train_state`.
+      state: from `init_train_state`, or its shapes by jax.eval_shape.
 
     Returns:
-      A `TrainState` of NamedShardings, for jax.device_put(state, ...).
+      A `TrainState` of NamedShardings, for jax.device_put(state, ...), or as out_shardings of a jitted
+      `init_train_state` where no device has room for the whole.
 
     Raises:
       ValueError: what is no mesh or no state, or rows that the devices do not divide.
@@ -93,8 +96,10 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
       mesh, state: as for `data_parallel`.
 
     Returns:
-      A `TrainState` of NamedShardings, for jax.device_put(state, ...). A training step gathers the
-      parameters before its first loop; gradients are summed over devices as in `data_parallel`.
+      A `TrainState` of NamedShardings, as of `data_parallel`. A training step gathers the parameters
+      before its first loop; gradients are summed over devices as in `data_parallel`. Optimizers that
+      compare or mix more than a number and its own derivative (optax.adafactor, adaptive_grad_clip,
+      apply_if_finite) want a mesh of Auto axes.
 
     Raises:
       ValueError: as `data_parallel`.
@@ -119,16 +124,20 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
 
 
 def _carry_by_rows(mesh: Mesh, carry: Any) -> Any:
-    """By the first batch axis; a carry without one, h [H], is on every device."""
-    hs = [z for path, z in jax.tree_util.tree_leaves_with_path(carry) if path[-1].name == "h"]
-    if all(h.ndim > 1 for h in hs):
-        return by_rows(mesh, carry, axis=0)
-    return jax.tree.map(lambda z: NamedSharding(mesh, P()), carry)
+    """By the batch axes of h; without one, on every device."""
+    leaves = jax.tree_util.tree_leaves_with_path(carry)
+    rows = next((z.shape[:-1] for path, z in leaves if getattr(path[-1], "name", None) == "h"), ())
+    axes = split(rows, dict(mesh.shape))
+    if rows and math.prod(mesh.shape[name] for names in axes for name in names or ()) != mesh.size:
+        fix = "choose a batch_shape that they divide"
+        raise bad("state.carry", f"rows that {mesh.size} devices divide", str(rows), fix)
+    return jax.tree.map(lambda z: NamedSharding(mesh, P(*axes)), carry)
 
 
 def _check(mesh: Any, state: Any) -> None:
     _check_mesh(mesh)
-    check_state(state)
+    if not isinstance(state, TrainState):
+        raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
 
 
 def _check_mesh(mesh: Any) -> None:

@@ -159,6 +159,7 @@ def rtrl_gradient(params: Any, state: RTRLState, d_h: Array) -> Any:
     if not all(is_array(p) and p.dtype == h.dtype for p in leaves) or sum(p.size for p in leaves) != numbers:
         expected = f"{numbers} numbers of {h.dtype}"
         raise bad("params", expected, params, "pass the params that rtrl_init was given")
+    params, state, d_h = whole((params, state, d_h))
     by_row = _over(rows, spent)(d_h, state.carry, state.influence)
     return ravel_pytree(params)[1](by_row.reshape(-1, numbers).sum(0))
 

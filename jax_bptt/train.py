@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 
 from jax_bptt.arguments import check_like, check_method, filled
 from jax_bptt.cell import is_array
+from jax_bptt.devices import placed_as
 from jax_bptt.errors import bad, naming
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
@@ -215,10 +216,12 @@ def _update(
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(error) & jnp.isfinite(norm) & (broken == 0)
-        after = TrainState(state.step + 1, params, opt_state, net.next_carry(carry), state.skipped)  # (T3)
         begun = net.initial_carry(state.params, batch.xs.shape[1:-1])  # in the place of a carry that is None
-        begun = begun if state.carry is None else filled(state.carry, begun)
-        unchanged = state._replace(step=after.step, carry=net.next_carry(begun), skipped=state.skipped + 1)
+        begun = net.next_carry(begun if state.carry is None else filled(state.carry, begun))
+        ended = placed_as(net.next_carry(carry), begun)
+        after = TrainState(state.step + 1, params, opt_state, ended, state.skipped)  # (T3)
+        begun = placed_as(begun, ended)
+        unchanged = state._replace(step=after.step, carry=begun, skipped=state.skipped + 1)
         kept = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
         return kept, Metrics(error, norm, finite)
 

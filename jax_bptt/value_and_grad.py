@@ -163,8 +163,9 @@ def _solve(
     keys: Array | None,
 ) -> tuple[Array, Any, NetworkParams, Array]:
     """E and dE/dθ of the rows of all devices, and s_T of this one's."""
-    axes = shared_by((carry, sequence, targets), params)
-    params, carry, sequence = as_own((params, carry, sequence), (params, carry, sequence, targets))
+    rows = carry, sequence, targets, keys
+    axes = shared_by(rows, params)
+    params, carry, sequence, keys = as_own((params, carry, sequence, keys), (params, *rows))
     n = total(count(loss, targets, steps_that_count(net, sequence.mask)), axes)
     problem = _Problem(net, loss, params, carry, sequence, targets, keys, n)
     if gradient.stream is not None and _runs_one_way(net, loss):
@@ -217,7 +218,7 @@ def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[Arra
         return last, NetworkParams(d_cells, d_readout), d_carry, error
 
     def begun(cells: tuple[Any, ...]) -> tuple[Any, ...]:
-        return _begun(net, params._replace(cells=cells), carry, sequence)
+        return as_own(_begun(net, params._replace(cells=cells), carry, sequence), sequence)
 
     s_0, begin = jax.vjp(begun, params.cells)
     data = sequence, targets, keys

@@ -71,6 +71,7 @@ def test_unroll_has_the_gradient_of_one_device(name, method, mode):
 
 LEARNED = jb.learn_carry(jb.lstm(I, H))
 NETS = {
+    "begun": jb.network([jb.elman(I, H)], jb.readout(H, O)),
     "one layer": jb.network([LEARNED], jb.readout(H, O)),
     "plain": jb.network([LEARNED, jb.gru(H, H)], jb.readout(H, O)),
     "dropout": jb.network([LEARNED, jb.layer(jb.gru(H, H), residual=True, dropout=0.3)], jb.readout(H, O)),
@@ -93,7 +94,11 @@ class _Problem(NamedTuple):
 def _problem(name: str, loss: Any, method: Any, marked: bool = False) -> _Problem:
     net, k = NETS[name], jax.random.split(jax.random.key(1), 6)
     params, of_outputs = net.init(k[0]), (B,) if name == "last" else (T, B)
-    carry = None if name == "both ways" else jax.tree.map(lambda s: s + 0.3, net.initial_carry(params, (B,)))
+    carry = (
+        None
+        if name in ("begun", "both ways")
+        else jax.tree.map(lambda s: s + 0.3, net.initial_carry(params, (B,)))
+    )
     xs = jax.random.normal(k[1], (T, B, I))
     targets = jax.random.normal(k[2], (*of_outputs, O))
     if loss is jb.softmax_cross_entropy:
@@ -109,6 +114,8 @@ def _problem(name: str, loss: Any, method: Any, marked: bool = False) -> _Proble
 
 
 PROBLEMS = [
+    ("begun", jb.squared_error, "checkpointed", False, "auto"),
+    ("begun", jb.squared_error, "truncated, chunked", True, "shard_map"),
     ("plain", jb.softmax_cross_entropy, "checkpointed", True, "explicit"),
     ("plain", jb.softmax_cross_entropy, "full", True, "shard_map"),  # devices with no valid row
     ("plain", _own_loss, "full", False, "explicit"),
@@ -216,6 +223,34 @@ def test_training_is_that_of_one_device(mode, lie):
     assert all(jax.tree.leaves(kept))
 
 
+def test_on_explicit_axes_any_placement_will_do():
+    """Pieces of the parameters, a batch that is not placed, marks and targets that lie differently."""
+    mesh, state = _mesh("explicit"), _state()
+    state = jax.device_put(state, jb.fully_sharded(mesh, state))
+    batch = _batches(1)[0]._replace(mask=jnp.ones((T, B), bool))
+    wanted = jax.jit(NET.apply)(_state().params, None, batch.xs)
+    found = jax.jit(NET.apply)(state.params, None, _put(mesh, batch.xs, STEPS))
+    assert not w.wrong(jax.device_get(found), wanted, 1e-12)
+    step, lie = jb.make_train_step(NET, jb.squared_error, CLIPPED_ADAM), jb.by_rows(mesh, batch)
+    alone, _ = step(_state(), batch)
+    mixed = jax.device_put(batch, lie._replace(mask=NamedSharding(mesh, ALL)))
+    for given in (batch, mixed):
+        trained, _ = step(jax.tree.map(jnp.copy, state), given)
+        assert not w.wrong(jax.device_get(trained), alone, 1e-12)
+    classes = _put(mesh, jnp.zeros((T, B), int), STEPS)
+    run = jb.value_and_grad(NET, jb.softmax_cross_entropy)
+    (error, _), _ = jax.jit(run)(state.params, None, mixed.xs, classes, mask=mixed.mask)
+    assert jnp.isfinite(error)
+
+
+def test_where_a_state_of_several_batch_axes_and_a_mere_shape_lie():
+    mesh = _mesh("auto", (2, 2), ("a", "b"))
+    shapes = jax.eval_shape(lambda: jb.init_train_state(jax.random.key(0), NET, SGD, (2, 6)))
+    lie = jb.fully_sharded(mesh, shapes)
+    assert lie.carry[0].h.spec == P("a", "b")
+    assert lie.params.cells[0].w_h.spec == P(None, ("a", "b"))
+
+
 def test_fully_sharded_holds_a_share_of_the_numbers():
     mesh, state = _mesh("auto"), _state()
     state = jax.device_put(state, jb.fully_sharded(mesh, state))
@@ -311,7 +346,7 @@ def test_what_cannot_be_placed():
     mesh, state = _mesh("auto"), jb.init_train_state(jax.random.key(0), NET, SGD, (6,))
     with pytest.raises(ValueError, match=r"tree: expected rows, axis 1, that 4 devices divide, got float64"):
         jb.by_rows(mesh, jnp.ones((T, 6, I)))
-    with pytest.raises(ValueError, match=r"tree: expected rows, axis 0, that 4 devices divide"):
+    with pytest.raises(ValueError, match=r"state\.carry: expected rows that 4 devices divide, got \(6,\)"):
         jb.data_parallel(mesh, state)
     with pytest.raises(ValueError, match=r"mesh: expected a Mesh, got 4; make one by jax.make_mesh"):
         jb.by_rows(4, state)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import chex
 import jax
+import numpy as np
 import pytest
 import witnesses as w
 
@@ -189,3 +190,18 @@ def test_what_ends_a_process_early_ends_it_at_once(error, code, said, monkeypatc
     with pytest.raises(Ended, match=str(code)), processes.joined():
         raise error
     assert capsys.readouterr().err.endswith(said)
+
+
+def test_processes_that_differ_are_refused(monkeypatch):
+    """In options or in checkpoints: they would train on, each with numbers of its own, or wait for ever."""
+    processes.agree("their options", {"seed": 0})
+    mine = []
+
+    def gathered(own):
+        mine.append(own)
+        return np.stack([mine[0], own])
+
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gathered)
+    processes.agree("their options", {"seed": 0})
+    with pytest.raises(SystemExit, match="the processes differ in their options: start all with one command"):
+        processes.agree("their options", {"seed": 1})

@@ -19,6 +19,7 @@ from jax import Array
 
 from jax_bptt.arguments import check_unroll
 from jax_bptt.cell import as_arrays
+from jax_bptt.devices import whole
 from jax_bptt.errors import bad
 from jax_bptt.flow.credit import lags_of
 from jax_bptt.flow.lags import back_one_lag
@@ -71,7 +72,7 @@ def lag_profile(
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     sequence = Sequence(xs, mask, reset, cut)
-    params, carry, sequence = check_unroll(cell, params, carry, sequence, full(), False)
+    params, carry, sequence = whole(check_unroll(cell, params, carry, sequence, full(), False))
     rows, lags = sequence.xs.shape[1:-1], lags_of(lags, len(sequence.xs))
     ran = record_of_layer(layer(cell), params, carry, sequence, None)
     states = ran.states

@@ -26,6 +26,7 @@ from jax import Array
 from jax_bptt import sweep
 from jax_bptt.arguments import check_unroll
 from jax_bptt.cell import check_key, integer
+from jax_bptt.devices import whole
 from jax_bptt.flow.bounds import wide
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.jacobians import WHOLE
@@ -82,7 +83,7 @@ def lyapunov_spectrum(
     >>> found.exponents.round(4).tolist()  # log 0.5
     [-0.6931, -0.6931, -0.6931]
     """
-    params, carry, sequence = check_unroll(cell, params, carry, Sequence(xs), full(), False)
+    params, carry, sequence = whole(check_unroll(cell, params, carry, Sequence(xs), full(), False))
     rows = sequence.xs.shape[1:-1]
     carry = cell.initial_carry(params, rows) if carry is None else carry
     size = jax.eval_shape(WHOLE.pack, carry).shape[-1]
