@@ -58,21 +58,27 @@ def rows_of(xs: Array, *others: Any) -> Rows | None:
     of_xs = jax.typeof(xs).sharding
     if AxisType.Explicit in of_xs.mesh.axis_types:
         return Rows(mesh, tuple(of_xs.spec[1:-1]))
-    axes = split(xs.shape[1:-1], dict(mesh.shape))
-    return Rows(mesh, axes) if any(axes) or AxisType.Explicit in mesh.axis_types else None
+    axes = split(xs.shape[1:-1], mesh)
+    return Rows(mesh, axes) if parts(mesh, axes) > 1 or AxisType.Explicit in mesh.axis_types else None
 
 
-def split(rows: tuple[int, ...], sizes: dict[str, int]) -> tuple[Any, ...]:
+def split(rows: tuple[int, ...], mesh: Any) -> tuple[Any, ...]:
     """The mesh axes that each batch axis is split by: every one that divides what is left of it."""
-    left, axes = {name: n for name, n in sizes.items() if n > 1}, []
+    axes: list[tuple[str, ...] | None] = []
+    left = list(mesh.axis_names)
     for n in rows:
         by: tuple[str, ...] = ()
         for name in left:
-            if n % math.prod([sizes[a] for a in (*by, name)]) == 0:
+            if n % parts(mesh, [(*by, name)]) == 0:
                 by = (*by, name)
-        left = {name: size for name, size in left.items() if name not in by}
+        left = [name for name in left if name not in by]
         axes.append(by or None)
     return tuple(axes)
+
+
+def parts(mesh: Any, axes: Any) -> int:
+    """How many parts rows are in, split like this."""
+    return math.prod([mesh.shape[name] for names in axes for name in names or ()])
 
 
 def on_devices(

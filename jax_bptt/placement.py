@@ -10,7 +10,6 @@ hidden units instead would have to gather h in every step.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_bptt.cell import integer, is_array
-from jax_bptt.devices import split
+from jax_bptt.devices import parts, split
 from jax_bptt.errors import bad
 from jax_bptt.train import TrainState
 
@@ -127,8 +126,8 @@ def _carry_by_rows(mesh: Mesh, carry: Any) -> Any:
     """By the batch axes of h; without one, on every device."""
     leaves = jax.tree_util.tree_leaves_with_path(carry)
     rows = next((z.shape[:-1] for path, z in leaves if getattr(path[-1], "name", None) == "h"), ())
-    axes = split(rows, dict(mesh.shape))
-    if rows and math.prod(mesh.shape[name] for names in axes for name in names or ()) != mesh.size:
+    axes = split(rows, mesh)
+    if rows and parts(mesh, axes) != mesh.size:
         fix = "choose a batch_shape that they divide"
         raise bad("state.carry", f"rows that {mesh.size} devices divide", str(rows), fix)
     return jax.tree.map(lambda z: NamedSharding(mesh, P(*axes)), carry)

@@ -145,7 +145,7 @@ def test_one_of_two_killed_the_other_ends_and_the_run_goes_on_bit_for_bit(folder
 def test_two_processes_stop_at_the_same_step(folder):
     process, out = _started(folder, "stopped"), folder / "stopped"
     _wait_for_a_checkpoint(process, out)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     code, said = _ended(process)
     assert code == 1
     assert said.splitlines()[-1] == "stopped and saved; run the same command again to go on"
