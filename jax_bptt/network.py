@@ -32,7 +32,7 @@ from jax_bptt.errors import bad
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.layers import Directions, Layer, at_last_step, dropout_keys, layer, run_layers
-from jax_bptt.readout import Readout, ReadoutParams
+from jax_bptt.readout import Readout, ReadoutParams, outputs_lie
 from jax_bptt.sequence import Sequence
 from jax_bptt.step_cell import StepCell
 
@@ -149,7 +149,7 @@ class Network(NamedTuple):
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
         net = computing(dtype, self, params)
         last, hs = features(net, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))
-        lie = outputs_lie(net)
+        lie = outputs_lie(net.readout)
         forward = on_devices(net.readout.forward, rows_of(sequence.xs, params, carry), (ALL, lie), (lie, lie))
         return last, forward(params.readout, hs)[1]  # (N2)
 
@@ -221,12 +221,7 @@ def features(
         return last, at_last_step(net.layers[-1], hs, sequence.mask) if net.readout.of_last else hs
 
     rows, inputs = rows_of(sequence.xs, cells, carry), (ALL, ROWS, STEPS, STEPS)
-    return on_devices(run, rows, inputs, (ROWS, outputs_lie(net)))(cells, carry, sequence, keys)
-
-
-def outputs_lie(net: Network) -> str:
-    """The kind of Y, and of its targets: [..., O] of `last`, [T, ..., O] otherwise."""
-    return ROWS if net.readout.of_last else STEPS
+    return on_devices(run, rows, inputs, (ROWS, outputs_lie(net.readout)))(cells, carry, sequence, keys)
 
 
 def _init_layer(layer: Layer, key: Array) -> Any:

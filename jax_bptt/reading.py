@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt import chunks
-from jax_bptt.devices import ALL, ROWS, STEPS, Rows, as_own, on_devices, shared_by, total
+from jax_bptt.devices import ALL, Rows, as_own, on_devices, shared_by, total
 from jax_bptt.loss import Loss, is_additive, value_and_slope, value_and_slope_of_steps
-from jax_bptt.readout import Readout, ReadoutParams
+from jax_bptt.readout import Readout, ReadoutParams, outputs_lie
 
 AT_ONCE = 2**20  # numbers of Y that exist together: they and their slopes then stay near the caches
 
@@ -51,7 +51,7 @@ def read(
     """
     if is_additive(loss) and not readout.of_last:
         return read_steps(readout, loss, params, hs, targets, mask, n)
-    lie = ROWS if readout.of_last else STEPS
+    lie = outputs_lie(readout)
     zs, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
     error, d_ys = value_and_slope(loss, ys, targets, mask, n)  # (E2)
 

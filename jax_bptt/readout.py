@@ -21,6 +21,7 @@ from jax import Array
 from jax_bptt.activations import Activation
 from jax_bptt.activations import activation as activation_of
 from jax_bptt.cell import check_key, size
+from jax_bptt.devices import ROWS, STEPS
 from jax_bptt.errors import bad
 from jax_bptt.products import against, product, sum_of_outer_products, sum_over_rows
 
@@ -118,3 +119,8 @@ def last(readout: Readout) -> Readout:
     if not isinstance(readout, Readout):
         raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
     return readout._replace(of_last=True)
+
+
+def outputs_lie(readout: Readout) -> str:
+    """The kind of Y, and of its targets: [..., O] of `last`, [T, ..., O] otherwise."""
+    return ROWS if readout.of_last else STEPS

@@ -233,8 +233,7 @@ def _check_optimizer(optimizer: Any) -> None:
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
-def check_state(state: Any) -> None:
-    """ValueError unless it is a training state."""
+def _check_state(state: Any) -> None:
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
     step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -242,7 +241,7 @@ def check_state(state: Any) -> None:
 
 
 def _check_batches(net: Network, state: Any, batches: Any) -> None:
-    check_state(state)
+    _check_state(state)
     if not isinstance(batches, Batch):
         raise bad("batches", "a Batch", batches, "pass jb.Batch(xs, targets), each [K, T, ...]")
     lengths = {jnp.shape(z)[:1] for z in jax.tree.leaves(batches)}
@@ -258,7 +257,7 @@ def _check_batches(net: Network, state: Any, batches: Any) -> None:
 
 
 def _check_state_and_batch(net: Network, state: Any, batch: Any) -> None:
-    check_state(state)
+    _check_state(state)
     if not isinstance(batch, Batch):
         raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
     if batch.key is None and any(layer.dropout for layer in net.layers):

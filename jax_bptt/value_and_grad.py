@@ -39,9 +39,9 @@ from jax_bptt.network import (
     check_run,
     computing,
     features,
-    outputs_lie,
 )
 from jax_bptt.reading import read, read_steps
+from jax_bptt.readout import outputs_lie
 from jax_bptt.sequence import Sequence
 from jax_bptt.sweep import plus
 
@@ -134,7 +134,7 @@ def solve(
     check_outputs(net, loss, sequence, targets)
     run = functools.partial(_solve, computing(dtype, net, params), loss, gradient)
     rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # another sees all of Y
-    inputs, outputs = (ALL, ROWS, STEPS, outputs_lie(net), STEPS), (ALL, ROWS, ALL, ALL)
+    inputs, outputs = (ALL, ROWS, STEPS, outputs_lie(net.readout), STEPS), (ALL, ROWS, ALL, ALL)
     keys = dropout_keys(key, sequence)
     return Solved(*on_devices(run, rows, inputs, outputs)(params, carry, sequence, targets, keys))
 
