@@ -11,7 +11,6 @@ The next layer reads o_t as its x_t; its input projection is again one product f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from jax import Array
 from jax_bptt.cell import Cell, check_flag
 from jax_bptt.errors import bad
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sequence import Sequence, ends_of, select, zeros_like
+from jax_bptt.sequence import Sequence, ends_of, over, select, zeros_like
 from jax_bptt.step_cell import StepCell
 from jax_bptt.unroll import run_checked
 
@@ -161,7 +160,7 @@ def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: Array | None) 
     """o_1..o_T from what the cells of the layer emit and what it read; each step by itself."""
     if layer.dropout and keys is not None:
         share, features = 1 - layer.dropout, hs.shape[-1:]
-        kept = each(lambda key: jax.random.bernoulli(key, share, features), keys)
+        kept = over(keys.ndim, lambda key: jax.random.bernoulli(key, share, features))(keys)
         hs = jnp.where(kept, hs / (1 - layer.dropout), jnp.zeros_like(hs))  # (H4)
     if layer.residual:
         hs = hs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
@@ -181,14 +180,7 @@ def dropout_keys(key: Array | None, sequence: Sequence) -> Array | None:
 
 def keys_of_layer(number: int, keys: Array | None) -> Array | None:
     """The keys of one layer, from those of the network."""
-    return None if keys is None else each(lambda key: jax.random.fold_in(key, number), keys)
-
-
-def each(f: Callable[[Array], Array], keys: Array) -> Array:
-    """f of every key, [T, ...]."""
-    for _ in range(keys.ndim):
-        f = jax.vmap(f)
-    return f(keys)
+    return None if keys is None else over(keys.ndim, lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:

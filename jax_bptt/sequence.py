@@ -12,6 +12,8 @@ same everywhere (mask True, reset and cut False) and costs nothing.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +56,11 @@ def trailing(where: Array, like: Any) -> Array:
 def zeros_like(tree: Any) -> Any:
     """Zeros of the shapes and dtypes of a tree."""
     return jax.tree.map(jnp.zeros_like, tree)
+
+
+def over(axes: int, f: Callable[..., Any]) -> Callable[..., Any]:
+    """f mapped over this many leading axes of all its arguments."""
+    return functools.reduce(lambda g, _: jax.vmap(g), range(axes), f)
 
 
 def flipped(sequence: Any) -> Any:

@@ -11,18 +11,18 @@ settled here is that its weights are contracted once, for all t together, and no
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import Array
 
+from jax_bptt.sequence import over
 from jax_bptt.step_cell import StepCell
 
 
 def project(cell: StepCell, params: Any, xs: Array) -> Any:
     """u_1..u_T, leaves [T, ..., n], from xs [T, ..., I]."""
-    return _over(xs.ndim - 1, functools.partial(cell.project, params))(xs)
+    return over(xs.ndim - 1, functools.partial(cell.project, params))(xs)
 
 
 def recur(cell: StepCell, params: Any, s_prev: Any) -> None:
@@ -31,12 +31,12 @@ def recur(cell: StepCell, params: Any, s_prev: Any) -> None:
 
 def step(cell: StepCell, params: Any, s_prev: Any, u: Any, v: None) -> Any:
     """s_t from s̃_{t−1} and u_t."""
-    return _over(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
+    return over(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
 
 
 def linearise(cell: StepCell, params: Any, s_prev: Any, u: Any, v: None, s: Any) -> Any:
     """a_t from s̃_{t−1}, u_t and s_t."""
-    return _over(s_prev.h.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, s)
+    return over(s_prev.h.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, s)
 
 
 def before_sweep(cell: StepCell, params: Any) -> Any:
@@ -46,7 +46,7 @@ def before_sweep(cell: StepCell, params: Any) -> Any:
 
 def backward_step(cell: StepCell, params: Any, nothing: None, a: Any, lam: Any) -> Any:
     """(ds_t/ds̃_{t−1})ᵀ λ_t."""
-    return _over(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
+    return over(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
 
 
 def contract(cell: StepCell, params: Any, s_prev: Any, xs: Array, a: Any, lam: Any) -> tuple[Any, Array]:
@@ -55,11 +55,6 @@ def contract(cell: StepCell, params: Any, s_prev: Any, xs: Array, a: Any, lam: A
         return cell.contract(params, s_prev, xs, a, lam)
 
     def every_t(params: Any, xs: Array) -> Any:
-        return _over(xs.ndim - 1, functools.partial(cell.step, params))(s_prev, project(cell, params, xs))
+        return over(xs.ndim - 1, functools.partial(cell.step, params))(s_prev, project(cell, params, xs))
 
     return jax.vjp(every_t, params, xs)[1](lam)  # (C6, C7)
-
-
-def _over(axes: int, f: Callable[..., Any]) -> Callable[..., Any]:
-    """f of one row, mapped over this many leading axes of all its arguments."""
-    return functools.reduce(lambda g, _: jax.vmap(g), range(axes), f)

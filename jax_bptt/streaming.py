@@ -12,7 +12,6 @@ learning rate, the smaller the difference.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from jax_bptt.cell import Cell, as_arrays, check_batch_shape, is_array, is_float
 from jax_bptt.devices import whole
 from jax_bptt.errors import bad
 from jax_bptt.gradients.rtrl import advance, spent
-from jax_bptt.sequence import Sequence
+from jax_bptt.sequence import Sequence, over
 from jax_bptt.step_cell import StepCell
 
 
@@ -124,7 +123,7 @@ def rtrl_step(
     def of_rows(s_prev: Any, influence: Array, at_t: Sequence) -> tuple[Any, Array]:
         return advance(cell, params, start, begun, s_prev, influence, at_t, of_params)
 
-    state = RTRLState(*_over(rows, of_rows)(state.carry, state.influence, at_t))
+    state = RTRLState(*over(len(rows), of_rows)(state.carry, state.influence, at_t))
     return state, state.carry.h
 
 
@@ -160,7 +159,7 @@ def rtrl_gradient(params: Any, state: RTRLState, d_h: Array) -> Any:
         expected = f"{numbers} numbers of {h.dtype}"
         raise bad("params", expected, params, "pass the params that rtrl_init was given")
     params, state, d_h = whole((params, state, d_h))
-    by_row = _over(rows, spent)(d_h, state.carry, state.influence)
+    by_row = over(len(rows), spent)(d_h, state.carry, state.influence)
     return ravel_pytree(params)[1](by_row.reshape(-1, numbers).sum(0))
 
 
@@ -174,11 +173,6 @@ def _begun(cell: Any, params: Any) -> Array:
     """ds_0/dparams of one row, [S, P]: zero but where the initial carry is learned."""
     theta, params_of = ravel_pytree(params)
     return jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(params_of(theta), ()))[0])(theta)
-
-
-def _over(rows: tuple[int, ...], f: Any) -> Any:
-    """f of one row, mapped over all rows."""
-    return functools.reduce(lambda g, _: jax.vmap(g), rows, f)
 
 
 def _check_cell(cell: Any, params: Any) -> Any:
