@@ -38,7 +38,7 @@ _MATH = rf"(?<!\S)(?:{_BESIDE} )*{_SURE}(?: (?:{_SURE}|{_BESIDE}{_END}))*"
 
 
 class Docstrings(Extension):
-    """The extension; `pages` has the path of each name that has a heading, such as jax_bptt.unroll.unroll."""
+    """The extension; `pages` has the path of each name that has a heading, jax_bptt.cells.lstm.lstm say."""
 
     def __init__(self, pages: dict[str, str]) -> None:
         super().__init__()

@@ -51,10 +51,10 @@ from tqdm import tqdm
 import jax_bptt as jb
 from experiments.gradient_costs import draw, part, table, titled
 from experiments.runs import Run, StopRequest, writing
-from jax_bptt.chunks import chunk_of
+from jax_bptt.engine.chunks import chunk_of
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.autodiff import plain_scan
 from jax_bptt.gradients.schedule import advances, schedule
-from jax_bptt.sequence import Sequence
 
 METHODS = (
     jb.full(),

@@ -9,7 +9,7 @@ import numpy as np
 from spoilers import KEY
 
 import jax_bptt as jb
-from jax_bptt.arguments import parameter_shapes
+from jax_bptt.unrolling.arguments import parameter_shapes
 
 T, B, I, H, O = 5, 2, 3, 4, 6  # noqa: E741
 cell = jb.lstm(I, H)

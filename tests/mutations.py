@@ -16,8 +16,8 @@ from cases import CELLS, KINDS
 from witnesses import as_dict
 
 import jax_bptt as jb
-from jax_bptt import sweep
-from jax_bptt.sequence import zeros_like
+from jax_bptt.engine import loops
+from jax_bptt.engine.sequence import zeros_like
 
 
 class Mutation(NamedTuple):
@@ -89,17 +89,17 @@ def _backward(
 
     def backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Any) -> Any:
         params, carry, start, sequence, states, _ = residuals
-        s_prev = sweep.previous(carry, start, sequence, states)
-        a = of_a(sweep.linearise(cell, params, s_prev, sequence, states))
+        s_prev = loops.previous(carry, start, sequence, states)
+        a = of_a(loops.linearise(cell, params, s_prev, sequence, states))
         swept = params if of_w_h is _same else _replaced(params, w_h=of_w_h(as_dict(params)["w_h"]))
-        d_carry, d_start, lam = sweep.sweep(
+        d_carry, d_start, lam = loops.sweep(
             cell, swept, a, of_marks(sequence), of_d_carry(d_carry), of_d_hs(d_hs)
         )
         d_start = zeros_like(start) if d_start is None else d_start
-        d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam)
+        d_params, d_xs = loops.contract(cell, params, s_prev, sequence, a, lam)
         if of_s_prev is not _same or of_xs is not _same:
             shifted = sequence._replace(xs=of_xs(sequence.xs))
-            wrong = as_dict(sweep.contract(cell, params, of_s_prev(s_prev), shifted, a, lam)[0])
+            wrong = as_dict(loops.contract(cell, params, of_s_prev(s_prev), shifted, a, lam)[0])
             name = "w_h" if of_xs is _same else "w_x"
             d_params = _replaced(d_params, **{name: wrong[name]})
         return of_gradient((d_params, d_carry, d_start, d_xs))

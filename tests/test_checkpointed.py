@@ -10,9 +10,9 @@ import witnesses as w
 from cases import make
 
 import jax_bptt as jb
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.autodiff import plain_scan
 from jax_bptt.gradients.schedule import advances, schedule
-from jax_bptt.sequence import Sequence
 
 # From the closed form t(n, m) = r n − C(m + r, r − 1), worked out by hand: r = 2, 3, 5, 2.
 OPTIMA = {(10, 3): 15, (100, 10): 222, (1000, 10): 3636, (1000, 50): 1948}
@@ -204,7 +204,7 @@ def test_methods_are_values():
 
 
 def test_an_automatic_chunk_divides_the_sequence_if_it_can():
-    from jax_bptt.chunks import chunk_of
+    from jax_bptt.engine.chunks import chunk_of
 
     def chosen(steps, rows, weights):
         return chunk_of(Sequence(np.zeros((steps, rows, 1))), np.broadcast_to(0.0, weights))

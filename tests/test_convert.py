@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt import convert
+from jax_bptt.adapters import convert
 
 I, H = 3, 4  # noqa: E741
 RANDOM = np.random.default_rng(0)

@@ -13,10 +13,10 @@ import witnesses as w
 from optimizers import SGD
 
 import jax_bptt as jb
+from jax_bptt.engine.loops import forward, linearise, previous
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.bounds import spectral_radius
 from jax_bptt.gradients.jacobians import WHOLE, jacobians
-from jax_bptt.sequence import Sequence
-from jax_bptt.sweep import forward, linearise, previous
 
 
 def _linear(gain, hidden=4, steps=20):

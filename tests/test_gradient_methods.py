@@ -7,8 +7,8 @@ import pytest
 
 import jax_bptt as jb
 from experiments import gradient_methods as compared
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.checkpointed import _plan
-from jax_bptt.sequence import Sequence
 
 TINY = {"steps": 40, "rows": 2, "inputs": 3, "hidden": 8, "outputs": 2, "cells": ("elman",)}
 TINY |= {"repeats": 2, "million": False}

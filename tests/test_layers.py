@@ -323,7 +323,7 @@ def test_masked_targets_reach_no_loss():
 
 @pytest.mark.parametrize("loss", [jb.squared_error, jb.softmax_cross_entropy])
 def test_masked_losses_by_hand_equal_jax_grad(loss):
-    from jax_bptt.loss import value_and_slope
+    from jax_bptt.networks.losses import value_and_slope
 
     mask = _marks()["mask"]
     ys = jax.random.normal(jax.random.key(0), (T, B, O))

@@ -14,7 +14,7 @@ import witnesses as w
 from cases import CELLS, EXACT
 
 import jax_bptt as jb
-from jax_bptt.cell import Cell
+from jax_bptt.cell.cell import Cell
 
 T, B = 13, 4
 BF16 = jnp.bfloat16

@@ -11,7 +11,7 @@ import witnesses as w
 from cases import METHODS
 
 import jax_bptt as jb
-from jax_bptt.loss import value_and_slope
+from jax_bptt.networks.losses import value_and_slope
 
 T, B, I, H, O = 5, 2, 3, 4, 6  # noqa: E741
 

@@ -25,7 +25,7 @@ import pytest
 from witnesses import ratios
 
 import jax_bptt as jb
-from jax_bptt import convert
+from jax_bptt.adapters import convert
 
 os.environ["KERAS_BACKEND"] = "jax"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras'

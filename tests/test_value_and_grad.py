@@ -110,7 +110,7 @@ def test_other_batch_axes_by_chunks(rows):
 
 
 def test_the_loss_is_read_in_pieces_of_any_length(monkeypatch):
-    from jax_bptt import reading
+    from jax_bptt.networks import readout_and_loss as reading
 
     net = jb.network([jb.elman(I, H)], jb.readout(H, O))
     params, carry, xs, targets, marks = _problem(net, jb.softmax_cross_entropy)

@@ -11,7 +11,7 @@ The loss reaches z_t only through h_t, and g is pointwise, so with λ_t = dE/dh_
               δz_t = a_t λ_t                                                              (A2)
               δu_t = δv_t = δz_t,   δh_{t−1} = 0 but for the way through v_t              (A3)
 
-The engine turns δv_t into λ_{t−1} (S3 of `sweep`): the factor dS_t/dS_{t−1} of the article is
+The engine turns δv_t into λ_{t−1} (S3 of `loops`): the factor dS_t/dS_{t−1} of the article is
 diag(a_t) W_s, and the product of these factors is what vanishes or explodes.
 """
 
@@ -23,11 +23,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.activations import Activation
-from jax_bptt.activations import activation as activation_of
-from jax_bptt.caching import cached
-from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
-from jax_bptt.initial import Initializer, orthogonal
+from jax_bptt.base.caching import cached
+from jax_bptt.cell.activations import Activation
+from jax_bptt.cell.activations import activation as activation_of
+from jax_bptt.cell.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell.initializers import Initializer, orthogonal
 
 
 @cached

@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.caching import cached
-from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, check_flag, init_of, make_cell
+from jax_bptt.base.caching import cached
+from jax_bptt.cell.cell import Carry, Cell, Gates, StepCotangent, Units, check_flag, init_of, make_cell
+from jax_bptt.cell.initializers import Chrono, Initializer, check_bias, gate_biases, orthogonal
+from jax_bptt.cell.step_cell import StepCell
 from jax_bptt.cells.gru_reset_before import reset_before
-from jax_bptt.initial import Chrono, Initializer, check_bias, gate_biases, orthogonal
-from jax_bptt.step_cell import StepCell
 
 
 class GRUParams(NamedTuple):

@@ -28,10 +28,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell import Carry
-from jax_bptt.products import joined, split, sum_of_outer_products, sum_over_rows
-from jax_bptt.sequence import zeros_like
-from jax_bptt.step_cell import StepCell, step_cell
+from jax_bptt.cell.cell import Carry
+from jax_bptt.cell.step_cell import StepCell, step_cell
+from jax_bptt.engine.linear_maps import joined, split, sum_of_outer_products, sum_over_rows
+from jax_bptt.engine.sequence import zeros_like
 
 
 def reset_before(input_size: int, hidden_size: int, init: Callable[[Array], Any]) -> StepCell:

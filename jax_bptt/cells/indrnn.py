@@ -21,11 +21,11 @@ from typing import Any
 import jax
 from jax import Array
 
-from jax_bptt.activations import Activation
-from jax_bptt.activations import activation as activation_of
-from jax_bptt.caching import cached
-from jax_bptt.cell import Carry, Cell, Gates, Params, StepCotangent, Units, init_of, make_cell
-from jax_bptt.initial import orthogonal
+from jax_bptt.base.caching import cached
+from jax_bptt.cell.activations import Activation
+from jax_bptt.cell.activations import activation as activation_of
+from jax_bptt.cell.cell import Carry, Cell, Gates, Params, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell.initializers import orthogonal
 
 
 @cached

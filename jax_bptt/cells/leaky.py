@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.activations import Activation
-from jax_bptt.activations import activation as activation_of
-from jax_bptt.caching import cached
-from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
-from jax_bptt.errors import bad
-from jax_bptt.initial import Initializer, orthogonal
+from jax_bptt.base.caching import cached
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.activations import Activation
+from jax_bptt.cell.activations import activation as activation_of
+from jax_bptt.cell.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell.initializers import Initializer, orthogonal
 
 
 class LeakyParams(NamedTuple):

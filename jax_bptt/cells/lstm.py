@@ -32,9 +32,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.caching import cached
-from jax_bptt.cell import Cell, Gates, StepCotangent, Units, check_flag, init_of, make_cell
-from jax_bptt.initial import Chrono, Initializer, check_bias, gate_biases, orthogonal
+from jax_bptt.base.caching import cached
+from jax_bptt.cell.cell import Cell, Gates, StepCotangent, Units, check_flag, init_of, make_cell
+from jax_bptt.cell.initializers import Chrono, Initializer, check_bias, gate_biases, orthogonal
 
 PEEPHOLES = ("p_i", "p_f", "p_o")
 

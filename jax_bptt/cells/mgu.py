@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.caching import cached
-from jax_bptt.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
-from jax_bptt.initial import Initializer, orthogonal
+from jax_bptt.base.caching import cached
+from jax_bptt.cell.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell.initializers import Initializer, orthogonal
 
 
 @cached

@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell import Cell
+from jax_bptt.cell.cell import Cell
+from jax_bptt.engine.linear_maps import split
 from jax_bptt.flow.record import LayerRecord
 from jax_bptt.gradients.jacobians import WHOLE, adjoints_of_fields, backward_steps
-from jax_bptt.products import split
 
 SQUARINGS = 24  # then log ρ is right to some 1e-7
 

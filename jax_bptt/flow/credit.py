@@ -20,16 +20,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import sweep
-from jax_bptt.cell import integer, is_array
-from jax_bptt.chunks import numbers_of
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.cell import integer, is_array
+from jax_bptt.engine import loops
+from jax_bptt.engine.chunks import numbers_of
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.lags import scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
 from jax_bptt.gradients.clipped import root
-from jax_bptt.loss import Loss
-from jax_bptt.network import Network, NetworkParams
-from jax_bptt.sequence import Sequence
+from jax_bptt.networks.losses import Loss
+from jax_bptt.networks.network import Network, NetworkParams
 
 AT_ONCE = 2**22  # numbers of terms that exist together
 
@@ -121,7 +121,7 @@ def credit(
 
     def at_lag(total: Any, lag: Array, found: Any) -> tuple[Any, Any]:
         lams, sums, begun = zip(*found, strict=True)
-        total = sweep.plus(total, sums)  # (Z2)
+        total = loops.plus(total, sums)  # (Z2)
         terms = tuple(map(_weighed, done.layers, whole, lams, begun))
         by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)
         return total, (by_loss_step, jax.tree.map(_squared_and_along, sums, whole))
@@ -167,9 +167,9 @@ def _weighed(layer: LayerRecord, whole: Any, lam: Any, begun: Any) -> Any:
         s_prev, xs, a, lam, begun = here
         every = jax.tree.map(lambda z: z[None], (s_prev, xs, a, lam))
         s_prev, xs, a, lam = every
-        d_params, _ = sweep.contract(layer.cell, layer.params, s_prev, Sequence(xs), a, lam)  # (Z1)
+        d_params, _ = loops.contract(layer.cell, layer.params, s_prev, Sequence(xs), a, lam)  # (Z1)
         if begun is not None:
-            d_params = sweep.plus(d_params, layer.begin(begun))
+            d_params = loops.plus(d_params, layer.begin(begun))
         return jax.tree.map(_squared_and_along, d_params, whole)  # (Z3)
 
     at_once = max(1, AT_ONCE // numbers_of(layer.params))

@@ -26,19 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt import sweep
-from jax_bptt.cell import Cell
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.initializers import number
+from jax_bptt.engine import loops
+from jax_bptt.engine.linear_maps import unit_wise
+from jax_bptt.engine.sequence import Sequence, zeros_like
 from jax_bptt.flow.bounds import blocks_of, growth_bound, largest_singular_value, spectral_radius
 from jax_bptt.flow.credit import lags_of
 from jax_bptt.flow.lags import scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
 from jax_bptt.gradients.clipped import root, squares_of_rows
-from jax_bptt.initial import number
-from jax_bptt.loss import Loss
-from jax_bptt.network import Network, NetworkParams
-from jax_bptt.products import unit_wise
-from jax_bptt.sequence import Sequence, zeros_like
+from jax_bptt.networks.losses import Loss
+from jax_bptt.networks.network import Network, NetworkParams
 
 SLOPE = 0.05  # below it a unit counts as saturated; tanh: |h| above 0.97
 
@@ -166,7 +166,7 @@ def gradient_flow(
     def at_lag(state: Any, lag: Array, found: Any) -> tuple[Any, Any]:
         total, begun = state
         lams, sums, _ = zip(*found, strict=True)
-        total = sweep.plus(total, sums)
+        total = loops.plus(total, sums)
         squares = [squares_of_rows(lam) for lam in lams]
         begun = [jnp.where(lag == 0, z, s) for z, s in zip(squares, begun, strict=True)]
         missed = _norm(jax.tree.map(jnp.subtract, total, whole))

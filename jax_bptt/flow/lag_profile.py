@@ -17,18 +17,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.arguments import check_unroll
-from jax_bptt.cell import as_arrays
-from jax_bptt.devices import whole
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.cell import as_arrays
+from jax_bptt.engine.devices import whole
+from jax_bptt.engine.sequence import Sequence, zeros_like
 from jax_bptt.flow.credit import lags_of
 from jax_bptt.flow.lags import back_one_lag
 from jax_bptt.flow.record import record_of_layer
 from jax_bptt.gradients.clipped import root, squares_of_rows
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.jacobians import WHOLE
-from jax_bptt.layers import layer
-from jax_bptt.sequence import Sequence, zeros_like
+from jax_bptt.networks.layers import layer
+from jax_bptt.unrolling.arguments import check_unroll
 
 
 def lag_profile(

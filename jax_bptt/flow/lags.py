@@ -4,7 +4,7 @@ With λᵗ_k = dE_t/ds_k, what the loss at step t says of the state at step k = 
 
     lag 0      λᵗ_t = G_t                                                                     (X1)
     each lag   term (t, k) = (∂s_k/∂W)ᵀ λᵗ_k        s̃_{k−1} held fixed                        (X2)
-               λᵗ_{k−1} = (ds_k/ds̃_{k−1})ᵀ λᵗ_k     one step back, (S2, S3) of `sweep`        (X3)
+               λᵗ_{k−1} = (ds_k/ds̃_{k−1})ᵀ λᵗ_k     one step back, (S2, S3) of `loops`        (X3)
 
 λ of a lag lies where it is now, at index k, so that x_k, s̃_{k−1} and a_k stay in place and only λ moves:
 [T, ..., H] numbers, whatever the number of lags. The layers of a network go back together: at every lag
@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.engine.sequence import zeros_like
 from jax_bptt.flow.record import LayerRecord, Record, contracted, steps_back
-from jax_bptt.sequence import zeros_like
 
 
 def scan_lags(

@@ -23,14 +23,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import sweep
-from jax_bptt.arguments import check_unroll
-from jax_bptt.cell import check_key, integer
-from jax_bptt.devices import whole
+from jax_bptt.cell.cell import check_key, integer
+from jax_bptt.engine import loops
+from jax_bptt.engine.devices import whole
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.bounds import wide
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.jacobians import WHOLE
-from jax_bptt.sequence import Sequence
+from jax_bptt.unrolling.arguments import check_unroll
 
 
 class Lyapunov(NamedTuple):
@@ -89,7 +89,7 @@ def lyapunov_spectrum(
     size = jax.eval_shape(WHOLE.pack, carry).shape[-1]
     k = size if exponents is None else integer("exponents", exponents, 1, size)
     skipped = integer("transient", transient, 0, len(sequence.xs) - 1)
-    engine = sweep.engine_of(cell)
+    engine = loops.engine_of(cell)
     q = _orthonormal(key, size, k, rows, wide(carry.h.dtype))
 
     def step(state: Any, at_t: Any) -> tuple[Any, None]:

@@ -1,6 +1,6 @@
 """What a network did on a batch, kept for whoever asks where its gradient comes from.
 
-    forward    s_1..s_T of every layer, and its a_1..a_T of `sweep.linearise`
+    forward    s_1..s_T of every layer, and its a_1..a_T of `loops.linearise`
     loss       E, and G_t = dE/do_t by the outputs of the last layer
 
 Nothing is forgotten: questions are asked of small batches, not in every step of training.
@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import sweep
-from jax_bptt.devices import whole
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.engine import loops
+from jax_bptt.engine.devices import whole
+from jax_bptt.engine.sequence import Sequence, without_padding, zeros_like
 from jax_bptt.gradients.full import full
-from jax_bptt.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
-from jax_bptt.loss import Loss, check_loss, count
-from jax_bptt.network import Network, NetworkParams, check_network, check_run
-from jax_bptt.reading import read
-from jax_bptt.sequence import Sequence, without_padding, zeros_like
-from jax_bptt.value_and_grad import check_outputs, steps_that_count
+from jax_bptt.networks.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
+from jax_bptt.networks.losses import Loss, check_loss, count
+from jax_bptt.networks.network import Network, NetworkParams, check_network, check_run
+from jax_bptt.networks.readout_and_loss import read
+from jax_bptt.networks.value_and_grad import check_outputs, steps_that_count
 
 
 class LayerRecord(NamedTuple):
@@ -113,9 +113,9 @@ def record_of_layer(
         carry = start
     if sequence.reset is None:
         start = None
-    _, states = sweep.forward(cell, params, carry, start, sequence)
-    s_prev = sweep.previous(carry, start, sequence, states)
-    a = sweep.linearise(cell, params, s_prev, sequence, states)
+    _, states = loops.forward(cell, params, carry, start, sequence)
+    s_prev = loops.previous(carry, start, sequence, states)
+    a = loops.linearise(cell, params, s_prev, sequence, states)
 
     def outputs(hs: Array, xs: Array) -> Array:
         return outputs_of(layer, hs, sequence._replace(xs=xs), keys)
@@ -127,13 +127,13 @@ def record_of_layer(
 def swept(
     record: Record, alter: Callable[[Any], Any] | None = None
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """λ_1..λ_T and dE/dparams of every layer, by the backward pass; alter as in `sweep.step_back`."""
+    """λ_1..λ_T and dE/dparams of every layer, by the backward pass; alter as in `loops.step_back`."""
     d_outputs = record.d_outputs
     lams, gradient = tuple[Any, ...](), tuple[Any, ...]()
     for layer in reversed(record.layers):
         d_hs, d_skipped = layer.pullback(d_outputs)
         d_carry = zeros_like(jax.tree.map(lambda z: z[0], layer.states))
-        _, d_start, lam = sweep.sweep(layer.cell, layer.params, layer.a, layer.sequence, d_carry, d_hs, alter)
+        _, d_start, lam = loops.sweep(layer.cell, layer.params, layer.a, layer.sequence, d_carry, d_hs, alter)
         d_params, d_xs = contracted(layer, lam, d_start)
         d_outputs = d_xs + d_skipped
         lams, gradient = (lam, *lams), (d_params, *gradient)
@@ -143,13 +143,13 @@ def swept(
 def contracted(layer: LayerRecord, lam: Any, d_start: Any) -> tuple[Any, Array]:
     """What λ_1..λ_T, and dE/dstart (None without resets), say of the params, and dE/dx_t."""
     cell, params = layer.cell, layer.params
-    d_params, d_xs = sweep.contract(cell, params, layer.s_prev, layer.sequence, layer.a, lam)
-    return d_params if d_start is None else sweep.plus(d_params, layer.begin(d_start)), d_xs
+    d_params, d_xs = loops.contract(cell, params, layer.s_prev, layer.sequence, layer.a, lam)
+    return d_params if d_start is None else loops.plus(d_params, layer.begin(d_start)), d_xs
 
 
 def steps_back(layer: LayerRecord, params: Any, lam: Any) -> tuple[Any, Any, Any]:
-    """`sweep.step_back` at every step, from λ_t, leaves [T, ..., H]: what it returns, for each t."""
+    """`loops.step_back` at every step, from λ_t, leaves [T, ..., H]: what it returns, for each t."""
     cell, sequence = layer.cell, layer.sequence
-    fixed = sweep.engine_of(cell).before_sweep(cell, params)
-    back = jax.vmap(functools.partial(sweep.step_back, cell, params, fixed, None))
+    fixed = loops.engine_of(cell).before_sweep(cell, params)
+    back = jax.vmap(functools.partial(loops.step_back, cell, params, fixed, None))
     return back(lam, layer.a, sequence.mask, sequence.reset, sequence.cut)

@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell import is_floating
+from jax_bptt.cell.cell import is_floating
+from jax_bptt.engine.loops import plus
+from jax_bptt.engine.sequence import Sequence, select, zeros_like
 from jax_bptt.flow.lyapunov import lyapunov_spectrum
 from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
 from jax_bptt.gradients.clipped import root, squares_of_rows
-from jax_bptt.loss import Loss
-from jax_bptt.network import Network, NetworkParams
-from jax_bptt.sequence import Sequence, select, zeros_like
-from jax_bptt.sweep import plus
+from jax_bptt.networks.losses import Loss
+from jax_bptt.networks.network import Network, NetworkParams
 
 
 def omega(

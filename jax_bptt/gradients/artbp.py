@@ -1,6 +1,6 @@
 """Random truncation without bias: what passes a step is worth more, since a cut might have stopped it.
 
-With a cut before each step and row with probability c, drawn independently, and λ̃_{t−1} as in `sweep`:
+With a cut before each step and row with probability c, drawn independently, and λ̃_{t−1} as in `loops`:
 
     λ_{t−1} = G_{t−1}                        where cut_t
               G_{t−1} + λ̃_{t−1} / (1 − c)    elsewhere                                        (U1)
@@ -21,11 +21,11 @@ from typing import Any
 import jax
 from jax import Array
 
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.initializers import number
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import backward, full
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.initial import number
-from jax_bptt.sequence import Sequence
 
 
 def artbp(rate: float) -> GradientMethod:

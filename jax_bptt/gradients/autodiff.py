@@ -11,10 +11,10 @@ from typing import Any
 import jax
 from jax import Array
 
-from jax_bptt.cell import Cell, Gates
+from jax_bptt.cell.cell import Cell, Gates
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.engine.sequence import Sequence, select
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sequence import Sequence, select
-from jax_bptt.step_cell import StepCell
 
 
 def autodiff() -> GradientMethod:

@@ -29,12 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt import chunks, sweep
-from jax_bptt.cell import check_flag, size
+from jax_bptt.cell.cell import check_flag, size
+from jax_bptt.engine import chunks, loops
+from jax_bptt.engine.sequence import Sequence, zeros_like
 from jax_bptt.gradients.full import backward_of_steps
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed, called
 from jax_bptt.gradients.schedule import Action, schedule
-from jax_bptt.sequence import Sequence, zeros_like
 
 
 def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool = False) -> GradientMethod:
@@ -120,14 +120,14 @@ def _forward(
     plan, hs = plan_of(sequence, params), []
     s = carry
     if plan.head:
-        s, states = sweep.forward(cell, params, s, start, chunks.part(sequence, 0, plan.head))
+        s, states = loops.forward(cell, params, s, start, chunks.part(sequence, 0, plan.head))
         hs.append(states.h)
 
     def over_leaf(state: Any, at: Any) -> tuple[Any, Array]:
         s, _, slots = state
         number, keep = at
         here = chunks.part(sequence, plan.head + number * plan.leaf, plan.leaf)
-        last, states = sweep.forward(cell, params, s, start, here)
+        last, states = loops.forward(cell, params, s, start, here)
         return (last, s, _kept(plan, slots, keep, s)), states.h  # (M2)
 
     ats = jnp.arange(plan.leaves), jnp.asarray(plan.actions[: plan.leaves, _KEEP])
@@ -144,11 +144,11 @@ def _backward(
 
     def advance(weights: Any, s: Any, here: Any) -> Any:
         (params, start), (part, _) = weights, here
-        return sweep.forward(cell, params, s, start, part)[0]
+        return loops.forward(cell, params, s, start, part)[0]
 
     def reverse(weights: Any, s: Any, here: Any, d_s: Any) -> Any:
         (params, start), (part, d_h) = weights, here
-        last, states = sweep.forward(cell, params, s, start, part)
+        last, states = loops.forward(cell, params, s, start, part)
         d_params, d_s, d_start, d_xs = backward_of_steps(cell, params, s, start, part, d_h, states, None, d_s)
         return last, (d_params, d_start), d_s, d_xs
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.initializers import number
+from jax_bptt.engine.sequence import trailing
 from jax_bptt.gradients.full import backward, full
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.initial import number
-from jax_bptt.sequence import trailing
 
 
 def clipped(max_norm: float) -> GradientMethod:

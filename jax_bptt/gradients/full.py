@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import chunks, sweep
-from jax_bptt.cell import size
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.cell import size
+from jax_bptt.cell.initializers import number
+from jax_bptt.engine import chunks, loops
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.method import GradientMethod, called
-from jax_bptt.initial import number
-from jax_bptt.sequence import Sequence
 
 Alter = Callable[[Any], Any] | None
 
@@ -99,13 +99,13 @@ def _forward(
         return chunks.scan(of_chunk, s, sequence, steps, begin=begin, end=end)
 
     if kept_from >= total:
-        last, states = over(sweep.forward, carry, 0, total)
+        last, states = over(loops.forward, carry, 0, total)
         return (last, states.h), (params, carry, start, sequence, states, None)
     if kept_from == 0:
-        last, (states, a) = over(sweep.forward_and_linearise, carry, 0, total)
+        last, (states, a) = over(loops.forward_and_linearise, carry, 0, total)
     else:
-        s, early = over(sweep.forward, carry, 0, kept_from)
-        last, (late, a) = over(sweep.forward_and_linearise, s, kept_from, total)
+        s, early = over(loops.forward, carry, 0, kept_from)
+        last, (late, a) = over(loops.forward_and_linearise, s, kept_from, total)
         states = jax.tree.map(lambda z, y: jnp.concatenate([z, y]), early, late)
     return (last, states.h), (params, carry, start, sequence, states, a)
 
@@ -120,7 +120,7 @@ def _share(steps: int, sequence: Sequence, params: Any) -> float:
 def backward(
     chunk: int | None, alter: Alter, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
 ) -> tuple[Any, Any, Any, Array]:
-    """(B2-B5) over all chunks; alter as in `sweep.step_back`."""
+    """(B2-B5) over all chunks; alter as in `loops.step_back`."""
     params, carry, start, sequence, states, a = residuals
     steps, total = chunk or chunks.chunk_of(sequence, params), len(d_hs)
     kept_from = total if a is None else total - chunks.length(a)
@@ -163,11 +163,11 @@ def backward_of_steps(
 
     Returns dE/dparams, dE/dcarry, dE/dstart and dE/dxs of the stretch, [K, ..., I].
     """
-    s_prev = sweep.previous(carry, start, sequence, states)
+    s_prev = loops.previous(carry, start, sequence, states)
     if a is None:
-        a = sweep.linearise(cell, params, s_prev, sequence, states)  # (B2)
-    d_carry, d_start, lam = sweep.sweep(cell, params, a, sequence, d_carry, d_hs, alter)  # (B3)
-    d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam)  # (B4)
+        a = loops.linearise(cell, params, s_prev, sequence, states)  # (B2)
+    d_carry, d_start, lam = loops.sweep(cell, params, a, sequence, d_carry, d_hs, alter)  # (B3)
+    d_params, d_xs = loops.contract(cell, params, s_prev, sequence, a, lam)  # (B4)
     return d_params, d_carry, d_start, d_xs
 
 

@@ -31,11 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt import sweep
-from jax_bptt.cell import Cell
-from jax_bptt.devices import as_own
-from jax_bptt.products import has_recurrent_product, unit_wise
-from jax_bptt.sequence import select
+from jax_bptt.cell.cell import Cell
+from jax_bptt.engine import loops
+from jax_bptt.engine.devices import as_own
+from jax_bptt.engine.linear_maps import has_recurrent_product, unit_wise
+from jax_bptt.engine.sequence import select
 
 
 class Form(NamedTuple):
@@ -80,7 +80,7 @@ def form_of(cell: Any, params: Any) -> Form:
 
 
 def jacobians(cell: Any, params: Any, a: Any, states: Any, form: Form) -> Array:
-    """J_1..J_T, [T, ..., n, n], from a_1..a_T of `sweep.linearise`; states tells the shapes alone."""
+    """J_1..J_T, [T, ..., n, n], from a_1..a_T of `loops.linearise`; states tells the shapes alone."""
     if isinstance(cell, Cell):
         return _of_pointwise_step(cell, params, a, states, form)
     return (_of_any_step if form is WHOLE else _blocks_of_any_step)(cell, params, a, states)
@@ -101,7 +101,7 @@ def times(a: Array, b: Array) -> Array:
 
 def backward_steps(cell: Any, params: Any, a: Any, lam: Any) -> Any:
     """(ds_t/ds̃_{t−1})ᵀ λ_t for all t at once, leaves [T, ..., H]."""
-    engine = sweep.engine_of(cell)
+    engine = loops.engine_of(cell)
     fixed = engine.before_sweep(cell, params)
     return jax.vmap(functools.partial(engine.backward_step, cell, params, fixed))(a, lam)
 

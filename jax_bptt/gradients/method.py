@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-from jax_bptt.sequence import Sequence
+from jax_bptt.engine.sequence import Sequence
 
 
 class Recurrence(NamedTuple):

@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import sweep
-from jax_bptt.cell import check_flag, size
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.cell import check_flag, size
+from jax_bptt.cell.initializers import number
+from jax_bptt.engine import loops
+from jax_bptt.engine.sequence import Sequence, select
 from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, links, times
-from jax_bptt.initial import number
-from jax_bptt.sequence import Sequence, select
 
 _ROUNDING = 16  # multiples of eps that the residual of converged states stays below
 
@@ -152,13 +152,13 @@ def states_by_newton(
 def _solve(
     newton: Newton, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
 ) -> tuple[Any, NewtonInfo]:
-    engine, eps = sweep.engine_of(cell), float(jnp.finfo(carry.h.dtype).eps)  # type: ignore[no-untyped-call]
+    engine, eps = loops.engine_of(cell), float(jnp.finfo(carry.h.dtype).eps)  # type: ignore[no-untyped-call]
     tolerance = newton.tolerance or min(_ROUNDING * eps, 1e-3)
     u = engine.project(cell, params, sequence.xs)
     every_step = jax.vmap(functools.partial(engine.step, cell, params))
 
     def next_of(states: Any) -> Any:
-        s_prev = sweep.previous(carry, start, sequence, states)
+        s_prev = loops.previous(carry, start, sequence, states)
         return select(
             sequence.mask, every_step(s_prev, u, engine.recur(cell, params, s_prev)), s_prev
         )  # (Q1)
@@ -173,7 +173,7 @@ def _solve(
 
     def iterate(at_k: tuple[Array, Any, Any, Array]) -> tuple[Array, Any, Any, Array]:
         k, s, f, _ = at_k
-        new = _updated(newton, cell, params, sweep.previous(carry, start, sequence, s), sequence, s, f)
+        new = _updated(newton, cell, params, loops.previous(carry, start, sequence, s), sequence, s, f)
         return k + 1, new, next_of(new), _relative(carry, new, s)
 
     with jax.named_scope("bptt/newton"):
@@ -192,7 +192,7 @@ def _no_derivative(newton: Newton, cell: Any, primals: Any, tangents: Any) -> An
 
 def _updated(newton: Newton, cell: Any, params: Any, s_prev: Any, sequence: Sequence, s: Any, f: Any) -> Any:
     form = UNITS if newton.diagonal else form_of(cell, params)
-    a = sweep.linearise(cell, params, s_prev, sequence, f)
+    a = loops.linearise(cell, params, s_prev, sequence, f)
     slope = newton.damping * jacobians(cell, params, a, s, form)
     slope = links(slope, sequence.mask, sequence.reset)  # (Q2)
     r = form.pack(f) - form.pack(s)  # (Q1)

@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import sweep
-from jax_bptt.caching import cached
-from jax_bptt.errors import bad
+from jax_bptt.base.caching import cached
+from jax_bptt.base.errors import bad
+from jax_bptt.engine import loops
+from jax_bptt.engine.sequence import Sequence, select, zeros_like
 from jax_bptt.gradients.jacobians import backward_steps, form_of, jacobians, links, times
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.gradients.newton import Newton, states_by_newton
-from jax_bptt.sequence import Sequence, select, zeros_like
 
 
 @cached
@@ -78,7 +78,7 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
 def _forward(
     cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
 ) -> tuple[tuple[Any, Array], Any]:
-    last, states = sweep.forward(cell, params, carry, start, sequence)
+    last, states = loops.forward(cell, params, carry, start, sequence)
     return (last, states.h), (params, carry, start, sequence, states)
 
 
@@ -89,7 +89,7 @@ def _forward_by_newton(
     states = jax.lax.cond(
         info.converged,
         lambda: found,
-        lambda: sweep.forward(cell, params, carry, start, sequence)[1],
+        lambda: loops.forward(cell, params, carry, start, sequence)[1],
     )
     last = jax.tree.map(lambda s: s[-1], states)
     return (last, states.h), (params, carry, start, sequence, states)
@@ -97,8 +97,8 @@ def _forward_by_newton(
 
 def _backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Any, Array]:
     params, carry, start, sequence, states = residuals
-    s_prev = sweep.previous(carry, start, sequence, states)
-    a = sweep.linearise(cell, params, s_prev, sequence, states)
+    s_prev = loops.previous(carry, start, sequence, states)
+    a = loops.linearise(cell, params, s_prev, sequence, states)
     lam, d_carry = _sweep_at_once(cell, params, a, sequence, d_carry, d_hs, states)
     lam_step = select(sequence.mask, lam, zeros_like(lam))  # (P6)
     d_start = None
@@ -106,7 +106,7 @@ def _backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any
         lam_prev = select(sequence.mask, backward_steps(cell, params, a, lam_step), lam)
         begun = select(sequence.reset, lam_prev, zeros_like(lam_prev))
         d_start = jax.tree.map(lambda z: z.sum(0), begun)  # (P5)
-    d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam_step)
+    d_params, d_xs = loops.contract(cell, params, s_prev, sequence, a, lam_step)
     return d_params, d_carry, d_start, d_xs
 
 

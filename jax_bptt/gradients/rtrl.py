@@ -27,11 +27,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from jax_bptt import sweep
-from jax_bptt.chunks import add_to, sums_as, zero_sums
-from jax_bptt.devices import as_own
+from jax_bptt.engine import loops
+from jax_bptt.engine.chunks import add_to, sums_as, zero_sums
+from jax_bptt.engine.devices import as_own
+from jax_bptt.engine.sequence import Sequence, select, zeros_like
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.sequence import Sequence, select, zeros_like
 
 Direct = Callable[[Array, Array, Array], Array]  # (t, ∂s_t/∂params, ∂s_t/∂x_t) -> M_t [S, C]
 
@@ -89,7 +89,7 @@ def advance(
     if at_t.cut is not None:
         influence = select(at_t.cut, zeros_like(influence), influence)  # (R1)
     if at_t.reset is not None:
-        s_prev = sweep.enter(at_t.reset, start, s_prev)
+        s_prev = loops.enter(at_t.reset, start, s_prev)
         influence = select(at_t.reset, begun, influence)  # (R1)
     s, (by_params, j, by_x) = _linearised(cell, params, s_prev, at_t.xs)
     through = j @ influence + direct(by_params, by_x)  # (R3)
@@ -103,7 +103,7 @@ def spent(d_h: Array, s: Any, influence: Array) -> Array:
 
 def _linearised(cell: Any, params: Any, s_prev: Any, x: Array) -> tuple[Any, tuple[Array, Array, Array]]:
     """s_t of one row, and its derivatives by params [S, P], s̃_{t−1} [S, S] and x_t [S, I]."""
-    engine = sweep.engine_of(cell)
+    engine = loops.engine_of(cell)
     theta, params_of = ravel_pytree(params)
     z_prev, carry_of = ravel_pytree(s_prev)
 
@@ -120,7 +120,7 @@ def _linearised(cell: Any, params: Any, s_prev: Any, x: Array) -> tuple[Any, tup
 def _forward(
     cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
 ) -> tuple[tuple[Any, Array], Any]:
-    last, states = sweep.forward(cell, params, carry, start, sequence)
+    last, states = loops.forward(cell, params, carry, start, sequence)
     return (last, states.h), (params, carry, start, sequence)
 
 

@@ -19,7 +19,7 @@ l block j is at step t = e_j − l:
 
     λʲ ← λʲ + G_t       while t > (j − 1) h′: the losses of the block                          (W3)
     λ_t ← λ_t + λʲ      the sum over blocks, as `contract` is linear in λ                      (W4)
-    λʲ ← λ̃ʲ             one step back, (S2, S3) of `sweep`; as it is before the first step     (W5)
+    λʲ ← λ̃ʲ             one step back, (S2, S3) of `loops`; as it is before the first step     (W5)
     dE/ds_0 = Σ λʲ      of the blocks that have reached the beginning                          (W6)
 
 so that h steps of ⌈T/h′⌉ B rows are done one after the other, and one contraction.
@@ -34,12 +34,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt import chunks, sweep
-from jax_bptt.cell import size
-from jax_bptt.errors import bad
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.cell import size
+from jax_bptt.engine import chunks, loops
+from jax_bptt.engine.sequence import Sequence, select, zeros_like
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
-from jax_bptt.sequence import Sequence, select, zeros_like
 
 
 def truncated(window: int, stride: int | None = None) -> GradientMethod:
@@ -123,29 +123,29 @@ def _backward(
     window: int, stride: int, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
 ) -> tuple[Any, Any, Any, Array]:
     params, carry, start, sequence, states, _ = residuals
-    s_prev = sweep.previous(carry, start, sequence, states)
-    a = sweep.linearise(cell, params, s_prev, sequence, states)
+    s_prev = loops.previous(carry, start, sequence, states)
+    a = loops.linearise(cell, params, s_prev, sequence, states)
     d_carry, d_start, lam = _sweep_of_blocks(window, stride, cell, params, a, sequence, d_carry, d_hs)
-    d_params, d_xs = sweep.contract(cell, params, s_prev, sequence, a, lam)
+    d_params, d_xs = loops.contract(cell, params, s_prev, sequence, a, lam)
     return d_params, d_carry, d_start, d_xs
 
 
 def _sweep_of_blocks(
     window: int, stride: int, cell: Any, params: Any, a: Any, sequence: Sequence, d_carry: Any, d_hs: Array
 ) -> tuple[Any, Any, Any]:
-    """`sweep.sweep`, the sum over all blocks of losses."""
+    """`loops.sweep`, the sum over all blocks of losses."""
     steps, marks = len(d_hs), (sequence.mask, sequence.reset, sequence.cut)
     firsts = jnp.arange(0, steps, stride)  # of each block, counted from 0
     ends = jnp.minimum(firsts + stride, steps) - 1  # (W1)
-    fixed = sweep.engine_of(cell).before_sweep(cell, params)
+    fixed = loops.engine_of(cell).before_sweep(cell, params)
 
     def of_block(lam: Any, first: Array, t: Array) -> tuple[Any, Any, Any]:
         here = jax.tree.map(lambda z: z[jnp.maximum(t, 0)], (d_hs, a, *marks))
         d_h, a_t, *marks_t = here
         d_s = select(t == steps - 1, d_carry, zeros_like(d_carry))
         d_s = d_s._replace(h=d_s.h + d_h)
-        lam = sweep.plus(lam, select((t >= first) & (t >= 0), d_s, zeros_like(d_s)))  # (W3)
-        back = sweep.step_back(cell, params, fixed, None, lam, a_t, *marks_t)
+        lam = loops.plus(lam, select((t >= first) & (t >= 0), d_s, zeros_like(d_s)))  # (W3)
+        back = loops.step_back(cell, params, fixed, None, lam, a_t, *marks_t)
         return select(t >= 0, back, (lam, *zeros_like(back[1:])))  # (W5)
 
     def at_lag(state: Any, lag: Array) -> tuple[Any, None]:
@@ -154,7 +154,7 @@ def _sweep_of_blocks(
         lam, begun, lam_step = jax.vmap(of_block)(lam, firsts, t)
         at = jnp.where(t >= 0, t, steps)  # before the first step: out of range, dropped
         total = jax.tree.map(lambda z, new: z.at[at].add(new, mode="drop"), total, lam_step)  # (W4)
-        return (lam, total, sweep.plus(d_start, jax.tree.map(lambda z: z.sum(0), begun))), None
+        return (lam, total, loops.plus(d_start, jax.tree.map(lambda z: z.sum(0), begun))), None
 
     lam = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(len(ends), *z.shape)), d_carry)
     total = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(steps, *z.shape)), d_carry)

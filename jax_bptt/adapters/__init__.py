@@ -1,0 +1,1 @@
+"""Floor 5: weights of other frameworks."""

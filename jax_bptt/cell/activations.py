@@ -1,0 +1,102 @@
+"""Activations g and their derivatives g′, which a cell and a readout share.
+
+    s = g(z)                                                                   (P1)
+    g′(z)       written with s where that needs no second transcendental       (P2)
+
+    tanh       g′ = 1 − s²
+    sigmoid    g′ = s (1 − s)
+    relu       g′ = 1 where s > 0, else 0     (0 at exactly z = 0, as jax.nn.relu)
+    identity   g′ = 1
+
+Any other g is a callable; its g′ is taken by jax.vjp. It is mapped over single numbers, so it is
+pointwise by construction.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.base.errors import bad
+
+
+class Activation(NamedTuple):
+    """A pointwise function and its derivative.
+
+    Attributes:
+      g: z -> s, any shape to the same shape (P1).
+      slope: (z, s) -> g′(z), same shape (P2).
+    """
+
+    g: Callable[[Array], Array]
+    slope: Callable[[Array, Array], Array]
+
+
+_NAMED = {
+    "tanh": Activation(jnp.tanh, lambda z, s: 1 - s * s),
+    "sigmoid": Activation(jax.nn.sigmoid, lambda z, s: s * (1 - s)),
+    "relu": Activation(jax.nn.relu, lambda z, s: (s > 0).astype(s.dtype)),
+    "identity": Activation(lambda z: z, lambda z, s: jnp.ones_like(s)),
+}
+
+
+def activation(g: str | Callable[[Array], Array]) -> Activation:
+    """The activation of a name, or of any callable on single numbers.
+
+    s = g(z), with g′(z) beside it.
+
+    Args:
+      g: "tanh", "relu", "sigmoid", "identity", or a callable from a scalar to a scalar.
+
+    Returns:
+      The `Activation`; the same object for the same g.
+
+    Raises:
+      ValueError: an unknown name, or (when it is first traced) a callable that is not a function of
+        one number.
+
+    >>> float(activation("tanh").slope(jnp.zeros(()), jnp.zeros(())))
+    1.0
+    """
+    if isinstance(g, str):
+        if g not in _NAMED:
+            raise bad(
+                "activation", f"one of {', '.join(_NAMED)}, or a callable", repr(g), "check the spelling"
+            )
+        return _NAMED[g]
+    if not callable(g) or not isinstance(g, Hashable):
+        raise bad("activation", "a name or a hashable callable", g, "pass a function of one number")
+    return _of_callable(g)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_callable(g: Callable[[Array], Array]) -> Activation:
+    def pointwise(z: Array) -> Array:
+        return functools.reduce(lambda f, _: jax.vmap(f), range(z.ndim), _checked(g))(z)  # (P1)
+
+    def slope(z: Array, s: Array) -> Array:
+        return jax.vjp(pointwise, z)[1](jnp.ones_like(z))[0]  # (P2)
+
+    return Activation(pointwise, slope)
+
+
+def _checked(g: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """g on one number, refusing whatever is not a function of one number (softmax, a layer norm)."""
+
+    def scalar(z: Array) -> Array:
+        try:
+            s = g(z)
+        except Exception as error:
+            message = f"an error on a single number: {error}"
+            fix = "write it for a single number; normalisations over units are not activations"
+            raise bad("activation", "a pointwise function", message, fix) from error
+        if getattr(s, "shape", None) != () or s.dtype != z.dtype:
+            raise bad("activation", f"{z.dtype}[] from {z.dtype}[]", s, "return one number of the dtype of z")
+        return s
+
+    return scalar

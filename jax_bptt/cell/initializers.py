@@ -1,0 +1,156 @@
+"""Initial values: how large a gradient is before anything has been learnt.
+
+    w_x     Var = 1/I, a truncated normal: u_t has the variance of x_t                    (I1)
+    w_h     orthogonal: ‖h W_h‖ = ‖h‖, so that W_h alone makes no gradient vanish        (I2)
+            identity: a ReLU network that begins as a sum over its inputs                (I3)
+    b_f     chrono: log U(1, T_max − 1), so that σ(b_f) forgets over 1 to T_max steps     (I4)
+            b_i = −b_f                                                                    (I5)
+    b       zero otherwise
+
+An initialiser is any hashable function (key, shape, dtype) -> array, those of jax.nn.initializers too.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.base.caching import cached
+from jax_bptt.base.errors import bad, naming
+
+Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+
+
+@cached
+def orthogonal(gain: float = 1.0) -> Initializer:
+    """An orthogonal matrix times a gain.
+
+    W = gain · Q,   Qᵀ Q = 1   (I2)
+
+    Args:
+      gain: what every singular value is; 1 for tanh at the edge of vanishing.
+
+    Returns:
+      The initialiser; the same object for the same gain.
+
+    Raises:
+      ValueError: a gain that is no number.
+
+    Reference: Saxe et al. 2014.
+    """
+    return jax.nn.initializers.orthogonal(number("gain", "a finite number", gain))  # (I2)
+
+
+@cached
+def identity(gain: float = 1.0) -> Initializer:
+    """The identity times a gain.
+
+    W = gain · 1   (I3)
+
+    Args:
+      gain: what every eigenvalue is.
+
+    Returns:
+      The initialiser; the same object for the same gain.
+
+    Raises:
+      ValueError: a gain that is no number.
+
+    Reference: Le, Jaitly & Hinton 2015 (IRNN).
+    """
+    gain = number("gain", "a finite number", gain)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        return gain * jnp.eye(shape[0], shape[1], dtype=dtype)  # (I3)
+
+    return init
+
+
+class Chrono(NamedTuple):
+    """Forget-gate biases for time scales from 1 to `longest` steps; made by `chrono`."""
+
+    longest: int
+
+    def __call__(self, key: Array, units: int, dtype: Any) -> Array:
+        """b_f, [units]; the gate that opposes it takes −b_f."""
+        return jnp.log(jax.random.uniform(key, (units,), dtype, 1, self.longest - 1))  # (I4)
+
+
+def chrono(longest: int) -> Chrono:
+    """Biases of the gates by the time scales that a task has.
+
+    b_f = log U(1, T_max − 1),   b_i = −b_f   (I4, I5)
+
+    Args:
+      longest: T_max, the longest memory wanted, in steps; at least 3.
+
+    Returns:
+      A value for `lstm(forget_bias=...)` or `gru(update_bias=...)`.
+
+    Raises:
+      ValueError: T_max below 3.
+
+    Reference: Tallec & Ollivier 2018, Can recurrent neural networks warp time?, section 2.
+    """
+    if isinstance(longest, bool) or not isinstance(longest, int) or not 3 <= longest < 2**31:
+        raise bad("longest", "an integer >= 3", longest, "count steps of time, in 31 bits")
+    return Chrono(longest)
+
+
+def gate_biases(
+    key: Array, bias: float | Chrono, keeps: int, opposes: int | None, b: Array, units: int
+) -> Array:
+    """b with the block of gate `keeps` at a bias, and under chrono that of `opposes` at minus it."""
+    blocks = b.reshape(-1, units)
+    if isinstance(bias, Chrono):
+        b_f = bias(key, units, b.dtype)
+        if opposes is not None:
+            blocks = blocks.at[opposes].set(-b_f)  # (I5)
+        return blocks.at[keeps].set(b_f).reshape(-1)
+    return blocks.at[keeps].set(jnp.asarray(bias, b.dtype)).reshape(-1)
+
+
+def check_bias(argument: str, bias: Any) -> None:
+    """ValueError unless bias is a finite number or a `Chrono`."""
+    if not isinstance(bias, Chrono):
+        number(argument, "a finite number", bias)
+
+
+def check_initializer(argument: str, init: Any) -> None:
+    """ValueError unless init is a hashable function."""
+    if not (callable(init) and isinstance(init, Hashable)):
+        fix = "pass jb.orthogonal(), jb.identity() or (key, shape, dtype) -> array"
+        raise bad(argument, "a hashable initialiser", init, fix)
+
+
+def matrices(key: Array, inputs: int, units: int, gates: int, recurrent: Initializer) -> tuple[Array, Array]:
+    """w_x [inputs, gates*units] and w_h [units, gates*units], each gate's block of w_h drawn by itself."""
+    dtype = jnp.result_type(float)
+    key_x, *keys_h = jax.random.split(key, 1 + gates)
+    w_x = jax.nn.initializers.lecun_normal()(key_x, (inputs, gates * units), dtype)  # (I1)
+    with naming("recurrent"):
+        blocks = [jnp.asarray(recurrent(k, (units, units), dtype)) for k in keys_h]
+    for block in blocks:
+        if (block.shape, block.dtype) != ((units, units), dtype):
+            raise bad(
+                "recurrent", f"{dtype}[{units},{units}]", block, "return an array of the shape and dtype"
+            )
+    return w_x, jnp.concatenate(blocks, axis=1)
+
+
+def number(argument: str, expected: str, value: Any) -> float:
+    """A finite number as a Python float, or a ValueError that names it."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        found = float(value) if is_number else math.nan
+    except OverflowError:  # a huge int
+        found = math.inf
+    if not math.isfinite(found):
+        raise bad(argument, expected, value, "pass a finite Python number")
+    return found

@@ -1,0 +1,1 @@
+"""Floor 7: is a gradient right?"""

@@ -1,0 +1,314 @@
+"""Is a gradient right? Three independent witnesses, and a report of what is wrong where.
+
+    E = Σ_t <w_t, h_t> + <w, s_T>, random w: its gradient is what the backward pass makes of w.
+
+    jax.grad       of the plain scan:      ‖g − g′‖ / ‖g′‖                                  (K1)
+    differences    <g, v> = <w, h(z + εv) − h(z − εv)> / 2ε,   ε = 1e-5                     (K2)
+    forward mode   <g, v> = <w, J v>,   the dot-product identity <Jᵀw, v> = <w, Jv>         (K3)
+
+Every leaf is compared in parts, a gate or a time step each, with directions v that are zero outside
+the part, so that the report names what is wrong. (K2) and (K3) are divided by ‖g′‖/√n, the size of
+<g, v> for a direction of n signs ±1/√n. Differences that disagree with themselves at 2ε, as across a
+kink or in a chaotic network, are left out. A part that is zero by right, up to rounding of the whole
+gradient, is compared with the whole, and the report says that it proves nothing.
+
+Everything runs in float64, within this call only. Biases, carry and w are random, none is zero.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.cell import Cell, check_batch_shape, check_flag, check_key, is_floating, size
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.checking.report import DIFFERENCES, Line, Report
+from jax_bptt.gradients.autodiff import autodiff
+from jax_bptt.gradients.full import full
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.networks.network import Network
+from jax_bptt.unrolling.arguments import check_method, parameter_shapes
+from jax_bptt.unrolling.unroll import unroll
+
+_ROUNDING = 1e-14  # of the whole gradient: a part below it is zero by right
+_DIRECTIONS = 3  # for each part: the chance that a real error is orthogonal to all is nil
+
+
+def check_gradient(
+    cell: Cell | StepCell | Network,
+    params: Any = None,
+    carry: Any = None,
+    xs: Any = None,
+    *,
+    gradient: GradientMethod = full(),
+    mask: Array | None = None,
+    reset: Array | None = None,
+    cut: Array | None = None,
+    reverse: bool = False,
+    steps: int = 5,
+    batch_shape: tuple[int, ...] = (2,),
+    key: Array | None = None,
+) -> Report:
+    """The gradient through time of a cell or a network, against three witnesses.
+
+    <g, v> = <w, J v> = (E(z + εv) − E(z − εv)) / 2ε   (K1-K3)
+
+    Args:
+      cell: a cell or a network.
+      params, carry, xs: where to check, cast to float64; None for random ones: initial parameters
+        with noise on all (no bias is zero), a carry and inputs that are normal.
+      gradient: the gradient method to check.
+      mask, reset, cut: bool [T, ...], see `unroll`.
+      reverse: see `unroll`; cells only.
+      steps: T, where xs is None.
+      batch_shape: where xs is None.
+      key: a key from jax.random.key for all that is random; None for key(0).
+
+    Returns:
+      A `Report` by leaf, gate and time step: print it, or ask `.ok` and `.wrong`. A witness that does
+      not apply shows as "-": differences under a cut, which they do not see, and where they disagree
+      with themselves; forward mode of a step that holds a jax.custom_vjp.
+
+    Raises:
+      ValueError: a cell or arguments that cannot be run.
+
+    >>> import jax_bptt as jb
+    >>> check_gradient(jb.lstm(3, 4)).ok
+    True
+    """
+    if not isinstance(cell, (Cell, StepCell, Network)):
+        raise bad("cell", "a Cell or a Network", cell, "pass one such as jb.lstm(3, 5)")
+    check_flag("reverse", reverse)
+    check_method(gradient)
+    size("steps", steps)
+    check_batch_shape(batch_shape)
+    if key is not None:
+        check_key(key)
+    if reverse and isinstance(cell, Network):
+        raise bad("reverse", "False for a network", reverse, "its layers say which way they read")
+    cells = [c for one in cell.layers for c in one.cells] if isinstance(cell, Network) else [cell]
+    for each in cells:
+        parameter_shapes(each)  # a wrong init is named before anything runs
+    with jax.enable_x64(True):
+        marks = {"mask": mask, "reset": reset, "cut": cut}
+        given = [n for n, m in {**marks, "reverse": reverse or None}.items() if m is not None]
+        keys = iter(jax.random.split(jax.random.key(0) if key is None else key, 8))
+        if params is None:
+            params = _with_noise(next(keys), cell.init(next(keys)))
+        xs = _normal(next(keys), (steps, *batch_shape, _input_size(cell))) if xs is None else xs
+        if carry is None:
+            rows = np.shape(xs)[1:-1]
+            carry = _with_noise(next(keys), cell.initial_carry(_as_float64(params=params)[0], rows), 1.0)
+        point = _as_float64(params=params, carry=carry, xs=xs)
+        run = _Run(cell, reverse, gradient)
+        weights = _with_noise(next(keys), jax.eval_shape(lambda: run.outputs(point, marks)), 1.0)
+        case = " ".join([f"{len(point[2])} steps", *given])
+        return _compare(run, case, point, marks, weights, next(keys))
+
+
+def check_cell(cell: Cell | StepCell, *, gradient: GradientMethod = full()) -> Report:
+    """Everything that a new cell should be checked for, in one report.
+
+    One step, which shows the adjoint alone; several; masks, resets and cuts; backwards; without a
+    batch axis and with two.
+
+    Args:
+      cell: the cell.
+      gradient: the gradient method.
+
+    Returns:
+      A `Report`, as of `check_gradient`, over all of these cases.
+
+    Raises:
+      ValueError: what is no cell, or cannot be run.
+
+    >>> import jax_bptt as jb
+    >>> print(str(check_cell(jb.elman(2, 3))).splitlines()[-1])
+    the gradient is right
+    """
+    if not isinstance(cell, (Cell, StepCell)):
+        raise bad("cell", "a Cell", cell, "check a network by jb.check_gradient")
+    check_method(gradient)
+    pattern = np.arange(12).reshape(6, 2)
+    marks: dict[str, Any] = {"mask": pattern % 5 != 1, "reset": pattern % 7 == 2}
+    cases: list[dict[str, Any]] = [
+        {"steps": 1},
+        {"steps": 3, "batch_shape": ()},
+        {"steps": 4, "batch_shape": (2, 1)},
+        {"steps": 6, **marks},
+        {"steps": 6, **marks, "cut": pattern % 5 == 3, "reverse": True},
+    ]
+    reports = [check_gradient(cell, gradient=gradient, **case) for case in cases]
+    return Report(tuple(line for report in reports for line in report.lines))
+
+
+class _Run(NamedTuple):
+    """What is differentiated: the outputs of a cell or a network as a function of (params, carry, xs)."""
+
+    cell: Any
+    reverse: bool
+    gradient: GradientMethod
+
+    def outputs(self, point: Any, marks: Any) -> Any:
+        if isinstance(self.cell, Network):
+            return self.cell.apply(*point, gradient=self.gradient, **marks)
+        return unroll(self.cell, *point, gradient=self.gradient, reverse=self.reverse, **marks)
+
+    def error(self, point: Any, marks: Any, weights: Any) -> tuple[Array, Any]:
+        outputs = self.outputs(point, marks)
+        return _dot(weights, outputs), outputs
+
+    def plain(self) -> _Run:
+        return self._replace(gradient=autodiff())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(run: _Run, point: Any, marks: Any, weights: Any) -> Any:
+    return jax.grad(run.error, argnums=0, has_aux=True)(point, marks, weights)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _along(
+    run: _Run, point: Any, marks: Any, weights: Any, found: Array, part: Array, sizes: Array, key: Array
+) -> Any:
+    """<g, v> less what differences say, what these differ by at 2ε, and <g, v> less forward mode.
+
+    For some directions v in every part; None for forward mode where a step holds a jax.custom_vjp.
+    """
+    flat, unflatten = jax.flatten_util.ravel_pytree(point)
+
+    def outputs(z: Array) -> Any:
+        return run.outputs(unflatten(z), marks)
+
+    def one(number: Array) -> Any:
+        this = number // _DIRECTIONS
+        sign = jax.random.rademacher(jax.random.fold_in(key, number), flat.shape, flat.dtype)
+        v = jnp.where(part == this, sign / jnp.sqrt(sizes[this]), 0.0)
+        ours = jnp.where(part == this, v * found, 0.0).sum()  # a NaN stays in its own part
+
+        def slope(e: float) -> Array:
+            changes = jax.tree.map(jnp.subtract, outputs(flat + e * v), outputs(flat - e * v))
+            return _dot(weights, changes) / (2 * e)  # (K2)
+
+        try:
+            forward = ours - _dot(weights, jax.jvp(outputs, (flat,), (v,))[1])  # (K3)
+        except TypeError:
+            forward = None
+        return ours - slope(1e-5), slope(2e-5) - slope(1e-5), forward
+
+    count = len(sizes) * _DIRECTIONS
+    batch = min(count, 64)
+    numbers = jnp.arange(-(-count // batch) * batch) % count  # whole batches, so one is compiled
+    return jax.tree.map(lambda gaps: gaps[:count], jax.lax.map(one, numbers, batch_size=batch))
+
+
+def _compare(run: _Run, case: str, point: Any, marks: Any, weights: Any, key: Array) -> Report:
+    found, outputs = map(_flat, _gradient(run, point, marks, weights))
+    wanted, plain_outputs = map(_flat, _gradient(run.plain(), point, marks, weights))
+    names, part = _parts(run.cell, point)
+    sizes = np.bincount(part).astype(found.dtype)
+    gaps = _along(run.plain(), point, marks, weights, found, part, sizes, key)
+    gaps = [g if g is None else np.linalg.norm(np.reshape(g, (-1, _DIRECTIONS)), axis=1) for g in gaps]
+
+    whole, outside = np.linalg.norm(wanted), np.linalg.norm(plain_outputs)
+    ratio = _ratio(np.linalg.norm(outputs - plain_outputs), outside, outside)
+    lines = [Line(case, "outputs", "", (ratio, None, None), False)]
+    for number, (leaf, name) in enumerate(names):
+        inside = part == number
+        size, gap = np.linalg.norm(wanted[inside]), np.linalg.norm(found[inside] - wanted[inside])
+        typical = (_DIRECTIONS / sizes[number]) ** 0.5
+        by_differences, unsure, by_forward = (
+            None if g is None else _ratio(g[number] / typical, size, whole) for g in gaps
+        )
+        if marks["cut"] is not None or not (unsure is not None and unsure < DIFFERENCES):
+            by_differences = None
+        ratios = _ratio(gap, size, whole), by_differences, by_forward  # (K1)
+        lines.append(Line(case, leaf, name, ratios, bool(size <= _ROUNDING * whole)))
+    return Report(tuple(lines))
+
+
+def _ratio(gap: Any, size: Any, whole: Any) -> float:
+    """gap / size; where the part is zero by right, up to rounding, gap / whole; infinite for a NaN."""
+    of = whole if size <= _ROUNDING * whole else size
+    ratio = 0.0 if gap == 0 else float(gap / of) if of else np.inf
+    return ratio if np.isfinite(ratio) else np.inf
+
+
+def _parts(cell: Any, point: Any) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """The (leaf, part) names of every gate, time step and other leaf, and the part of each number."""
+    gates = _gate_names(cell, point[0])
+    names: list[tuple[str, str]] = []
+    labels = []
+    for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(point)):
+        name = ("params", "carry", "xs")[path[0].idx] + jax.tree_util.keystr(path[1:])
+        if name == "xs":
+            mine = [f"step {t}" for t in range(len(leaf))]
+            label = np.arange(len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1))
+        else:
+            gate_names = gates[number] if number < len(gates) else ()
+            mine = [f"gate {g}" for g in gate_names] or [""]
+            label = np.array([0])
+            if gate_names:
+                label = np.repeat(np.arange(len(mine)), leaf.shape[-1] // len(mine))
+        labels.append(len(names) + np.broadcast_to(label, leaf.shape).reshape(-1))
+        names += [(name, part) for part in mine]
+    return names, np.concatenate(labels)
+
+
+def _gate_names(cell: Any, params: Any) -> list[tuple[str, ...]]:
+    """The names of the gates in each leaf of params, none where it has no such blocks."""
+    if isinstance(cell, Network):
+        layers = zip(cell.layers, params.cells, strict=True)
+        pairs = [pair for one, p in layers for pair in zip(one.cells, one.parts(p), strict=True)]
+        return [names for c, p in pairs for names in _gate_names(c, p)] + [()] * len(params.readout)
+
+    def of(path: Any, leaf: Array) -> tuple[str, ...]:
+        name = getattr(path[-1], "name", "") if path else ""
+        blocks = leaf.shape[-1:] == (len(cell.gate_names) * cell.hidden_size,)
+        named = len(cell.gate_names) > 1 and name in ("w_x", "w_h", "b", "b_h")
+        return cell.gate_names if blocks and named else ()
+
+    return [of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _input_size(cell: Any) -> int:
+    return (cell.layers[0] if isinstance(cell, Network) else cell).input_size
+
+
+def _with_noise(key: Array, tree: Any, scale: float = 0.3) -> Any:
+    """Each leaf (zeros for a mere shape) plus normal noise, less of it in matrices."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+
+    def noisy(leaf: Any, key: Array) -> Array:
+        start = jnp.zeros(leaf.shape) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.astype("float64")
+        return start + scale * _normal(key, leaf.shape) / max(1, leaf.ndim - 1)
+
+    return jax.tree.unflatten(structure, map(noisy, leaves, keys))
+
+
+def _normal(key: Array, shape: Any) -> Array:
+    return jax.random.normal(key, tuple(shape), "float64")
+
+
+def _as_float64(**trees: Any) -> tuple[Any, ...]:
+    """Each tree in float64, or a ValueError that names it."""
+    for name, tree in trees.items():
+        if not all(map(is_floating, jax.tree.leaves(tree))):
+            raise bad(name, "floating arrays", tree, "leave it out to have it made")
+    return tuple(jax.tree.map(lambda z: jnp.asarray(z, "float64"), tree) for tree in trees.values())
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
+
+
+def _dot(a: Any, b: Any) -> Any:
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

@@ -1,0 +1,1 @@
+"""Floor 6: layers of cells, a readout and a loss."""

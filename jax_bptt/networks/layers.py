@@ -1,0 +1,196 @@
+"""Layers: one or two directions of a cell over the sequence, dropout, a residual connection.
+
+    h→_t from x_1..x_t                                 by `unroll`                         (H1)
+    h←_t from x_T..x_t                                 by `unroll`, reverse                (H2)
+    o_t = [h→_t, h←_t]                                                                     (H3)
+    o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, from a key for each step and row   (H4)
+    o_t ← o_t + x_t                                    residual, where mask_t              (H5)
+
+The next layer reads o_t as its x_t; its input projection is again one product for all t.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.cell import Cell, check_flag
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.engine.sequence import Sequence, ends_of, over, select, zeros_like
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.unrolling.unroll import run_checked
+
+
+class Directions(NamedTuple):
+    """The params, or the carry, of a layer that reads both ways.
+
+    Attributes:
+      forward: of the cell that reads from the first step.
+      backward: of the cell that reads from the last.
+    """
+
+    forward: Any
+    backward: Any
+
+
+class Layer(NamedTuple):
+    """One layer of a network; made by `layer`.
+
+    Attributes:
+      forward: the cell that reads from the first step to the last.
+      backward: the cell that reads from the last to the first, or None.
+      residual: whether the input is added to the output.
+      dropout: p, the share of outputs set to zero in training.
+    """
+
+    forward: Cell | StepCell
+    backward: Cell | StepCell | None = None
+    residual: bool = False
+    dropout: float = 0.0
+
+    @property
+    def cells(self) -> tuple[Cell | StepCell, ...]:
+        """The cells of its directions."""
+        return (self.forward,) if self.backward is None else (self.forward, self.backward)
+
+    @property
+    def input_size(self) -> int:
+        """I."""
+        return self.forward.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of o_t."""
+        return sum(cell.hidden_size for cell in self.cells)
+
+    def parts(self, of_layer: Any) -> tuple[Any, ...]:
+        """The params, or the carry, of each of its cells."""
+        return (of_layer,) if self.backward is None else tuple(of_layer)
+
+    def each(self, of_cell: Any, *args: Any) -> Any:
+        """of_cell of every direction's cell, with its part of each argument."""
+        results = tuple(map(of_cell, self.cells, *map(self.parts, args)))
+        return results[0] if self.backward is None else Directions(*results)
+
+
+def layer(
+    cell: Cell | StepCell,
+    *,
+    backward: Cell | StepCell | None = None,
+    residual: bool = False,
+    dropout: float = 0.0,
+) -> Layer:
+    """A layer of a network with more than a cell in it.
+
+    o_t = dropout([h→_t, h←_t]) + x_t   (H1-H5)
+
+    Args:
+      cell: reads from the first step to the last.
+      backward: a second cell, which reads from the last step to the first; its h joins the features.
+      residual: whether x_t is added; the sizes of input and output must then agree.
+      dropout: p in [0, 1), the share of outputs set to zero where the network is given a key.
+
+    Returns:
+      The `Layer`, for `network`. With two directions its params and its carry are `Directions`.
+
+    Raises:
+      ValueError: what is no cell, sizes that do not agree, or p outside [0, 1).
+
+    >>> import jax_bptt as jb
+    >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
+    8
+    """
+    check_flag("residual", residual)
+    for name, c in (("cell", cell), ("backward", backward)):
+        if not isinstance(c, (Cell, StepCell)) and not (name == "backward" and c is None):
+            raise bad(name, "a Cell", c, "make one such as jb.lstm(input_size, hidden_size)")
+    if backward is not None and backward.input_size != cell.input_size:
+        came = f"input_size {backward.input_size}"
+        raise bad("backward", f"input_size {cell.input_size}, as cell", came, "both read the same x_t")
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise bad("dropout", "a probability in [0, 1)", dropout, "pass the share that is set to zero")
+    made = Layer(cell, backward, residual, float(dropout))
+    if residual and made.input_size != made.output_size:
+        sizes = f"{made.input_size} features in and {made.output_size} out"
+        raise bad("residual", "as many features out as in", sizes, "make the sizes equal")
+    return made
+
+
+def run_layers(
+    layers: tuple[Layer, ...],
+    params: Any,
+    carry: Any,
+    sequence: Sequence,
+    gradient: GradientMethod,
+    keys: Array | None,
+) -> tuple[tuple[Any, ...], Array]:
+    """s_T of every layer and o_1..o_T of the last, [T, ..., features].
+
+    A carry that is None begins anew; keys are those of `dropout_keys`.
+    """
+    last = []
+    for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
+        s_0 = None if carry is None else carry[number]
+        own = keys_of_layer(number, keys)
+        s_last, outputs = _run_layer(layer, p, s_0, sequence, gradient, own)
+        last.append(s_last)
+        sequence = sequence._replace(xs=outputs)
+    return tuple(last), sequence.xs
+
+
+def _run_layer(
+    layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod, keys: Array | None
+) -> tuple[Any, Array]:
+    if layer.backward is None:
+        last, hs = run_checked(layer.forward, gradient, False, params, carry, sequence)  # (H1)
+    else:
+        to_right, to_left = Directions(None, None) if carry is None else carry
+        right, ahead = run_checked(layer.forward, gradient, False, params.forward, to_right, sequence)  # (H1)
+        ends = ends_of(sequence)
+        left, back = run_checked(layer.backward, gradient, True, params.backward, to_left, ends)  # (H2)
+        last, hs = Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
+    return last, outputs_of(layer, hs, sequence, keys)
+
+
+def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: Array | None) -> Array:
+    """o_1..o_T from what the cells of the layer emit and what it read; each step by itself."""
+    if layer.dropout and keys is not None:
+        share, features = 1 - layer.dropout, hs.shape[-1:]
+        kept = over(keys.ndim, lambda key: jax.random.bernoulli(key, share, features))(keys)
+        hs = jnp.where(kept, hs / (1 - layer.dropout), jnp.zeros_like(hs))  # (H4)
+    if layer.residual:
+        hs = hs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
+    return hs
+
+
+def dropout_keys(key: Array | None, sequence: Sequence) -> Array | None:
+    """A key for each step and row, [T, ...], or None.
+
+    So a chunk of the steps, or a device's share of the rows, draws what the whole would.
+    """
+    if key is None:
+        return None
+    is_raw = key.dtype == jnp.uint32  # of jax.random.PRNGKey
+    return jax.random.split(jax.random.wrap_key_data(key) if is_raw else key, sequence.xs.shape[:-1])
+
+
+def keys_of_layer(number: int, keys: Array | None) -> Array | None:
+    """The keys of one layer, from those of the network."""
+    return None if keys is None else over(keys.ndim, lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:
+    """o where each direction of the layer ends: [..., features] from [T, ..., features]."""
+    to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
+    if mask is None:
+        return jnp.concatenate([to_right[-1], to_left[0]], -1)
+    first_valid, last_valid = jnp.argmax(mask, 0), len(mask) - 1 - jnp.argmax(jnp.flip(mask, 0), 0)
+
+    def at(step: Array, z: Array) -> Array:
+        return jnp.take_along_axis(z, step[None, ..., None], 0)[0]
+
+    return jnp.concatenate([at(last_valid, to_right), at(first_valid, to_left)], -1)

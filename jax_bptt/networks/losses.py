@@ -1,0 +1,239 @@
+"""Losses E(Y, d) and their derivative by the outputs, dE/dY_t, where the way back begins.
+
+    squared error (the article's)     E = Σ_t Σ (d_t − Y_t)²                                  (D1)
+                                      dE/dY_t = −2 (d_t − Y_t)                                (D2)
+
+    softmax cross-entropy of N steps  E = −1/N Σ log p[d],   p = softmax(Y)                   (D3)
+                                      dE/dY = (p − onehot(d)) / N                             (D4)
+
+Both are a sum over steps, so that Y may be made, read and forgotten a chunk of steps at a time; N is
+counted before. Any other loss is a callable (ys, targets) -> scalar of all Y; its dE/dY is taken by
+jax.vjp, which involves no time: Y_t is where it stops.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jax_bptt.base.errors import bad, naming
+from jax_bptt.cell.cell import as_arrays, is_array, is_floating
+from jax_bptt.engine.sequence import select, zeros_like
+
+Loss = Callable[..., Array]
+
+
+def squared_error(ys: Array, targets: Array, mask: Array | None = None) -> Array:
+    """The article's error: the sum of squares over time, rows and outputs.
+
+    E = Σ_t Σ (d_t − Y_t)²   (D1)
+
+    Args:
+      ys: Y, [T, ..., O].
+      targets: d, same shape and dtype.
+      mask: bool [T, ...]; where False a step does not count, whatever stands there; None: all count.
+
+    Returns:
+      E, a scalar; a sum, not a mean.
+
+    Raises:
+      ValueError: targets or mask of another shape or dtype (nothing is broadcast).
+
+    >>> float(squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])))
+    4.0
+    """
+    return _squares(ys, targets, mask, None)
+
+
+def _squares(ys: Array, targets: Array, mask: Array | None, n: None) -> Array:
+    ys, targets = _real(ys, targets, mask)
+    return optax.squared_error(ys, targets).sum()  # (D1)
+
+
+def _squares_by_ys(ys: Array, targets: Array, mask: Array | None, n: None) -> Array:
+    ys, targets = _real(ys, targets, mask)
+    return -2 * (targets - ys)  # (D2)
+
+
+def softmax_cross_entropy(ys: Array, targets: Array, mask: Array | None = None) -> Array:
+    """The mean cross-entropy of integer classes, in nats per step and row.
+
+    E = −1/N Σ log softmax(Y)[d]   (D3)
+
+    Args:
+      ys: logits Y, [T, ..., O].
+      targets: classes d, integers in 0..O−1, [T, ...].
+      mask: bool [T, ...]; where False a step does not count, whatever stands there; None: all count.
+
+    Returns:
+      E in nats, a scalar, the mean over the N steps that count; it and its derivative are NaN where a
+      class is out of range, and where nothing counts.
+
+    Raises:
+      ValueError: targets that are not integers, or not of the shape of ys without its last axis.
+
+    >>> round(float(softmax_cross_entropy(jnp.zeros((7, 2, 4)), jnp.ones((7, 2), int))), 4)
+    1.3863
+    """
+    _classes(ys, targets, mask)
+    return _nats(ys, targets, mask, _steps_that_count(targets, mask))
+
+
+def _nats(ys: Array, targets: Array, mask: Array | None, n: Array) -> Array:
+    ys, targets, counts = _classes(ys, targets, mask)
+    nats = optax.softmax_cross_entropy_with_integer_labels(ys, targets)
+    return (nats * counts).sum() / n.astype(ys.dtype)  # (D3)
+
+
+def _nats_by_ys(ys: Array, targets: Array, mask: Array | None, n: Array) -> Array:
+    ys, targets, counts = _classes(ys, targets, mask)
+    p_minus_d = jax.nn.softmax(ys) - jax.nn.one_hot(targets, ys.shape[-1], dtype=ys.dtype)
+    return p_minus_d * (counts / n.astype(ys.dtype))[..., None]  # (D4)
+
+
+def _steps_that_count(targets: Array, mask: Array | None) -> Array:
+    return jnp.asarray(targets.size) if mask is None else mask.sum()
+
+
+class _Additive(NamedTuple):
+    """A loss that is a sum over steps: value and slope of some of the steps, (ys, targets, mask, N)."""
+
+    value: Callable[..., Array]
+    slope: Callable[..., Array]
+    count: Callable[..., Any]  # (targets, mask) of all steps -> N
+
+
+_ADDITIVE = {
+    squared_error: _Additive(_squares, _squares_by_ys, lambda targets, mask: None),
+    softmax_cross_entropy: _Additive(_nats, _nats_by_ys, _steps_that_count),
+}
+
+
+def is_additive(loss: Loss) -> bool:
+    """Whether it is known to be a sum over steps."""
+    return loss in _ADDITIVE
+
+
+def count(loss: Loss, targets: Any, mask: Array | None) -> Any:
+    """N of these steps, for the value and slope of some of them; None where the loss needs none."""
+    return _ADDITIVE[loss].count(targets, mask) if is_additive(loss) else None
+
+
+def value_and_slope_of_steps(
+    loss: Loss, ys: Array, targets: Any, mask: Array | None, n: Any
+) -> tuple[Array, Array]:
+    """The part of E that some steps of an additive loss make, and its dE/dY.
+
+    Args:
+      loss: `squared_error` or `softmax_cross_entropy`.
+      ys: Y of these steps, [K, ..., O].
+      targets, mask: of these steps.
+      n: `count` of all steps.
+
+    Returns:
+      Their part of E, a scalar, and dE/dY, like ys.
+    """
+    return _ADDITIVE[loss].value(ys, targets, mask, n), _ADDITIVE[loss].slope(ys, targets, mask, n)
+
+
+def value_and_slope(
+    loss: Loss, ys: Array, targets: Any, mask: Array | None, n: Any = None
+) -> tuple[Array, Array]:
+    """E and dE/dY.
+
+    Args:
+      loss: one of the above, or any (ys, targets) -> scalar; under a mask it is given mask=mask, and
+        its dE/dY is zero where mask is False.
+      ys: Y, [T, ..., O].
+      targets: whatever the loss takes.
+      mask: bool [T, ...], or None.
+      n: `count` of more than these steps, of which E is then a part; None for these.
+
+    Returns:
+      E, a scalar, and dE/dY, like ys.
+
+    Raises:
+      ValueError: a loss that is not a floating scalar, or takes no mask where there is one.
+    """
+    given = {} if mask is None else {"mask": mask}
+    if is_additive(loss):
+        check_targets(loss, ys, targets, mask)
+        n = count(loss, targets, mask) if n is None else n
+        return value_and_slope_of_steps(loss, ys, targets, mask, n)
+    if mask is not None and not _takes_mask(loss):
+        fix = "write it as (ys, targets, mask), counting where mask is True"
+        raise bad("loss", "a function that takes the mask", loss, fix)
+    with naming("loss"):
+        error = jax.eval_shape(lambda ys: loss(ys, targets, **given), ys)
+    if getattr(error, "shape", None) != () or not jnp.issubdtype(error.dtype, jnp.floating):
+        raise bad("loss", "a floating scalar", error, "sum or average over time, rows and outputs")
+    error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, targets, **given)), ys)
+    d_ys = pullback(jnp.ones_like(error))[0]
+    return error, select(mask, d_ys, zeros_like(d_ys))
+
+
+def check_targets(loss: Loss, ys: Any, targets: Any, mask: Array | None) -> None:
+    """ValueError unless targets fit an additive loss of ys, which may be a mere shape."""
+    given = {"targets": targets, "mask": mask}
+    arrays = {name: z for name, z in given.items() if is_array(z)}
+    shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), {"ys": ys, **arrays})
+    jax.eval_shape(lambda shapes: loss(**given | shapes), shapes)
+
+
+def check_loss(loss: Any) -> None:
+    """ValueError unless loss is a hashable function."""
+    if not (callable(loss) and isinstance(loss, Hashable)):
+        raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
+
+
+def _takes_mask(loss: Loss) -> bool:
+    with naming("loss"):  # some built-in functions have no signature
+        parameters = inspect.signature(loss).parameters.values()
+    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _real(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array]:
+    """ys and targets, both zero where they do not count."""
+    ys, targets = _outputs(ys), as_arrays(targets)
+    if not is_array(targets) or targets.shape != ys.shape or targets.dtype != ys.dtype:
+        raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
+    _check_mask(mask, ys)
+    return select(mask, (ys, targets), zeros_like((ys, targets)))
+
+
+def _classes(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array, Array]:
+    """ys and targets, both zero where they do not count, and one where a step counts."""
+    ys = _outputs(ys)
+    shape = targets.shape if is_array(targets) else None
+    if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
+        fix = "pass class indices, one for each row of ys, not one-hot rows"
+        raise bad("targets", f"integer classes {list(ys.shape[:-1])}", targets, fix)
+    targets = jnp.asarray(targets)
+    targets = targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets  # O may exceed 8 bits
+    _check_mask(mask, ys)
+    ys, targets = select(mask, (ys, targets), zeros_like((ys, targets)))
+    counts = jnp.ones(targets.shape, ys.dtype) if mask is None else mask.astype(ys.dtype)
+    return ys, targets, counts * _one_in_range(ys, targets)
+
+
+def _check_mask(mask: Any, ys: Array) -> None:
+    if mask is not None and not (is_array(mask) and mask.shape == ys.shape[:-1] and mask.dtype == bool):
+        raise bad("mask", f"bool{list(ys.shape[:-1])}", mask, "one bool for each output")
+
+
+def _outputs(ys: Any) -> Array:
+    if not is_floating(ys) or not ys.ndim:
+        raise bad("ys", "a floating array [T, ..., O]", ys, "pass what net.apply returns")
+    return jnp.asarray(ys)
+
+
+def _one_in_range(ys: Array, targets: Array) -> Array:
+    """1 where the class is one of the O; NaN where it is not, so that no number comes of a wrong label."""
+    in_range = (targets >= 0) & (targets < ys.shape[-1])
+    return jnp.where(in_range, jnp.ones((), ys.dtype), jnp.nan)

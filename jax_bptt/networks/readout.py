@@ -1,0 +1,126 @@
+"""The readout, from the state to the output: the article's Y_t = g₂(W_y S_t).
+
+forward   z_t = h_t W_y + b_y                                                             (Y1)
+          Y_t = g₂(z_t)                                                                   (Y2)
+
+back      δz_t = dE/dY_t g₂′(z_t)                                                         (Y3)
+          dE/dW_y = Σ_t h_tᵀ δz_t           two factors: W_y feeds no state               (Y4)
+          dE/db_y = Σ_t δz_t                                                              (Y5)
+          G_t = δz_t W_yᵀ                   what the loss says to h_t directly            (Y6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.base.errors import bad
+from jax_bptt.cell.activations import Activation
+from jax_bptt.cell.activations import activation as activation_of
+from jax_bptt.cell.cell import check_key, size
+from jax_bptt.engine.devices import ROWS, STEPS
+from jax_bptt.engine.linear_maps import against, product, sum_of_outer_products, sum_over_rows
+
+
+class ReadoutParams(NamedTuple):
+    """Parameters of a readout.
+
+    Attributes:
+      w_y: [H, O], output weights (the article's W_y).
+      b_y: [O], bias.
+    """
+
+    w_y: Array
+    b_y: Array
+
+
+class Readout(NamedTuple):
+    """The map from h_t to Y_t = g₂(h_t W_y + b_y); made by `readout`.
+
+    Attributes:
+      hidden_size: H.
+      output_size: O.
+      activation: g₂.
+      of_last: whether it reads the last valid step only; see `last`.
+      dtype: what the operands of its matrix products are rounded to, None for nothing; see `unroll`.
+    """
+
+    hidden_size: int
+    output_size: int
+    activation: Activation
+    of_last: bool = False
+    dtype: Any = None
+
+    def init(self, key: Array) -> ReadoutParams:
+        """Lecun-normal W_y and zero b_y, in the default float dtype; key from jax.random.key."""
+        check_key(key)
+        dtype = jnp.result_type(float)
+        w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
+        return ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
+
+    def forward(self, params: ReadoutParams, hs: Array) -> tuple[Array, Array]:
+        """z and Y, both [..., O], from hs [..., H]."""
+        zs = product(hs, params.w_y, self.dtype) + against(params.b_y, hs.ndim)  # (Y1)
+        return zs, self.activation.g(zs)  # (Y2)
+
+    def backward(
+        self, params: ReadoutParams, hs: Array, zs: Array, ys: Array, d_ys: Array
+    ) -> tuple[ReadoutParams, Array]:
+        """dE/dparams and G, [..., H], from dE/dY, [..., O]."""
+        d_zs = d_ys * self.activation.slope(zs, ys)  # (Y3)
+        d_w_y = sum_of_outer_products(hs, (d_zs,), self.dtype)  # (Y4)
+        d_b_y = sum_over_rows((d_zs,))  # (Y5)
+        return ReadoutParams(d_w_y, d_b_y), product(d_zs, params.w_y.T, self.dtype)  # (Y6)
+
+
+def readout(
+    hidden_size: int, output_size: int, activation: str | Callable[[Array], Array] = "identity"
+) -> Readout:
+    """The article's Y_t = g₂(W_y S_t), at every step.
+
+    Y_t = g₂(h_t W_y + b_y)   (Y1, Y2)
+
+    Args:
+      hidden_size: H, the features of the last layer (of both directions together).
+      output_size: O.
+      activation: g₂, as for `elman`; leave "identity" for logits.
+
+    Returns:
+      The `Readout`.
+
+    Raises:
+      ValueError: a size below 1 or an unknown activation.
+    """
+    sizes = size("hidden_size", hidden_size), size("output_size", output_size)
+    return Readout(*sizes, activation_of(activation))
+
+
+def last(readout: Readout) -> Readout:
+    """The same readout of the last valid step only: one output for each sequence.
+
+    Y = g₂(h W_y + b_y), h where each direction of the last layer ends   (Y1, Y2)
+
+    The direction that reads backwards ends at the first valid step. A row without a valid step has
+    the initial carry there, and does not count in a loss.
+
+    Args:
+      readout: from `readout`.
+
+    Returns:
+      The `Readout`; in a network ys is then [..., O], without time, and so are the targets.
+
+    Raises:
+      ValueError: what is no readout.
+    """
+    if not isinstance(readout, Readout):
+        raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
+    return readout._replace(of_last=True)
+
+
+def outputs_lie(readout: Readout) -> str:
+    """The kind of Y, and of its targets: [..., O] of `last`, [T, ..., O] otherwise."""
+    return ROWS if readout.of_last else STEPS

@@ -1,0 +1,265 @@
+"""Training: one optax update for each chunk of a sequence, the carry kept from chunk to chunk.
+
+(E, s_T), dE/dθ = value_and_grad(θ, s_0, chunk)                                           (T1)
+θ ← θ + optimizer(dE/dθ)                                                                  (T2)
+s_0 of the next chunk = s_T, a number: the gradient is cut there                          (T3)
+where E, ‖dE/dθ‖ or s_T is NaN or infinite, θ, the optimizer and s_0 stay as they were    (T4)
+
+A cell that reads backwards begins every chunk anew: its sequence ended with the chunk before.
+
+K chunks can be given in one call: the updates are then one loop on the device, so that between them
+nothing is dispatched, and temporaries stay in place instead of being allocated anew.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import DTypeLike
+
+from jax_bptt.base.errors import bad, naming
+from jax_bptt.cell.cell import is_array
+from jax_bptt.engine.devices import placed_as
+from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients.full import full
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.networks.losses import Loss, check_loss
+from jax_bptt.networks.network import Network, NetworkParams, check_network
+from jax_bptt.networks.value_and_grad import solve
+from jax_bptt.unrolling.arguments import check_like, check_method, filled
+
+
+class TrainState(NamedTuple):
+    """All that training remembers; a pytree of arrays.
+
+    Attributes:
+      step: number of batches read, int32; an update is made of each that is finite.
+      params: `NetworkParams`.
+      opt_state: the optimizer's.
+      carry: s_0 of the next chunk, one per layer; None for cells that read backwards.
+      skipped: number of batches of which no update was made, int32; see `Metrics.finite`.
+    """
+
+    step: Array
+    params: NetworkParams
+    opt_state: Any
+    carry: Any
+    skipped: Array
+
+
+class Batch(NamedTuple):
+    """One chunk of every row.
+
+    Attributes:
+      xs: [T, *batch_shape, I].
+      targets: what the loss takes, as [T, *batch_shape, O] or integer classes [T, *batch_shape].
+      mask, reset, cut: bool [T, *batch_shape] or None, see `unroll`.
+      key: a key from jax.random.key, of its own for each batch, where the network has dropout.
+    """
+
+    xs: Array
+    targets: Any
+    mask: Array | None = None
+    reset: Array | None = None
+    cut: Array | None = None
+    key: Array | None = None
+
+
+class Metrics(NamedTuple):
+    """What one step saw, before its update.
+
+    Attributes:
+      loss: E, a scalar.
+      grad_norm: ‖dE/dθ‖ over all parameters, a scalar.
+      finite: bool, whether both and the carry are finite; where not, no update was made.
+    """
+
+    loss: Array
+    grad_norm: Array
+    finite: Array
+
+
+def init_train_state(
+    key: Array, net: Network, optimizer: optax.GradientTransformation, batch_shape: tuple[int, ...]
+) -> TrainState:
+    """Fresh parameters, optimizer state and a carry of zeros.
+
+    Args:
+      key: a key from jax.random.key.
+      net: from `network`.
+      optimizer: an optax optimizer; its update is given the gradient, its state and the parameters
+        (not the loss, which optax.lbfgs and reduce_on_plateau ask for).
+      batch_shape: the batch axes of the chunks, such as (32,), or ().
+
+    Returns:
+      A `TrainState` whose buffers are its own, so that a step may take them over.
+
+    Raises:
+      ValueError: a wrong optimizer or batch shape.
+    """
+    check_network(net)
+    _check_optimizer(optimizer)
+    params = net.init(key)
+    carry = net.next_carry(net.initial_carry(params, batch_shape))
+    with naming("optimizer"):
+        opt_state = optimizer.init(params)
+    none = jnp.zeros((), jnp.int32)
+    state = TrainState(none, params, opt_state, carry, none)
+    return jax.tree.map(jnp.copy, state)
+
+
+def make_train_step(
+    net: Network,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    gradient: GradientMethod = full(),
+    dtype: DTypeLike | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A pure, jitted training step; the state that goes in is donated.
+
+    θ ← θ + optimizer(dE/dθ),   s_0 ← s_T   (T1-T3)
+
+    One bad batch destroys nothing: where loss, gradient or carry is not finite, parameters, optimizer and
+    carry stay as they were, `Metrics.finite` says so, and `TrainState.skipped` counts them   (T4)
+
+    Args:
+      net: from `network`.
+      loss: as for `value_and_grad`.
+      optimizer: as for `init_train_state`; chain optax.clip_by_global_norm before it to clip.
+      gradient: the gradient method, see `unroll`.
+      dtype: jnp.bfloat16 for mixed precision, see `unroll`; parameters, gradients and the optimizer
+        keep the dtype of params.
+
+    Returns:
+      (state, batch) -> (state, metrics). Use the new state only: the old one's buffers are reused. On many
+      devices it stays as it was placed, see `data_parallel`, `fully_sharded` and `by_rows`.
+
+    Raises:
+      ValueError: a wrong network or optimizer here; a wrong batch at the first step.
+
+    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(1e-2), (2,))
+    >>> train_step = jb.make_train_step(net, jb.squared_error, optax.sgd(1e-2))
+    >>> state, metrics = train_step(state, Batch(jnp.ones((3, 2, 1)), jnp.zeros((3, 2, 1))))
+    >>> int(state.step), bool(metrics.finite)
+    (1, True)
+    """
+    return jax.jit(_update(net, loss, optimizer, gradient, dtype), donate_argnames="state")
+
+
+def make_train_steps(
+    net: Network,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    gradient: GradientMethod = full(),
+    dtype: DTypeLike | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """K training steps in one dispatch; pure, jitted, and the state that goes in is donated.
+
+    The same numbers as K calls of `make_train_step`'s, one after the other   (T1-T4, K times)
+
+    Args:
+      net, loss, optimizer, gradient, dtype: as for `make_train_step`.
+
+    Returns:
+      (state, batches) -> (state, metrics): batches is a `Batch` with one more axis, K, in front of each
+      of its arrays, xs [K, T, *batch_shape, I] and key [K] among them; so have the metrics, [K].
+
+    Raises:
+      ValueError: a wrong network or optimizer here; wrong batches at the first call.
+
+    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(1e-2), (2,))
+    >>> train_steps = jb.make_train_steps(net, jb.squared_error, optax.sgd(1e-2))
+    >>> state, metrics = train_steps(state, Batch(jnp.ones((5, 3, 2, 1)), jnp.zeros((5, 3, 2, 1))))
+    >>> int(state.step), metrics.loss.shape
+    (5, (5,))
+    """
+    train_step = _update(net, loss, optimizer, gradient, dtype)
+
+    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        _check_batches(net, state, batches)
+        return jax.lax.scan(train_step, state, batches)
+
+    return jax.jit(train_steps, donate_argnames="state")
+
+
+def _update(
+    net: Network, loss: Loss, optimizer: Any, gradient: GradientMethod, dtype: DTypeLike | None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """(T1-T4)."""
+    _check_optimizer(optimizer)
+    check_method(gradient)
+    check_network(net)
+    check_loss(loss)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _check_state_and_batch(net, state, batch)
+        sequence = Sequence(batch.xs, batch.mask, batch.reset, batch.cut)
+        error, carry, grads, broken = solve(
+            net, loss, state.params, state.carry, sequence, batch.targets, gradient, batch.key, dtype
+        )  # (T1)
+        with naming("optimizer"):
+            expected = jax.eval_shape(optimizer.init, state.params)
+        fix = "use the optimizer and the network of init_train_state"
+        check_like("state.opt_state", state.opt_state, expected, None, fix)
+        with naming("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)  # (T2)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(error) & jnp.isfinite(norm) & (broken == 0)
+        begun = net.initial_carry(state.params, batch.xs.shape[1:-1])  # in the place of a carry that is None
+        begun = net.next_carry(begun if state.carry is None else filled(state.carry, begun))
+        ended = placed_as(net.next_carry(carry), begun)
+        after = TrainState(state.step + 1, params, opt_state, ended, state.skipped)  # (T3)
+        begun = placed_as(begun, ended)
+        unchanged = state._replace(step=after.step, carry=begun, skipped=state.skipped + 1)
+        kept = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
+        return kept, Metrics(error, norm, finite)
+
+    return train_step
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, TrainState):
+        raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    check_like("state.step", state.step, step, step.dtype, "make the state by jb.init_train_state")
+
+
+def _check_batches(net: Network, state: Any, batches: Any) -> None:
+    _check_state(state)
+    if not isinstance(batches, Batch):
+        raise bad("batches", "a Batch", batches, "pass jb.Batch(xs, targets), each [K, T, ...]")
+    lengths = {jnp.shape(z)[:1] for z in jax.tree.leaves(batches)}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        fix = "stack K >= 1 batches: jax.tree.map(lambda *z: jnp.stack(z), *batches)"
+        raise bad("batches", "one more axis, K, in front of every array", batches, fix)
+    if not is_array(batches.xs):
+        raise bad("batches.xs", "an array [K, T, *batch_shape, I]", batches.xs, "stack K >= 1 batches")
+    rows = batches.xs.shape[2:-1]  # without K and T
+    carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(state.params, rows)))
+    fix = f"batches.xs is [K, T, *batch_shape, I]; make the state with its batch_shape, {rows}"
+    check_like("state.carry", state.carry, carry, None, fix)
+
+
+def _check_state_and_batch(net: Network, state: Any, batch: Any) -> None:
+    _check_state(state)
+    if not isinstance(batch, Batch):
+        raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
+    if batch.key is None and any(layer.dropout for layer in net.layers):
+        fix = "pass a new one with every batch; jax.random.fold_in(key, step) makes one"
+        raise bad("batch.key", "a PRNG key for the network's dropout", batch.key, fix)

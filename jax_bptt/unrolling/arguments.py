@@ -1,0 +1,244 @@
+"""The checks of what a sequence is run with: at trace time, before anything is computed."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jax_bptt.base.errors import bad, describe, naming
+from jax_bptt.cell.cell import Cell, StepCotangent, as_arrays, check_flag, is_array, is_floating
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.engine.linear_maps import has_recurrent_product, unit_wise
+from jax_bptt.engine.loops import engine_of
+from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients.autodiff import autodiff
+from jax_bptt.gradients.method import GradientMethod
+
+
+def check_unroll(
+    cell: Any, params: Any, carry: Any, sequence: Sequence, gradient: Any, reverse: Any
+) -> tuple[Any, Any, Sequence]:
+    """params, carry and sequence of `unroll` as arrays, or a ValueError that says which is wrong."""
+    if not isinstance(cell, (Cell, StepCell)):
+        raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
+    check_flag("reverse", reverse)
+    check_method(gradient)
+    params, carry, sequence = check_inputs(
+        "cell", cell, parameter_shapes(cell), cell.input_size, params, carry, sequence
+    )
+    check_steps(gradient, [cell], [params], sequence.xs.shape[1:-1])
+    return params, carry, sequence
+
+
+def check_inputs(
+    name: str, owner: Any, shapes: Any, input_size: int, params: Any, carry: Any, sequence: Sequence
+) -> tuple[Any, Any, Sequence]:
+    """params, carry and sequence as arrays that fit each other and their owner, a cell or a network."""
+    params, carry = as_arrays((params, carry))
+    dtype = check_params(params, shapes, f"make them by {name}.init(key)")
+    xs = check_xs(sequence.xs, input_size, dtype)
+    rows = xs.shape[1:-1]
+    if carry is not None:
+        initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
+        fix = f"make it by {name}.initial_carry(params, {rows}), the batch axes of xs"
+        check_like("carry", filled(carry, initial), initial, dtype, fix)
+    marks = {
+        mark: check_mark(mark, getattr(sequence, mark), xs.shape[:-1]) for mark in ("mask", "reset", "cut")
+    }
+    return params, carry, Sequence(xs, **marks)
+
+
+def filled(carry: Any, initial: Any) -> Any:
+    """carry with the initial one in the place of a cell's that is None, where the two have one structure."""
+
+    def begun(c: Any, i: Any) -> Any:
+        return i if c is None and hasattr(i, "_fields") else c
+
+    try:
+        return jax.tree.map(begun, carry, initial, is_leaf=lambda c: c is None)
+    except ValueError:
+        return carry
+
+
+def check_mark(name: str, mark: Any, shape: tuple[int, ...]) -> Array | None:
+    """A mask, reset or cut as a bool array [T, ...], or None."""
+    if mark is None:
+        return None
+    if not is_array(mark) or mark.shape != shape or mark.dtype != bool:
+        fix = "one bool for each step and row of xs; from lengths by jb.mask_of_lengths(lengths, T)"
+        raise bad(name, f"bool[{','.join(map(str, shape))}]", mark, fix)
+    return jnp.asarray(mark)
+
+
+def computing_in(dtype: Any, owner: Any, params: Any) -> Any:
+    """A cell or readout whose matrix products have operands of this dtype, or a ValueError."""
+    if dtype is None:
+        return owner
+    own = jax.tree.leaves(params)[0].dtype
+    try:
+        asked = jnp.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
+    except TypeError:
+        asked = None
+    if asked is not None and asked == own:  # to NumPy None is float64
+        return owner
+    if (
+        asked is None
+        or asked.name not in ("bfloat16", "float16", "float32")
+        or asked.itemsize >= own.itemsize
+    ):
+        fix = "pass jnp.bfloat16, or None to compute as params are"
+        came = dtype if asked is None else asked.name
+        raise bad("dtype", f"a floating dtype not wider than params, {own}", came, fix)
+    if isinstance(owner, StepCell):
+        fix = "round the operands inside your step; make_cell and the built-in pointwise cells have it done"
+        raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)
+    return owner._replace(dtype=asked)
+
+
+def check_method(gradient: Any) -> None:
+    """ValueError unless gradient is a gradient method."""
+    if not isinstance(gradient, GradientMethod):
+        raise bad("gradient", "a gradient method", gradient, "pass jb.full() or another one, called")
+
+
+def check_params(params: Any, shapes: Any, fix: str) -> Any:
+    """The one floating dtype of params, which have these shapes."""
+    first: Any = next(iter(jax.tree.leaves(params)), None)
+    if not is_floating(first):
+        raise bad("params", f"floating arrays {describe(shapes)}", params, fix)
+    check_like("params", params, shapes, first.dtype, fix)
+    return first.dtype
+
+
+def check_xs(xs: Any, input_size: int, dtype: Any) -> Array:
+    """xs as one array [T, ..., I] of this dtype, without empty axes."""
+    shape = f"one array [T, ..., {input_size}]"
+    if not is_array(xs):
+        raise bad("xs", shape, xs, "stack the steps; pad sequences of unequal length to one T")
+    if not jnp.issubdtype(xs.dtype, jnp.floating):
+        raise bad("xs", f"{dtype} as params", xs, "one-hot encode classes by jax.nn.one_hot, or cast numbers")
+    xs = jnp.asarray(xs)
+    if xs.ndim < 2 or xs.shape[-1] != input_size:
+        raise bad("xs", shape, xs, "time comes first, features last")
+    if 0 in xs.shape:
+        raise bad("xs", f"{shape} without empty axes", xs, "give at least one time step and one row")
+    if xs.dtype != dtype:
+        raise bad("xs", f"{dtype} as params", xs, f"cast by xs.astype({str(dtype)!r})")
+    return xs
+
+
+def check_like(argument: str, tree: Any, expected: Any, dtype: Any, fix: str) -> None:
+    """ValueError unless tree is like expected in structure and shapes, and of this dtype if not None."""
+    came: Any = jax.tree.structure(tree)
+    structure: Any = jax.tree.structure(expected)
+    if came != structure:
+        raise bad(argument, describe(expected), tree, fix)
+    for (path, leaf), wanted in zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
+    ):
+        name = argument + jax.tree_util.keystr(path)
+        if not (is_array(leaf) or leaf is wanted) or leaf.shape != wanted.shape:  # the same: `filled`
+            raise bad(name, f"shape [{','.join(map(str, wanted.shape))}]", leaf, fix)
+        if dtype is not None and leaf.dtype != dtype:
+            raise bad(name, f"{dtype}, one dtype throughout", leaf, f"cast it by astype({str(dtype)!r})")
+
+
+@functools.lru_cache(maxsize=256)
+def parameter_shapes(cell: Any) -> Any:
+    """What cell.init makes, as shapes; ValueError unless the engine knows what each parameter is for."""
+    try:
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise bad("init", "a pytree of floating arrays", message, "close over what is no array") from error
+    if isinstance(cell, StepCell):
+        dtypes = {p.dtype for p in jax.tree.leaves(params)}
+        if len(dtypes) != 1 or not jnp.issubdtype(next(iter(dtypes)), jnp.floating):
+            fix = "init returns a pytree of floating arrays of one dtype"
+            raise bad("params", f"floating arrays {describe(params)}", params, fix)
+        return params
+    names, wide = getattr(params, "_fields", ()), cell.gates * cell.hidden_size
+    if not {"w_x", "w_h", "b"} <= set(names):
+        raise bad("init", "a NamedTuple with w_x, w_h, b", params, "return jb.Params or one with more fields")
+    layout = {"w_x": (cell.input_size, wide), "w_h": (cell.hidden_size, wide), "b": (wide,), "b_h": (wide,)}
+    for name, p in zip(names, params, strict=True):
+        shape, wanted = getattr(p, "shape", None), layout.get(name, (cell.hidden_size,))
+        if shape != wanted and not (name == "w_h" and shape == (cell.hidden_size,)):
+            shown = f"shape [{','.join(map(str, wanted))}]"
+            fix = "beside w_x, w_h, b, b_h, parameters have one number per unit"
+            raise bad(f"init: {name}", shown, p, fix)
+    return params
+
+
+def check_steps(gradient: GradientMethod, cells: Any, params: Any, rows: tuple[int, ...]) -> None:
+    """`check_step` of every cell, but for autodiff, to which any step is welcome."""
+    if gradient != autodiff():
+        for cell, p in zip(cells, params, strict=True):
+            check_step(cell, p, rows)
+
+
+def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
+    """One abstract step and its adjoint: right shapes, and nothing traced captured from outside."""
+    dtype = jax.tree.leaves(params)[0].dtype
+
+    def once(params: Any, x: Array) -> Any:
+        engine = engine_of(cell)
+        with naming("initial_carry"):
+            s_prev = cell.initial_carry(params, rows)
+        check_initial_carry(cell, s_prev, rows, dtype)
+        with naming("project"):
+            u = engine.project(cell, params, x)
+        v = engine.recur(cell, params, s_prev)
+        with naming("step"):
+            s = engine.step(cell, params, s_prev, u, v)
+        check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
+        with naming("linearise"):
+            a = engine.linearise(cell, params, s_prev, u, v, s_prev)
+        if isinstance(cell, Cell):
+            check_adjoint(cell, params, a, s_prev)
+        fixed = engine.before_sweep(cell, params)
+        with naming("adjoint"):
+            towards = engine.backward_step(cell, params, fixed, a, s_prev)
+        check_like("adjoint", towards, s_prev, dtype, "return the cotangent of s_prev, like the carry")
+        every, every_a = jax.tree.map(lambda z: jnp.asarray(z)[None], (s_prev, a))
+        with naming("contract"):
+            d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every)
+        check_like("contract", d_params, params, dtype, "return the gradient of params, like params")
+        return towards, d_params, d_x
+
+    x = jax.ShapeDtypeStruct((*rows, cell.input_size), dtype)
+    shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), params)
+    captured = [c for c in jax.make_jaxpr(once)(shapes, x).consts if isinstance(c, jax.core.Tracer)]
+    if captured:
+        fix = "make values that change or are differentiated a part of params (cell.init)"
+        raise bad(
+            "cell", "functions of their arguments alone", f"a captured tracer {describe(captured[0])}", fix
+        )
+
+
+def check_initial_carry(cell: Any, carry: Any, rows: tuple[int, ...], dtype: Any) -> None:
+    """ValueError unless every leaf has the batch axes first and this dtype, and h is [..., H]."""
+    h = {"h": jax.ShapeDtypeStruct((*rows, cell.hidden_size), dtype)}
+    check_like(
+        "initial_carry", {"h": getattr(carry, "h", None)}, h, dtype, "return a NamedTuple with h [..., H]"
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if leaf.shape[: len(rows)] != rows or leaf.dtype != dtype:
+            name, shape = f"initial_carry{jax.tree_util.keystr(path)}", ",".join(map(str, (*rows, "...")))
+            fix = "put the batch axes first; all of a carry is floating, as params"
+            raise bad(name, f"{dtype}[{shape}]", leaf, fix)
+
+
+def check_adjoint(cell: Cell, params: Any, a: Any, s: Any) -> None:
+    """ValueError unless the adjoint of a pointwise step returns what the engine reads."""
+    units = unit_wise(params, s.h.ndim)
+    with naming("adjoint"):
+        towards = cell.adjoint(units, a, s)
+    v = (s.h,) * cell.gates if has_recurrent_product(params) else ()
+    wanted = StepCotangent(s, (s.h,) * cell.gates, v, dict.fromkeys(units, s.h))
+    check_like("adjoint", towards, wanted, s.h.dtype, "return a StepCotangent, every leaf like h")

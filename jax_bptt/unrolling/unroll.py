@@ -1,0 +1,112 @@
+"""A cell over a whole sequence, with the gradient method of one's choice around it.
+
+    s_t = step(s̃_{t−1}, x_t),   t = 1..T   (`sequence` says what s̃ is under masks, resets and cuts)
+
+The only jax.custom_vjp of the library is here: jax.grad of anything that calls `unroll` runs the
+backward pass of `gradient`, and the rest of the program is JAX's business.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+from jax import Array
+from jax.typing import DTypeLike
+
+from jax_bptt.engine.devices import ALL, ROWS, STEPS, as_own, on_devices, rows_of
+from jax_bptt.engine.sequence import Sequence, flipped, without_padding
+from jax_bptt.gradients.autodiff import autodiff, plain_scan
+from jax_bptt.gradients.full import full
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.unrolling.arguments import check_unroll, computing_in
+
+
+def unroll(
+    cell: Any,
+    params: Any,
+    carry: Any,
+    xs: Array,
+    *,
+    gradient: GradientMethod = full(),
+    mask: Array | None = None,
+    reset: Array | None = None,
+    cut: Array | None = None,
+    reverse: bool = False,
+    dtype: DTypeLike | None = None,
+) -> tuple[Any, Array]:
+    """A cell over a sequence; differentiable by params, carry and xs.
+
+    s_t = step(s_{t−1}, x_t)
+
+    Args:
+      cell: the cell, such as from `elman`, `lstm`, `make_cell` or `step_cell`.
+      params: from `cell.init`, all of one floating dtype.
+      carry: s_0, from `cell.initial_carry` or an earlier call, leaves [..., H], dtype of params; None
+        for the initial carry of these params, to which the gradient then goes on.
+      xs: [T, ..., I] with T >= 1, time first, any number of batch axes, also none; dtype of params.
+      gradient: how jax.grad goes backwards: `full` (by hand), `checkpointed`, `truncated`, `artbp`,
+        `rtrl`, `parallel` or `autodiff` (JAX's own).
+      mask: bool [T, ...]; where False the carry is held, h_t = h_{t−1}, and x_t is not read: what
+        stands there, a NaN too, reaches no value and no gradient. See `mask_of_lengths`.
+      reset: bool [T, ...]; where True the step begins from the initial carry of params.
+      cut: bool [T, ...]; where True the step takes s_{t−1} as a number: no gradient goes before it.
+      reverse: from the last step to the first, as in jax.lax.scan: marks and outputs keep their places.
+      dtype: jnp.bfloat16 for mixed precision: the operands of every matrix product, forward and back,
+        are rounded to it; sums, states, biases, gradients and all else stay in the dtype of params.
+        (`autodiff` and `rtrl` differentiate the rounding as JAX does, step by step, and `parallel` sweeps
+        with W_h as it is.)
+        Not for cells whose step makes its own products (`step_cell`, the GRU with the reset before).
+
+    Returns:
+      (carry, hs) as jax.lax.scan: the last state, leaves [..., H], and h_1..h_T, [T, ..., H].
+
+    Raises:
+      ValueError: at trace time, naming the argument, what was expected and what came.
+
+    Reference: Werbos 1990, Backpropagation through time: what it does and how to do it.
+
+    >>> from jax_bptt import lstm, mask_of_lengths
+    >>> cell = lstm(3, 5)
+    >>> params = cell.init(jax.random.key(0))
+    >>> mask = mask_of_lengths(jnp.array([7, 4]), 7)
+    >>> carry, hs = unroll(cell, params, None, jnp.ones((7, 2, 3)), mask=mask)
+    >>> carry.h.shape, hs.shape
+    ((2, 5), (7, 2, 5))
+    """
+    sequence = Sequence(xs, mask, reset, cut)
+    params, carry, sequence = check_unroll(cell, params, carry, sequence, gradient, reverse)
+    run = functools.partial(run_checked, computing_in(dtype, cell, params), gradient, reverse)
+    rows = rows_of(sequence.xs, params, carry)
+    return on_devices(run, rows, (ALL, ROWS, STEPS), (ROWS, STEPS))(params, carry, sequence)
+
+
+def run_checked(
+    cell: Any, gradient: GradientMethod, reverse: bool, params: Any, carry: Any, sequence: Sequence
+) -> tuple[Any, Array]:
+    """`unroll` of arguments that have been checked, on one device or inside a jax.shard_map."""
+    sequence, rows = without_padding(sequence), sequence.xs.shape[1:-1]
+    carry = cell.initial_carry(params, rows) if carry is None else carry
+    start = None if sequence.reset is None else cell.initial_carry(params, rows)
+    args = params, carry, start, flipped(sequence) if reverse else sequence
+    args = as_own(args, args)
+    if gradient == autodiff():  # no custom_vjp, so that forward mode (jvp) works too
+        carry, hs = plain_scan(cell, *args)
+    else:
+        carry, hs = _with_gradient(cell, gradient)(*args)
+    return carry, flipped(hs) if reverse else hs
+
+
+@functools.lru_cache(maxsize=256)
+def _with_gradient(cell: Any, gradient: GradientMethod) -> Any:
+    @jax.custom_vjp
+    def run(params: Any, carry: Any, start: Any, sequence: Sequence) -> tuple[Any, Array]:
+        return gradient.forward(cell, params, carry, start, sequence)[0]
+
+    def backward(residuals: Any, cotangents: tuple[Any, Array]) -> tuple[Any, Any, Any, Sequence]:
+        d_params, d_carry, d_start, d_xs = gradient.backward(cell, residuals, *cotangents)
+        return d_params, d_carry, d_start, Sequence(d_xs)  # marks have no derivative
+
+    run.defvjp(functools.partial(gradient.forward, cell), backward)
+    return run
