@@ -48,6 +48,7 @@ from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest, writing
 from experiments.seeds import Curves, seconds
+from jax_bptt.cell.step_cell import AnyCell
 
 LETTERS = "BTPSXVE"
 REBER = {  # state -> what may come, and the state after it; 7 is the end
@@ -68,7 +69,7 @@ KNOWN = {  # Hochreiter & Schmidhuber 1997, table 1
     "Elman, one step": "0 % within 200,000",
 }
 
-KINDS: dict[str, tuple[jb.Cell | jb.StepCell, jb.GradientMethod]] = {
+KINDS: dict[str, tuple[AnyCell, jb.GradientMethod]] = {
     "LSTM": (jb.lstm(7, 16), jb.full()),
     "Elman": (jb.elman(7, 15), jb.full()),
     "Elman, one step": (jb.elman(7, 15), jb.truncated(1)),

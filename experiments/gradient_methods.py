@@ -52,6 +52,7 @@ import jax_bptt as jb
 from experiments.gradient_costs import draw, part, table, titled
 from experiments.runs import Run, StopRequest, writing
 from jax_bptt.engine.chunks import chunk_of
+from jax_bptt.engine.run import Run as CellRun
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.autodiff import plain_scan
 from jax_bptt.gradients.schedule import advances, schedule
@@ -192,7 +193,8 @@ def plain(net: jb.Network, params: Any, carry: Any, xs: Array, targets: Array) -
     """The baseline: jax.value_and_grad of the plain scan, the readout and the squared error."""
 
     def loss(params: Any) -> tuple[Array, Any]:
-        last, hs = plain_scan(net.layers[0].forward, params.cells[0], carry[0], None, Sequence(xs))
+        run = CellRun(params.cells[0], carry[0], None, Sequence(xs))
+        last, hs = plain_scan(net.layers[0].forward, run)
         ys = hs @ params.readout.w_y
         ys = ys + jnp.broadcast_to(params.readout.b_y, ys.shape)
         return jnp.sum((targets - ys) ** 2), (last,)

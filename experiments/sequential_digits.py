@@ -45,6 +45,7 @@ from experiments.options import check_counts, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest, writing
 from experiments.seeds import Curve, seconds
+from jax_bptt.cell.step_cell import AnyCell
 
 Curves = dict[tuple[str, int], list[Curve]]
 
@@ -95,7 +96,7 @@ def sequences(pixels: Array) -> Array:
 class Net(NamedTuple):
     """What reads the images, and its learning rate at first."""
 
-    cell: jb.Cell | jb.StepCell
+    cell: AnyCell
     learning_rate: float
 
 

@@ -44,6 +44,7 @@ from experiments.learning import Learner, learn, learnt
 from experiments.options import check_counts, check_positive, refusal, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest, writing
+from jax_bptt.cell.step_cell import AnyCell
 
 FIRST, LAST_LEARNT = 1700, 1920
 VARIANCE = 1535.0  # of the record, as in the paper
@@ -52,7 +53,7 @@ PUBLISHED = {  # ARV by period
     "TAR (Tong & Lim)": {"1921–1955": 0.097, "1956–1979": 0.28},
     "feedforward (Weigend et al.)": {"1921–1955": 0.086, "1956–1979": 0.35},
 }
-CELLS: dict[str, jb.Cell | jb.StepCell] = {"Elman": jb.elman(1, 4), "GRU": jb.gru(1, 4)}
+CELLS: dict[str, AnyCell] = {"Elman": jb.elman(1, 4), "GRU": jb.gru(1, 4)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ import jax_bptt as jb
 from experiments.options import check_counts, settings
 from experiments.results import Row, conclude
 from experiments.runs import Run, StopRequest, writing
+from jax_bptt.cell.step_cell import AnyCell
 
 INPUTS, OUTPUTS = 8, 4
 NOISE = 0.5  # of the inputs: as strong as the weights' own activity it puts an end to chaos
@@ -79,7 +80,7 @@ def cells(config: Config) -> dict[str, Any]:
     }
 
 
-def measure(config: Config, cell: jb.Cell) -> dict[str, Any]:
+def measure(config: Config, cell: AnyCell) -> dict[str, Any]:
     """Credit, profile, verdict and exponents of one network, as plain numbers."""
     net = jb.network([cell], jb.readout(config.hidden, OUTPUTS))
     of_params, *of_noise = jax.random.split(jax.random.key(config.seed), 4)

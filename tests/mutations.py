@@ -16,8 +16,10 @@ from cases import CELLS, KINDS
 from witnesses import as_dict
 
 import jax_bptt as jb
-from jax_bptt.engine import loops
-from jax_bptt.engine.sequence import zeros_like
+from jax_bptt.base.trees import zeros_like
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine import phases
+from jax_bptt.engine.run import Cotangents, Kept, Outputs
 
 
 class Mutation(NamedTuple):
@@ -72,7 +74,7 @@ def _same(z: Any) -> Any:
 
 
 def _backward(
-    of_a: Any = _same,
+    of_slopes: Any = _same,
     of_w_h: Any = _same,
     of_d_carry: Any = _same,
     of_d_hs: Any = _same,
@@ -80,29 +82,29 @@ def _backward(
     of_s_prev: Any = _same,
     of_xs: Any = _same,
     of_gradient: Any = _same,
-) -> Callable[..., Any]:
+) -> Callable[[AnyCell, Kept, Outputs], Cotangents]:
     """The backward pass of full() with one of its parts replaced.
 
-    of_s_prev and of_xs reach the gradient of w_h and w_x only; of_gradient takes and returns
-    (d_params, d_carry, d_start, d_xs).
+    of_s_prev and of_xs reach the gradient of w_h and w_x only; of_marks takes and returns the sequence.
     """
 
-    def backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Any) -> Any:
-        params, carry, start, sequence, states, _ = residuals
-        s_prev = loops.previous(carry, start, sequence, states)
-        a = of_a(loops.linearise(cell, params, s_prev, sequence, states))
-        swept = params if of_w_h is _same else _replaced(params, w_h=of_w_h(as_dict(params)["w_h"]))
-        d_carry, d_start, lam = loops.sweep(
-            cell, swept, a, of_marks(sequence), of_d_carry(d_carry), of_d_hs(d_hs)
-        )
-        d_start = zeros_like(start) if d_start is None else d_start
-        d_params, d_xs = loops.contract(cell, params, s_prev, sequence, a, lam)
+    def backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+        run, states = kept.run, kept.states
+        s_prev = phases.previous(run, states)
+        slopes = of_slopes(phases.linearise(cell, run, s_prev, states))
+        swept_run = run._replace(sequence=of_marks(run.sequence))
+        if of_w_h is not _same:
+            w_h = of_w_h(as_dict(run.params)["w_h"])
+            swept_run = swept_run._replace(params=_replaced(run.params, w_h=w_h))
+        swept = phases.sweep(cell, swept_run, slopes, Outputs(of_d_carry(d.carry), of_d_hs(d.hs)))
+        d_start = swept.start if swept.start is not None else zeros_like(run.start)
+        d_params, d_xs = phases.contract(cell, run, s_prev, slopes, swept.lam)
         if of_s_prev is not _same or of_xs is not _same:
-            shifted = sequence._replace(xs=of_xs(sequence.xs))
-            wrong = as_dict(loops.contract(cell, params, of_s_prev(s_prev), shifted, a, lam)[0])
+            shifted = run._replace(sequence=run.sequence._replace(xs=of_xs(run.sequence.xs)))
+            wrong = as_dict(phases.contract(cell, shifted, of_s_prev(s_prev), slopes, swept.lam)[0])
             name = "w_h" if of_xs is _same else "w_x"
             d_params = _replaced(d_params, **{name: wrong[name]})
-        return of_gradient((d_params, d_carry, d_start, d_xs))
+        return of_gradient(Cotangents(d_params, swept.carry, d_start, d_xs))
 
     return backward
 
@@ -112,9 +114,9 @@ def _replaced(params: Any, **fields: Any) -> Any:
 
 
 def _of_params(name: str, f: Any) -> Any:
-    def mutated(gradient: Any) -> Any:
-        d_params, *rest = gradient
-        return _replaced(d_params, **{name: f(as_dict(d_params))}), *rest
+    def mutated(gradient: Cotangents) -> Cotangents:
+        d_params = _replaced(gradient.params, **{name: f(as_dict(gradient.params))})
+        return gradient._replace(params=d_params)
 
     return mutated
 
@@ -134,7 +136,7 @@ def _transposed_blocks(w_h: Any) -> Any:
 
 
 def _to_xs(f: Any) -> Any:
-    return lambda g: (*g[:3], f(g[3]))
+    return lambda g: g._replace(xs=f(g.xs))
 
 
 MUTATIONS = {
@@ -142,8 +144,8 @@ MUTATIONS = {
     "dW_h without h_0": Mutation(_backward(of_s_prev=_tree(lambda s: s.at[0].set(0))), _recurrent_matrix),
     "dW_x with x_{t+1}": Mutation(_backward(of_xs=_next), _where("w_x")),
     "W_h transposed": Mutation(_backward(of_w_h=_transposed_blocks), _chain),
-    "derivative of the step missing": Mutation(_backward(of_a=_tree(jnp.ones_like)), leaves),
-    "Jacobians in forward order": Mutation(_backward(of_a=_tree(lambda a: a[::-1])), leaves),
+    "derivative of the step missing": Mutation(_backward(of_slopes=_tree(jnp.ones_like)), leaves),
+    "Jacobians in forward order": Mutation(_backward(of_slopes=_tree(lambda a: a[::-1])), leaves),
     "final-carry cotangent forgotten": Mutation(_backward(of_d_carry=zeros_like), leaves),
     "G_t one step off": Mutation(_backward(of_d_hs=_next), leaves),
     "no way back through W_h": Mutation(_backward(of_w_h=jnp.zeros_like), _chain),
@@ -162,7 +164,7 @@ MUTATIONS = {
         _backward(of_marks=lambda m: m._replace(mask=_next(m.mask))), leaves, ("mask",)
     ),
     "initial carry's gradient forgotten": Mutation(
-        _backward(of_gradient=lambda g: (g[0], g[1], zeros_like(g[2]), g[3])), _starts, ("reset",)
+        _backward(of_gradient=lambda g: g._replace(start=zeros_like(g.start))), _starts, ("reset",)
     ),
     "gate blocks swapped": Mutation(
         _backward(of_gradient=_of_params("w_h", lambda d: jnp.roll(d["w_h"], d["w_h"].shape[0], 1))), _gated

@@ -10,6 +10,7 @@ import witnesses as w
 from cases import make
 
 import jax_bptt as jb
+from jax_bptt.engine.run import Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.autodiff import plain_scan
 from jax_bptt.gradients.schedule import advances, schedule
@@ -125,7 +126,7 @@ def _temporaries(method, cell, sizes, loss=jb.squared_error, targets=None, outpu
 
     def plain(params, carry, xs, targets):
         def error(params):
-            _, hs = plain_scan(cell, params.cells[0], carry[0], None, Sequence(xs))
+            _, hs = plain_scan(cell, Run(params.cells[0], carry[0], None, Sequence(xs)))
             return loss(net.readout.forward(params.readout, hs)[1], targets)
 
         return jax.value_and_grad(error)(params)

@@ -135,7 +135,7 @@ def test_value_and_grad_are_those_of_one_device(name, loss, method, marked, mode
 
 def test_a_sum_over_devices_that_is_a_mean_is_found(monkeypatch):
     """The negative control."""
-    monkeypatch.setattr(sys.modules["jax_bptt.networks.value_and_grad"], "total", jax.lax.pmean)
+    monkeypatch.setattr(sys.modules["jax_bptt.networks.value_and_grad"], "sum_over_devices", jax.lax.pmean)
     run, args, lie = _problem("one layer", jb.squared_error, jb.full())
     spread, placed = _spread("auto", run, lie, None, args)
     assert w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(*args), 1e-12)

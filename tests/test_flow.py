@@ -13,7 +13,8 @@ import witnesses as w
 from optimizers import SGD
 
 import jax_bptt as jb
-from jax_bptt.engine.loops import forward, linearise, previous
+from jax_bptt.engine.phases import forward, linearise, previous
+from jax_bptt.engine.run import Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.bounds import spectral_radius
 from jax_bptt.gradients.jacobians import WHOLE, jacobians
@@ -73,8 +74,9 @@ def test_no_step_outgrows_its_bound():
         sequence = Sequence(case.xs)
 
         def norms(params, carry, cell=cell, sequence=sequence):
-            _, states = forward(cell, params, carry, None, sequence)
-            a = linearise(cell, params, previous(carry, None, sequence, states), sequence, states)
+            run = Run(params, carry, None, sequence)
+            states = forward(cell, run).states
+            a = linearise(cell, run, previous(run, states), states)
             return jnp.linalg.norm(jacobians(cell, params, a, states, WHOLE), 2, axis=(-2, -1)).max()
 
         run = jax.jit(functools.partial(jb.gradient_flow, net, jb.squared_error))
@@ -186,8 +188,9 @@ def test_exponents_sum_to_the_mean_log_determinant(name):
 
     @jax.jit
     def of_determinants(params, carry):
-        _, states = forward(cell, params, carry, None, sequence)
-        a = linearise(cell, params, previous(carry, None, sequence, states), sequence, states)
+        run = Run(params, carry, None, sequence)
+        states = forward(cell, run).states
+        a = linearise(cell, run, previous(run, states), states)
         return jnp.linalg.slogdet(jacobians(cell, params, a, states, WHOLE))[1].mean(0)
 
     wanted = of_determinants(case.params, case.carry)

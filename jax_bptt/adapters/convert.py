@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from jax_bptt.base.checks import flag, integer, is_floating
 from jax_bptt.base.errors import bad, naming
-from jax_bptt.cell.cell import Params, check_flag, integer, is_floating
+from jax_bptt.cell.cell import Params
 from jax_bptt.cells.gru import GRUParams
 
 ELMAN, LSTM, AFTER, BEFORE = "elman", "lstm", "gru(reset_after=True)", "gru(reset_after=False)"
@@ -83,7 +84,7 @@ def from_torch(weights: Mapping[str, Any], layer: int = 0, reverse: bool = False
 
 
 def _at(layer: int, reverse: bool) -> str:
-    check_flag("reverse", reverse)
+    flag("reverse", reverse)
     return f"_l{integer('layer', layer, 0, 10**6)}" + "_reverse" * reverse
 
 
@@ -140,7 +141,7 @@ def to_nnx(params: Any, optimized: bool = True) -> dict[str, dict[str, np.ndarra
     Raises:
       ValueError: params of another cell, or a GRU's b_h that is not zero for n: nnx.GRUCell has none.
     """
-    check_flag("optimized", optimized)
+    flag("optimized", optimized)
     kind, w_x, w_h, b, b_h = _theirs(params, "flax.nnx", FLAX)
     if kind == LSTM and not optimized:
         return {"if_" if name == "if" else name: leaf for name, leaf in to_linen(params).items()}  # (C4)

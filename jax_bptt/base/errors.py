@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+
+from jax_bptt.base.types import Foreign
 
 
-def bad(argument: str, expected: str, got: Any, fix: str) -> ValueError:
+def bad(argument: str, expected: str, got: Foreign, fix: str) -> ValueError:
     """The ValueError for a bad argument.
 
     Args:
@@ -36,7 +37,7 @@ def naming(argument: str, expected: str = "a function without errors") -> Iterat
         raise bad(argument, expected, came, "see the error above, and the docs for what it is") from error
 
 
-def describe(value: Any) -> str:
+def describe(value: Foreign) -> str:
     """A short text for any value: arrays as dtype and shape, small containers of them, the rest by type.
 
     >>> describe({"w": np.zeros((3, 2)), "b": None})

@@ -14,15 +14,18 @@ pointwise by construction.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.caching import cached
 from jax_bptt.base.errors import bad
+from jax_bptt.base.trees import vmap_leading
+
+ActivationName: TypeAlias = Literal["tanh", "sigmoid", "relu", "identity"]
 
 
 class Activation(NamedTuple):
@@ -45,7 +48,7 @@ _NAMED = {
 }
 
 
-def activation(g: str | Callable[[Array], Array]) -> Activation:
+def activation(g: ActivationName | Callable[[Array], Array]) -> Activation:
     """The activation of a name, or of any callable on single numbers.
 
     s = g(z), with g′(z) beside it.
@@ -74,10 +77,10 @@ def activation(g: str | Callable[[Array], Array]) -> Activation:
     return _of_callable(g)
 
 
-@functools.lru_cache(maxsize=256)
+@cached()
 def _of_callable(g: Callable[[Array], Array]) -> Activation:
     def pointwise(z: Array) -> Array:
-        return functools.reduce(lambda f, _: jax.vmap(f), range(z.ndim), _checked(g))(z)  # (P1)
+        return vmap_leading(z.ndim, _checked(g))(z)  # (P1)
 
     def slope(z: Array, s: Array) -> Array:
         return jax.vjp(pointwise, z)[1](jnp.ones_like(z))[0]  # (P2)

@@ -17,20 +17,20 @@ p are the unit-wise parameters (a leak rate, a peephole): one number per unit, s
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import check_batch_shape, check_key, function, is_floating, or_none, size
 from jax_bptt.base.errors import bad
+from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
 
-Gates = tuple[Array, ...]  # G arrays, one per gate, each shaped like h
-Units = dict[str, Array]  # unit-wise parameters by name, shaped to broadcast against h
+INITIAL = "_0"  # h_0 is the parameter from which the field h of the carry begins
 
 
 class Params(NamedTuple):
@@ -57,7 +57,7 @@ class Carry(NamedTuple):
     h: Array
 
 
-class StepCotangent(NamedTuple):
+class StepCotangent(NamedTuple, Generic[S]):
     """(∂s_t/∂·)ᵀ λ_t for everything the step reads.
 
     Attributes:
@@ -67,13 +67,27 @@ class StepCotangent(NamedTuple):
       units: towards p, by name, shaped like h (the engine sums over time and batch).
     """
 
-    carry: Any
+    carry: S
     u: Gates
     v: Gates
     units: Units
 
 
-class Cell(NamedTuple):
+class Layout(NamedTuple):
+    """What each parameter of a pointwise cell is for, read once from what `init` makes.
+
+    Attributes:
+      recurrent: whether w_h is a matrix [H, G*H], so that there is a recurrent product; else w_h is [H].
+      recurrent_bias: whether there is a b_h [G*H], added to the recurrent product.
+      units: the names of the unit-wise parameters, which the step reads.
+    """
+
+    recurrent: bool
+    recurrent_bias: bool
+    units: tuple[str, ...]
+
+
+class Cell(NamedTuple, Generic[P, S]):
     """A recurrent cell: sizes and pure functions, nothing else.
 
     Attributes:
@@ -83,43 +97,82 @@ class Cell(NamedTuple):
       step: (units, s_prev, u, v) -> s, pointwise.
       linearise: (units, s_prev, u, v, s) -> a, the derivative of the step, pointwise.
       adjoint: (units, a, lam) -> StepCotangent, pointwise and linear in lam.
-      init: key -> params, a NamedTuple with w_x, w_h, b, perhaps b_h [G*H] and unit-wise [H] leaves.
+      init: key -> params, a NamedTuple with w_x, w_h, b, perhaps b_h [G*H] and unit-wise [H] leaves;
+        see `Layout`.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, H]: zeros, or for each field
         such as h the parameter h_0 [H] where there is one (see `learn_carry`).
       dtype: what the operands of its matrix products are rounded to, None for nothing; see `unroll`,
         which sets it.
+      engine: the `Engine` that runs it, such as one whose loops are a kernel; None for that of all
+        pointwise cells. A gradient method may set it.
     """
 
     input_size: int
     hidden_size: int
     gate_names: tuple[str, ...]
-    step: Callable[[Units, Any, Gates, Gates], Any]
-    linearise: Callable[[Units, Any, Gates, Gates, Any], Any]
-    adjoint: Callable[[Units, Any, Any], StepCotangent]
-    init: Callable[[Array], Any]
-    initial_carry: Callable[[Any, tuple[int, ...]], Any]
-    dtype: Any = None
+    step: Callable[[Units, S, Gates, Gates], S]
+    linearise: Callable[[Units, S, Gates, Gates, S], Slopes]
+    adjoint: Callable[[Units, Any, S], StepCotangent[S]]
+    init: Callable[[PRNGKey], P]
+    initial_carry: Callable[[P, Shape], S]
+    dtype: DType | None = None
+    engine: Hashable | None = None  # an Engine: that type stands a floor higher
 
     @property
     def gates(self) -> int:
         """G, the number of gates."""
         return len(self.gate_names)
 
+    @property
+    def layout(self) -> Layout:
+        """What each of its parameters is for."""
+        return _layout(self.init)
+
     def __repr__(self) -> str:
         return f"Cell(input_size={self.input_size}, hidden_size={self.hidden_size}, gates={self.gates})"
 
 
+def carry_class(argument: str, carry_type: Foreign) -> type:
+    """A NamedTuple class with a field h, or a ValueError."""
+    if not isinstance(carry_type, type) or "h" not in getattr(carry_type, "_fields", ()):
+        raise bad(argument, "a NamedTuple class with a field h", carry_type, "name what the cell emits h")
+    return carry_type
+
+
+def names_of_gates(argument: str, gates: Foreign) -> tuple[str, ...]:
+    """Names of gates as a tuple, or a ValueError."""
+    if not (isinstance(gates, (tuple, list)) and all(isinstance(name, str) for name in gates)):
+        raise bad(argument, "a tuple of names", gates, 'pass such as ("i", "f", "g", "o")')
+    return tuple(gates)
+
+
+def _gates(argument: str, gates: Foreign) -> tuple[str, ...]:
+    """The names, or numbers as names where only how many there are was said."""
+    is_named = isinstance(gates, tuple) and gates
+    return names_of_gates(argument, gates) if is_named else tuple(map(str, range(size(argument, gates))))
+
+
+@cached(
+    input_size=size,
+    hidden_size=size,
+    step=function,
+    gates=_gates,
+    carry_type=carry_class,
+    init=or_none(function),
+    linearise=or_none(function),
+    adjoint=or_none(function),
+)
 def make_cell(
     input_size: int,
     hidden_size: int,
-    step: Callable[[Units, Any, Gates, Gates], Any],
+    step: Callable[[Units, S, Gates, Gates], S],
     *,
     gates: int | tuple[str, ...] = 1,
-    carry_type: Any = Carry,
-    init: Callable[[Array], Any] | None = None,
-    linearise: Callable[[Units, Any, Gates, Gates, Any], Any] | None = None,
-    adjoint: Callable[[Units, Any, Any], StepCotangent] | None = None,
-) -> Cell:
+    carry_type: Callable[..., S] = Carry,  # type: ignore[assignment]
+    init: Callable[[PRNGKey], Any] | None = None,
+    linearise: Callable[[Units, S, Gates, Gates, S], Slopes] | None = None,
+    adjoint: Callable[[Units, Any, S], StepCotangent[S]] | None = None,
+) -> Cell[Any, S]:
     """A cell from its pointwise step; every gradient method then works with it.
 
     s_t = step(units, s_{t−1}, x_t W_x + b, h_{t−1} W_h (+ b_h))
@@ -148,41 +201,30 @@ def make_cell(
     >>> make_cell(3, 5, leaky)
     Cell(input_size=3, hidden_size=5, gates=1)
     """
-    optional = {"init": init, "linearise": linearise, "adjoint": adjoint}
-    check_functions(step=step, **{name: f for name, f in optional.items() if f is not None})
-    check_carry_type(carry_type)
     if (linearise is None) != (adjoint is None):
         lone = "adjoint alone" if linearise is None else "linearise alone"
         raise bad("linearise, adjoint", "both or neither", lone, "leave both out to have jax.vjp do it")
-    sizes = size("input_size", input_size), size("hidden_size", hidden_size)
-    is_named = isinstance(gates, tuple) and gates
-    names = gate_names(gates) if is_named else tuple(map(str, range(size("gates", gates))))
-    return _make_cell(*sizes, names, step, carry_type, init, linearise, adjoint)
-
-
-@functools.lru_cache(maxsize=256)
-def _make_cell(
-    input_size: int,
-    hidden_size: int,
-    names: tuple[str, ...],
-    step: Any,
-    carry_type: Any,
-    init: Any,
-    linearise: Any,
-    adjoint: Any,
-) -> Cell:
+    assert isinstance(gates, tuple)  # `_gates` made names of a number
     if init is None:
-        init = functools.partial(
-            init_params, input_size=input_size, hidden_size=hidden_size, gates=len(names)
-        )
-    if adjoint is None:
+        init = init_of(input_size, hidden_size, len(gates), orthogonal())
+    if linearise is None or adjoint is None:
         linearise, adjoint = keep_point, functools.partial(vjp_of_step, step)
     initial_carry = functools.partial(initial_of, carry_type, hidden_size)
-    return Cell(input_size, hidden_size, names, step, linearise, adjoint, init, initial_carry)
+    return Cell(input_size, hidden_size, gates, step, linearise, adjoint, init, initial_carry)
+
+
+@cached()
+def _layout(init: Callable[[PRNGKey], Any]) -> Layout:
+    params = jax.eval_shape(lambda: init(jax.random.key(0)))
+    recurrent = params.w_h.ndim == 2
+    matrices_and_biases = {"w_x", "b", "b_h"} | ({"w_h"} if recurrent else set())
+    names = params._fields
+    units = tuple(n for n in names if n not in matrices_and_biases and not n.endswith(INITIAL))
+    return Layout(recurrent, "b_h" in names, units)
 
 
 def init_params(
-    key: Array, input_size: int, hidden_size: int, gates: int, recurrent: Initializer = orthogonal()
+    key: PRNGKey, input_size: int, hidden_size: int, gates: int, recurrent: Initializer = orthogonal()
 ) -> Params:
     """Lecun-normal input weights, one recurrent block per gate, zero bias.
 
@@ -211,119 +253,35 @@ def init_params(
 
 def init_of(
     input_size: int, hidden_size: int, gates: int, recurrent: Initializer
-) -> Callable[[Array], Params]:
+) -> Callable[[PRNGKey], Params]:
     """`init_params` of these sizes as a function of the key alone."""
     check_initializer("recurrent", recurrent)
     sizes = size("input_size", input_size), size("hidden_size", hidden_size)
     return lambda key: init_params(key, *sizes, gates, recurrent)
 
 
-def initial_of(carry_type: Any, hidden_size: int, params: Any, batch_shape: tuple[int, ...]) -> Any:
+def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, batch_shape: Shape) -> S:
     """The initial carry: for each field such as h the parameter h_0 in every row, or zeros."""
     check_batch_shape(batch_shape)
-    first: Any = next(iter(jax.tree.leaves(params)), None)
+    first: Foreign = next(iter(jax.tree.leaves(params)), None)
     if not is_floating(first):
         raise bad("params", "floating arrays", params, "make them by cell.init(key)")
-    shape, dtype = (*batch_shape, hidden_size), first.dtype
-    learned = (getattr(params, f"{field}_0", jnp.zeros(hidden_size, dtype)) for field in carry_type._fields)
+    shape, zeros = (*batch_shape, hidden_size), jnp.zeros(hidden_size, first.dtype)
+    fields: tuple[str, ...] = carry_type._fields  # type: ignore[attr-defined]
+    learned = (getattr(params, field + INITIAL, zeros) for field in fields)
     return carry_type(*(jnp.broadcast_to(jnp.asarray(s_0), shape) for s_0 in learned))
 
 
-def keep_point(units: Units, s_prev: Any, u: Gates, v: Gates, s: Any) -> Any:
+def keep_point(units: Units, s_prev: S, u: Gates, v: Gates, s: S) -> tuple[S, Gates, Gates]:
     """The linearise of a cell without a hand-derived adjoint: the point at which to differentiate."""
     return s_prev, u, v
 
 
-def vjp_of_step(step: Any, units: Units, point: Any, lam: Any) -> StepCotangent:
+def vjp_of_step(
+    step: Callable[[Units, S, Gates, Gates], S], units: Units, point: tuple[S, Gates, Gates], lam: S
+) -> StepCotangent[S]:
     """The adjoint of a cell without a hand-derived one: jax.vjp of a single step, at any point."""
     s_prev, u, v = point
     spread = {name: jnp.broadcast_to(p, lam.h.shape) for name, p in units.items()}
     d_units, d_carry, d_u, d_v = jax.vjp(step, spread, s_prev, u, v)[1](lam)
     return StepCotangent(d_carry, d_u, d_v, d_units)
-
-
-def size(argument: str, value: Any) -> int:
-    """A size argument as a Python int of at least 1, or a ValueError that names it."""
-    fix = "pass a positive Python integer, of 31 bits"
-    return _integer(argument, "an integer >= 1", value, 1, 2**31 - 1, fix)
-
-
-def integer(argument: str, value: Any, least: int, most: int) -> int:
-    """An integer argument from least to most as a Python int, or a ValueError that names it."""
-    expected = f"an integer from {least} to {most}"
-    return _integer(argument, expected, value, least, most, "pass a Python integer in this range")
-
-
-def _integer(argument: str, expected: str, value: Any, least: int, most: int, fix: str) -> int:
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise bad(argument, expected, value, "pass a Python integer") from None
-    if not least <= found <= most or isinstance(value, bool):
-        raise bad(argument, expected, value, fix)
-    return found
-
-
-def gate_names(gates: Any) -> tuple[str, ...]:
-    """Names of gates as a tuple, or a ValueError."""
-    if not (isinstance(gates, (tuple, list)) and all(isinstance(name, str) for name in gates)):
-        raise bad("gates", "a tuple of names", gates, 'pass such as ("i", "f", "g", "o")')
-    return tuple(gates)
-
-
-def check_flag(argument: str, value: Any) -> None:
-    """ValueError unless value is True or False."""
-    if not isinstance(value, bool):
-        raise bad(argument, "True or False", value, "pass a bool")
-
-
-def check_functions(**functions: Any) -> None:
-    """ValueError unless each is a function that can be a key of a cache."""
-    for name, f in functions.items():
-        if not (callable(f) and isinstance(f, Hashable)):
-            raise bad(name, "a hashable function", f, "see jb.Cell and jb.StepCell for what it takes")
-
-
-def check_carry_type(carry_type: Any) -> None:
-    """ValueError unless carry_type is a NamedTuple class with a field h."""
-    if not isinstance(carry_type, type) or "h" not in getattr(carry_type, "_fields", ()):
-        raise bad("carry_type", "a NamedTuple class with a field h", carry_type, "name what the cell emits h")
-
-
-def is_array(value: Any) -> bool:
-    """Whether it is an array, and no mere shape."""
-    return isinstance(value, (jax.Array, np.ndarray))
-
-
-def is_floating(value: Any) -> bool:
-    """Whether it is an array of a floating dtype."""
-    return is_array(value) and jnp.issubdtype(value.dtype, jnp.floating)
-
-
-def as_arrays(tree: Any) -> Any:
-    """NumPy arrays of numbers as JAX arrays, in JAX's precision; everything else as it is."""
-
-    def as_array(z: Any) -> Any:
-        is_numeric = isinstance(z, np.ndarray) and (jnp.issubdtype(z.dtype, jnp.number) or z.dtype == bool)
-        return jnp.asarray(z) if is_numeric else z
-
-    return jax.tree.map(as_array, tree)
-
-
-def check_key(key: Any) -> None:
-    """ValueError unless key is a PRNG key, of jax.random.key or the older raw kind."""
-    dtype = key.dtype if is_array(key) else None
-    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
-        raise bad("key", "a PRNG key", key, "make one by jax.random.key(seed)")
-    if key.ndim != (1 if dtype == jnp.uint32 else 0):
-        raise bad("key", "one PRNG key", key, "pass one of the keys of jax.random.split")
-
-
-def check_batch_shape(batch_shape: Any) -> None:
-    """ValueError unless batch_shape is a tuple of positive ints."""
-    if not isinstance(batch_shape, tuple):
-        raise bad(
-            "batch_shape", "a tuple such as (32,), or () for no batch axis", batch_shape, "wrap it in a tuple"
-        )
-    for n in batch_shape:
-        size("batch_shape", n)

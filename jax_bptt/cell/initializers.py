@@ -12,22 +12,26 @@ An initialiser is any hashable function (key, shape, dtype) -> array, those of j
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad, naming
+from jax_bptt.base.types import DType, Foreign, PRNGKey, Shape
 
-Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+Initializer = Callable[[PRNGKey, Shape, DType], Array]
 
 
-@cached
+def _gain(argument: str, value: Foreign) -> float:
+    return number(argument, "a finite number", value)
+
+
+@cached(gain=_gain)
 def orthogonal(gain: float = 1.0) -> Initializer:
     """An orthogonal matrix times a gain.
 
@@ -44,10 +48,10 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
     Reference: Saxe et al. 2014.
     """
-    return jax.nn.initializers.orthogonal(number("gain", "a finite number", gain))  # (I2)
+    return jax.nn.initializers.orthogonal(gain)  # (I2)
 
 
-@cached
+@cached(gain=_gain)
 def identity(gain: float = 1.0) -> Initializer:
     """The identity times a gain.
 
@@ -64,9 +68,8 @@ def identity(gain: float = 1.0) -> Initializer:
 
     Reference: Le, Jaitly & Hinton 2015 (IRNN).
     """
-    gain = number("gain", "a finite number", gain)
 
-    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    def init(key: PRNGKey, shape: Shape, dtype: DType) -> Array:
         return gain * jnp.eye(shape[0], shape[1], dtype=dtype)  # (I3)
 
     return init
@@ -77,7 +80,7 @@ class Chrono(NamedTuple):
 
     longest: int
 
-    def __call__(self, key: Array, units: int, dtype: Any) -> Array:
+    def __call__(self, key: PRNGKey, units: int, dtype: DType) -> Array:
         """b_f, [units]; the gate that opposes it takes −b_f."""
         return jnp.log(jax.random.uniform(key, (units,), dtype, 1, self.longest - 1))  # (I4)
 
@@ -104,7 +107,7 @@ def chrono(longest: int) -> Chrono:
 
 
 def gate_biases(
-    key: Array, bias: float | Chrono, keeps: int, opposes: int | None, b: Array, units: int
+    key: PRNGKey, bias: float | Chrono, keeps: int, opposes: int | None, b: Array, units: int
 ) -> Array:
     """b with the block of gate `keeps` at a bias, and under chrono that of `opposes` at minus it."""
     blocks = b.reshape(-1, units)
@@ -116,20 +119,21 @@ def gate_biases(
     return blocks.at[keeps].set(jnp.asarray(bias, b.dtype)).reshape(-1)
 
 
-def check_bias(argument: str, bias: Any) -> None:
-    """ValueError unless bias is a finite number or a `Chrono`."""
-    if not isinstance(bias, Chrono):
-        number(argument, "a finite number", bias)
+def bias(argument: str, value: Foreign) -> float | Chrono:
+    """A finite number or a `Chrono`, or a ValueError."""
+    return value if isinstance(value, Chrono) else number(argument, "a finite number", value)
 
 
-def check_initializer(argument: str, init: Any) -> None:
+def check_initializer(argument: str, init: Foreign) -> None:
     """ValueError unless init is a hashable function."""
     if not (callable(init) and isinstance(init, Hashable)):
         fix = "pass jb.orthogonal(), jb.identity() or (key, shape, dtype) -> array"
         raise bad(argument, "a hashable initialiser", init, fix)
 
 
-def matrices(key: Array, inputs: int, units: int, gates: int, recurrent: Initializer) -> tuple[Array, Array]:
+def matrices(
+    key: PRNGKey, inputs: int, units: int, gates: int, recurrent: Initializer
+) -> tuple[Array, Array]:
     """w_x [inputs, gates*units] and w_h [units, gates*units], each gate's block of w_h drawn by itself."""
     dtype = jnp.result_type(float)
     key_x, *keys_h = jax.random.split(key, 1 + gates)
@@ -142,15 +146,3 @@ def matrices(key: Array, inputs: int, units: int, gates: int, recurrent: Initial
                 "recurrent", f"{dtype}[{units},{units}]", block, "return an array of the shape and dtype"
             )
     return w_x, jnp.concatenate(blocks, axis=1)
-
-
-def number(argument: str, expected: str, value: Any) -> float:
-    """A finite number as a Python float, or a ValueError that names it."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    try:
-        found = float(value) if is_number else math.nan
-    except OverflowError:  # a huge int
-        found = math.inf
-    if not math.isfinite(found):
-        raise bad(argument, expected, value, "pass a finite Python number")
-    return found

@@ -15,18 +15,23 @@ a batch axis. A hand-derived gradient comes in three parts, and jax.vjp stands i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import function, or_none, size
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import Carry, check_carry_type, check_functions, gate_names, initial_of, size
+from jax_bptt.base.trees import zeros_like
+from jax_bptt.base.types import ArrayTree, P, PRNGKey, S, Shape, Slopes
+from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_gates
+
+Projected: TypeAlias = Any  # u_t: what `project` returns, a tree of its author's choice
 
 
-class StepCell(NamedTuple):
+class StepCell(NamedTuple, Generic[P, S]):
     """A recurrent cell whose step is any pure function.
 
     Attributes:
@@ -41,37 +46,55 @@ class StepCell(NamedTuple):
       init: key -> params, any pytree of floating arrays of one dtype.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, ...].
       gate_names: of the blocks of H columns that its weights have, if they have such blocks.
+      engine: as of `Cell`.
     """
 
     input_size: int
     hidden_size: int
-    step: Callable[[Any, Any, Any], Any]
-    project: Callable[[Any, Array], Any]
-    linearise: Callable[[Any, Any, Any, Any], Any]
-    adjoint: Callable[[Any, Any, Any], Any]
-    contract: Callable[[Any, Any, Array, Any, Any], tuple[Any, Array]] | None
-    init: Callable[[Array], Any]
-    initial_carry: Callable[[Any, tuple[int, ...]], Any]
+    step: Callable[[P, S, Projected], S]
+    project: Callable[[P, Array], Projected]
+    linearise: Callable[[P, S, Projected, S], Slopes]
+    adjoint: Callable[[P, Any, S], S]
+    contract: Callable[[P, S, Array, Any, S], tuple[P, Array]] | None
+    init: Callable[[PRNGKey], P]
+    initial_carry: Callable[[P, Shape], S]
     gate_names: tuple[str, ...] = ()
+    engine: Hashable | None = None
 
     def __repr__(self) -> str:
         return f"StepCell(input_size={self.input_size}, hidden_size={self.hidden_size})"
 
 
+AnyCell: TypeAlias = Cell[Any, Any] | StepCell[Any, Any]
+
+
+@cached(
+    input_size=size,
+    hidden_size=size,
+    step=function,
+    init=function,
+    carry_type=carry_class,
+    initial_carry=or_none(function),
+    project=or_none(function),
+    linearise=or_none(function),
+    adjoint=or_none(function),
+    contract=or_none(function),
+    gates=names_of_gates,
+)
 def step_cell(
     input_size: int,
     hidden_size: int,
-    step: Callable[[Any, Any, Any], Any],
-    init: Callable[[Array], Any],
+    step: Callable[[P, S, Any], S],
+    init: Callable[[PRNGKey], P],
     *,
-    carry_type: Any = Carry,
-    initial_carry: Callable[[Any, tuple[int, ...]], Any] | None = None,
-    project: Callable[[Any, Array], Any] | None = None,
-    linearise: Callable[[Any, Any, Any, Any], Any] | None = None,
-    adjoint: Callable[[Any, Any, Any], Any] | None = None,
-    contract: Callable[[Any, Any, Array, Any, Any], tuple[Any, Array]] | None = None,
+    carry_type: Callable[..., S] = Carry,  # type: ignore[assignment]
+    initial_carry: Callable[[P, Shape], S] | None = None,
+    project: Callable[[P, Array], Projected] | None = None,
+    linearise: Callable[[P, S, Any, S], Slopes] | None = None,
+    adjoint: Callable[[P, Any, S], S] | None = None,
+    contract: Callable[[P, S, Array, Any, S], tuple[P, Array]] | None = None,
     gates: tuple[str, ...] = (),
-) -> StepCell:
+) -> StepCell[P, S]:
     """A cell from any pure step; every gradient method then works with it.
 
     s_t = step(params, s_{t−1}, project(params, x_t))
@@ -104,46 +127,34 @@ def step_cell(
     StepCell(input_size=5, hidden_size=5)
     """
     parts = {"linearise": linearise, "adjoint": adjoint, "contract": contract}
-    optional = parts | {"initial_carry": initial_carry, "project": project}
-    check_functions(step=step, init=init, **{name: f for name, f in optional.items() if f is not None})
-    check_carry_type(carry_type)
     given = [name for name, f in parts.items() if f is not None]
     if 0 < len(given) < len(parts):
         raise bad(", ".join(parts), "all or none", ", ".join(given), "leave all out to have jax.vjp do it")
-    sizes = size("input_size", input_size), size("hidden_size", hidden_size)
-    functions = step, init, carry_type, initial_carry, project, linearise, adjoint, contract
-    return _step_cell(*sizes, *functions, gate_names(gates))
-
-
-@functools.lru_cache(maxsize=256)
-def _step_cell(
-    input_size: int,
-    hidden_size: int,
-    step: Any,
-    init: Any,
-    carry_type: Any,
-    initial_carry: Any,
-    project: Any,
-    linearise: Any,
-    adjoint: Any,
-    contract: Any,
-    gates: tuple[str, ...],
-) -> StepCell:
-    initial_carry = initial_carry or functools.partial(initial_of, carry_type, hidden_size)
-    project = project or as_it_is
-    if adjoint is None:
+    if linearise is None or adjoint is None:
         linearise = functools.partial(linearise_by_vjp, step)
         adjoint = functools.partial(adjoint_by_vjp, step)
-    derivative = linearise, adjoint, contract
-    return StepCell(input_size, hidden_size, step, project, *derivative, init, initial_carry, gates)
+    return StepCell(
+        input_size,
+        hidden_size,
+        step,
+        project or as_it_is,
+        linearise,
+        adjoint,
+        contract,
+        init,
+        initial_carry or functools.partial(initial_of, carry_type, hidden_size),
+        gates,
+    )
 
 
-def as_it_is(params: Any, x: Array) -> Array:
+def as_it_is(params: ArrayTree, x: Array) -> Array:
     """The project of a step that reads x itself."""
     return x
 
 
-def linearise_by_vjp(step: Any, params: Any, s_prev: Any, u: Any, s: Any) -> Any:
+def linearise_by_vjp(
+    step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected, s: S
+) -> tuple[Projected, tuple[Array, ...]]:
     """The linearise of a step without a hand-derived one: what jax.vjp by the carry keeps of this point.
 
     What it keeps of the parameters alone, such as a weight matrix, is the same at every t and left out.
@@ -153,26 +164,31 @@ def linearise_by_vjp(step: Any, params: Any, s_prev: Any, u: Any, s: Any) -> Any
     return u, tuple(z for z, here in zip(kept, varies, strict=True) if here)
 
 
-def adjoint_by_vjp(step: Any, params: Any, a: Any, lam: Any) -> Any:
+def adjoint_by_vjp(
+    step: Callable[[P, S, Projected], S], params: P, a: tuple[Projected, tuple[Array, ...]], lam: S
+) -> S:
     """The adjoint that belongs to it: the pullback by the carry alone, put together again.
 
     Anywhere but at the point itself jax.vjp keeps the same of the parameters, so the step is traced at
     zeros for its structure and for these; the rest of that trace is read by nobody and compiled away.
     """
     u, at_point = a
-    zeros, zero_u = jax.tree.map(jnp.zeros_like, (lam, u))
+    zeros, zero_u = zeros_like((lam, u))
     elsewhere, structure = _pullback(step, params, zeros, zero_u)
     here, varies = iter(at_point), _varies(step, params, zeros, zero_u)
     kept = [next(here) if v else z for z, v in zip(elsewhere, varies, strict=True)]
-    return jax.tree.unflatten(structure, kept)(lam)[0]
+    d_s_prev: S = jax.tree.unflatten(structure, kept)(lam)[0]
+    return d_s_prev
 
 
-def _pullback(step: Any, params: Any, s_prev: Any, u: Any) -> tuple[list[Any], Any]:
+def _pullback(
+    step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected
+) -> tuple[list[Array], jax.tree_util.PyTreeDef]:
     """jax.vjp of one step by the carry, as the arrays it keeps and its structure."""
     return jax.tree.flatten(jax.vjp(lambda s: step(params, s, u), s_prev)[1])
 
 
-def _varies(step: Any, params: Any, s_prev: Any, u: Any) -> list[bool]:
+def _varies(step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected) -> list[bool]:
     """Which of these arrays depend on s_prev or u."""
     of_params, *of_point = (jax.tree.map(jax.typeof, tree) for tree in (params, s_prev, u))
     jaxpr = jax.make_jaxpr(lambda p, *at: _pullback(step, p, *at)[0])(of_params, *of_point).jaxpr

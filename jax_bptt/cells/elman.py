@@ -24,19 +24,21 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.cell.activations import Activation
+from jax_bptt.base.checks import size
+from jax_bptt.base.types import Gates, Units
+from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
-from jax_bptt.cell.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell
 from jax_bptt.cell.initializers import Initializer, orthogonal
 
 
-@cached
+@cached(input_size=size, hidden_size=size)
 def elman(
     input_size: int,
     hidden_size: int,
-    activation: str | Callable[[Array], Array] = "tanh",
+    activation: ActivationName | Callable[[Array], Array] = "tanh",
     recurrent: Initializer = orthogonal(),
-) -> Cell:
+) -> Cell[Params, Carry]:
     """The Elman cell, the article's S_t = g₁(W_x X_t + W_s S_{t−1}).
 
     h_t = g(x_t W_x + b + h_{t−1} W_h)
@@ -73,7 +75,7 @@ def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
     def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Array:
         return slope(u[0] + v[0], s.h)  # (A1)
 
-    def adjoint(units: Units, a: Array, lam: Carry) -> StepCotangent:
+    def adjoint(units: Units, a: Array, lam: Carry) -> StepCotangent[Carry]:
         d_z = a * lam.h  # (A2)
         return StepCotangent(carry=Carry(jnp.zeros_like(d_z)), u=(d_z,), v=(d_z,), units={})  # (A3)
 

@@ -18,17 +18,21 @@ With λ = dE/dh_t, and every derivative below a number k times λ:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.cell.cell import Carry, Cell, Gates, StepCotangent, Units, check_flag, init_of, make_cell
-from jax_bptt.cell.initializers import Chrono, Initializer, check_bias, gate_biases, orthogonal
+from jax_bptt.base.checks import flag, size
+from jax_bptt.base.types import Gates, PRNGKey, Units
+from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell
+from jax_bptt.cell.initializers import Chrono, Initializer, bias, gate_biases, orthogonal
 from jax_bptt.cell.step_cell import StepCell
 from jax_bptt.cells.gru_reset_before import reset_before
+
+_Slopes = tuple[Array, Array, Array, Array, Array]
 
 
 class GRUParams(NamedTuple):
@@ -47,14 +51,30 @@ class GRUParams(NamedTuple):
     b_h: Array
 
 
-@cached
+@overload
+def gru(
+    input_size: int,
+    hidden_size: int,
+    reset_after: Literal[True] = True,
+    update_bias: float | Chrono = 0.0,
+    recurrent: Initializer = orthogonal(),
+) -> Cell[GRUParams, Carry]: ...
+@overload
 def gru(
     input_size: int,
     hidden_size: int,
     reset_after: bool = True,
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
-) -> Cell | StepCell:
+) -> Cell[Any, Carry] | StepCell[Params, Carry]: ...
+@cached(input_size=size, hidden_size=size, reset_after=flag, update_bias=bias)
+def gru(
+    input_size: int,
+    hidden_size: int,
+    reset_after: bool = True,
+    update_bias: float | Chrono = 0.0,
+    recurrent: Initializer = orthogonal(),
+) -> Cell[Any, Carry] | StepCell[Params, Carry]:
     """The gated recurrent unit.
 
     h_t = (1 − z) n + z h_{t−1}   (F1-F4)
@@ -79,18 +99,19 @@ def gru(
     >>> gru(3, 5).init(jax.random.key(0)).b_h.shape
     (15,)
     """
-    check_bias("update_bias", update_bias)
-    check_flag("reset_after", reset_after)
     plain = init_of(input_size, hidden_size, 3, recurrent)
 
-    def init(key: Array) -> Any:
+    def init_before(key: PRNGKey) -> Params:
         params = plain(key)
         b = gate_biases(jax.random.fold_in(key, 1), update_bias, 1, None, params.b, hidden_size)
-        params = params._replace(b=b)
-        return GRUParams(*params, jnp.zeros_like(b)) if reset_after else params
+        return params._replace(b=b)
+
+    def init(key: PRNGKey) -> GRUParams:
+        params = init_before(key)
+        return GRUParams(*params, jnp.zeros_like(params.b))
 
     if not reset_after:
-        return reset_before(input_size, hidden_size, init)
+        return reset_before(input_size, hidden_size, init_before)
     return make_cell(
         input_size,
         hidden_size,
@@ -114,7 +135,7 @@ def _step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
     return Carry((1 - z) * n + z * s_prev.h)  # (F4)
 
 
-def _linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Any:
+def _linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> _Slopes:
     r, z, n = _gates(u, v)
     k_n = (1 - z) * (1 - n * n)  # (A1)
     k_r = k_n * v[2] * r * (1 - r)  # (A3)
@@ -122,7 +143,7 @@ def _linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Any
     return k_r, k_z, k_n, r, z
 
 
-def _adjoint(units: Units, a: Any, lam: Carry) -> StepCotangent:
+def _adjoint(units: Units, a: _Slopes, lam: Carry) -> StepCotangent[Carry]:
     k_r, k_z, k_n, r, z = a
     d_r, d_z, d_n = k_r * lam.h, k_z * lam.h, k_n * lam.h  # (A3, A4, A1)
     d_v_n = r * d_n  # (A2)

@@ -22,19 +22,23 @@ well, one after the other. With λ = dE/dh_t:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell.cell import Carry
+from jax_bptt.base.trees import zeros_like
+from jax_bptt.base.types import PRNGKey
+from jax_bptt.cell.cell import Carry, Params
 from jax_bptt.cell.step_cell import StepCell, step_cell
 from jax_bptt.engine.linear_maps import joined, split, sum_of_outer_products, sum_over_rows
-from jax_bptt.engine.sequence import zeros_like
+
+_Slopes = tuple[Array, Array, Array, Array, Array]
 
 
-def reset_before(input_size: int, hidden_size: int, init: Callable[[Array], Any]) -> StepCell:
+def reset_before(
+    input_size: int, hidden_size: int, init: Callable[[PRNGKey], Params]
+) -> StepCell[Params, Carry]:
     """`gru(reset_after=False)`; init: key -> `Params` with blocks r, z, n."""
     return step_cell(
         input_size,
@@ -49,17 +53,17 @@ def reset_before(input_size: int, hidden_size: int, init: Callable[[Array], Any]
     )
 
 
-def _project(params: Any, x: Array) -> Array:
+def _project(params: Params, x: Array) -> Array:
     return x @ params.w_x + params.b  # (F1)
 
 
-def _matrices(params: Any) -> tuple[Array, Array]:
+def _matrices(params: Params) -> tuple[Array, Array]:
     """W_rz [H, 2H] and W_n [H, H]."""
     hidden = params.w_h.shape[0]
     return params.w_h[:, : 2 * hidden], params.w_h[:, 2 * hidden :]
 
 
-def _gates(params: Any, h_prev: Array, u: Array) -> tuple[Array, Array, Array]:
+def _gates(params: Params, h_prev: Array, u: Array) -> tuple[Array, Array, Array]:
     (u_r, u_z, u_n), (w_rz, w_n) = split(u, 3), _matrices(params)
     v_r, v_z = split(h_prev @ w_rz, 2)
     r, z = jax.nn.sigmoid(u_r + v_r), jax.nn.sigmoid(u_z + v_z)  # (F2)
@@ -67,12 +71,12 @@ def _gates(params: Any, h_prev: Array, u: Array) -> tuple[Array, Array, Array]:
     return r, z, n
 
 
-def _step(params: Any, s_prev: Carry, u: Array) -> Carry:
+def _step(params: Params, s_prev: Carry, u: Array) -> Carry:
     _, z, n = _gates(params, s_prev.h, u)
     return Carry((1 - z) * n + z * s_prev.h)  # (F4)
 
 
-def _linearise(params: Any, s_prev: Carry, u: Array, s: Carry) -> Any:
+def _linearise(params: Params, s_prev: Carry, u: Array, s: Carry) -> _Slopes:
     r, z, n = _gates(params, s_prev.h, u)
     k_n = (1 - z) * (1 - n * n)  # (A1)
     k_r = s_prev.h * r * (1 - r)  # (A3)
@@ -80,7 +84,7 @@ def _linearise(params: Any, s_prev: Carry, u: Array, s: Carry) -> Any:
     return k_r, k_z, k_n, r, z
 
 
-def _towards_gates(params: Any, a: Any, lam: Carry) -> tuple[Array, Array, Array, Array]:
+def _towards_gates(params: Params, a: _Slopes, lam: Carry) -> tuple[Array, Array, Array, Array]:
     """δr̂, δẑ, δn̂ and δ(r h)."""
     k_r, k_z, k_n, _, _ = a
     d_n = k_n * lam.h  # (A1)
@@ -88,13 +92,13 @@ def _towards_gates(params: Any, a: Any, lam: Carry) -> tuple[Array, Array, Array
     return k_r * d_rh, k_z * lam.h, d_n, d_rh  # (A3, A4)
 
 
-def _adjoint(params: Any, a: Any, lam: Carry) -> Carry:
+def _adjoint(params: Params, a: _Slopes, lam: Carry) -> Carry:
     _, _, _, r, z = a
     d_r, d_z, _, d_rh = _towards_gates(params, a, lam)
     return Carry(z * lam.h + r * d_rh + joined((d_r, d_z)) @ _matrices(params)[0].T)  # (A5)
 
 
-def _contract(params: Any, s_prev: Carry, xs: Array, a: Any, lam: Carry) -> tuple[Any, Array]:
+def _contract(params: Params, s_prev: Carry, xs: Array, a: _Slopes, lam: Carry) -> tuple[Params, Array]:
     r = a[3]
     d_r, d_z, d_n, _ = _towards_gates(params, a, lam)
     d_w_rz = sum_of_outer_products(s_prev.h, (d_r, d_z))  # (C1)

@@ -22,14 +22,18 @@ import jax
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.cell.activations import Activation
+from jax_bptt.base.checks import size
+from jax_bptt.base.types import Gates, PRNGKey, Units
+from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
-from jax_bptt.cell.cell import Carry, Cell, Gates, Params, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell
 from jax_bptt.cell.initializers import orthogonal
 
 
-@cached
-def indrnn(input_size: int, hidden_size: int, activation: str | Callable[[Array], Array] = "relu") -> Cell:
+@cached(input_size=size, hidden_size=size)
+def indrnn(
+    input_size: int, hidden_size: int, activation: ActivationName | Callable[[Array], Array] = "relu"
+) -> Cell[Params, Carry]:
     """The independently recurrent cell.
 
     h_t = g(x_t W_x + b + w h_{t−1})   (F1, F2)
@@ -53,7 +57,7 @@ def indrnn(input_size: int, hidden_size: int, activation: str | Callable[[Array]
     """
     plain = init_of(input_size, hidden_size, 1, orthogonal())
 
-    def init(key: Array) -> Params:
+    def init(key: PRNGKey) -> Params:
         params = plain(key)
         w = jax.random.uniform(jax.random.fold_in(key, 1), (hidden_size,), params.b.dtype)
         return params._replace(w_h=w)
@@ -67,11 +71,11 @@ def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
         z = u[0] + units["w_h"] * s_prev.h  # (F1)
         return Carry(activation.g(z))  # (F2)
 
-    def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Any:
+    def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> tuple[Array, Array]:
         k = activation.slope(u[0] + units["w_h"] * s_prev.h, s.h)  # (A1)
         return k, s_prev.h
 
-    def adjoint(units: Units, a: Any, lam: Carry) -> StepCotangent:
+    def adjoint(units: Units, a: tuple[Array, Array], lam: Carry) -> StepCotangent[Carry]:
         k, h_prev = a
         d_z = k * lam.h  # (A1)
         d_prev = Carry(units["w_h"] * d_z)  # (A2)

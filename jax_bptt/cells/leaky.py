@@ -25,10 +25,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import size
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.activations import Activation
+from jax_bptt.base.types import Gates, PRNGKey, Units
+from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
-from jax_bptt.cell.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.cell.cell import Carry, Cell, StepCotangent, init_of, make_cell
 from jax_bptt.cell.initializers import Initializer, orthogonal
 
 
@@ -48,14 +50,14 @@ class LeakyParams(NamedTuple):
     rho: Array
 
 
-@cached
+@cached(input_size=size, hidden_size=size)
 def leaky(
     input_size: int,
     hidden_size: int,
-    activation: str | Callable[[Array], Array] = "tanh",
+    activation: ActivationName | Callable[[Array], Array] = "tanh",
     rate: float = 0.1,
     recurrent: Initializer = orthogonal(),
-) -> Cell:
+) -> Cell[LeakyParams, Carry]:
     """The leaky integrator, an Elman network in continuous time.
 
     h_t = (1 − α) h_{t−1} + α g(x_t W_x + b + h_{t−1} W_h),   α = σ(ρ)   (F1, F2)
@@ -82,7 +84,7 @@ def leaky(
         raise bad("rate", "a number between 0 and 1", rate, "pass the step over the time constant")
     plain = init_of(input_size, hidden_size, 1, recurrent)
 
-    def init(key: Array) -> LeakyParams:
+    def init(key: PRNGKey) -> LeakyParams:
         params = plain(key)
         return LeakyParams(*params, jnp.full(hidden_size, math.log(rate / (1 - rate)), params.b.dtype))
 
@@ -97,14 +99,14 @@ def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
     def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
         return Carry(s_prev.h + leak(units) * (activation.g(u[0] + v[0]) - s_prev.h))  # (F2)
 
-    def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Any:
+    def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> tuple[Array, Array]:
         z, alpha = u[0] + v[0], leak(units)
         g = activation.g(z)
         k = alpha * activation.slope(z, g)  # (A1)
         k_rho = (g - s_prev.h) * alpha * (1 - alpha)  # (A3)
         return k, k_rho
 
-    def adjoint(units: Units, a: Any, lam: Carry) -> StepCotangent:
+    def adjoint(units: Units, a: tuple[Array, Array], lam: Carry) -> StepCotangent[Carry]:
         k, k_rho = a
         d_z = k * lam.h  # (A1)
         d_prev = Carry((1 - leak(units)) * lam.h)  # (A2)

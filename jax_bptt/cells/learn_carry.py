@@ -7,20 +7,24 @@ The engine needs nothing for it. What a reset goes back to, and what a missing c
 from __future__ import annotations
 
 from collections import namedtuple
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import Cell, initial_of
-from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.base.types import PRNGKey, S
+from jax_bptt.cell.cell import INITIAL, Cell, initial_of
+from jax_bptt.cell.step_cell import AnyCell, StepCell
 
 
-@cached
-def learn_carry(cell: Cell | StepCell) -> Any:
+@overload
+def learn_carry(cell: Cell[Any, S]) -> Cell[Any, S]: ...
+@overload
+def learn_carry(cell: StepCell[Any, S]) -> StepCell[Any, S]: ...
+@cached()
+def learn_carry(cell: AnyCell) -> AnyCell:
     """The same cell with a trained initial carry.
 
     h_0 = the parameter h_0 [H] in every row, and so for every field of the carry
@@ -46,13 +50,14 @@ def learn_carry(cell: Cell | StepCell) -> Any:
         raise bad("cell", "a Cell", cell, "wrap each cell before it goes into a network")
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
     fields = getattr(params, "_fields", ())
-    if not fields or getattr(cell.initial_carry, "func", None) is not initial_of or "h_0" in fields:
+    if not fields or getattr(cell.initial_carry, "func", None) is not initial_of or "h" + INITIAL in fields:
         fix = "let init make the parameters and initial_carry read them"
         raise bad("cell", "NamedTuple params and an initial carry of zeros", cell, fix)
     carry = jax.eval_shape(lambda: cell.initial_carry(cell.init(jax.random.key(0)), ()))
-    extended = namedtuple(f"{type(params).__name__}WithCarry", [*fields, *(f"{f}_0" for f in carry._fields)])  # type: ignore[misc]
+    names = [*fields, *(field + INITIAL for field in carry._fields)]
+    extended = namedtuple(f"{type(params).__name__}WithCarry", names)  # type: ignore[misc]
 
-    def init(key: Array) -> Any:
+    def init(key: PRNGKey) -> Any:
         params = cell.init(key)
         dtype = jax.tree.leaves(params)[0].dtype
         return extended(*params, *(jnp.zeros(s.shape, dtype) for s in carry))

@@ -26,17 +26,19 @@ forget gate begins at σ(1) = 0.73 and not at one half (Jozefowicz et al. 2015).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.cell.cell import Cell, Gates, StepCotangent, Units, check_flag, init_of, make_cell
-from jax_bptt.cell.initializers import Chrono, Initializer, check_bias, gate_biases, orthogonal
+from jax_bptt.base.checks import flag, size
+from jax_bptt.base.types import Gates, PRNGKey, Units
+from jax_bptt.cell.cell import Cell, Params, StepCotangent, init_of, make_cell
+from jax_bptt.cell.initializers import Chrono, Initializer, bias, gate_biases, orthogonal
 
-PEEPHOLES = ("p_i", "p_f", "p_o")
+_Slopes = tuple[tuple[Array, ...], tuple[Array, ...]]
 
 
 class LSTMCarry(NamedTuple):
@@ -69,14 +71,30 @@ class PeepholeParams(NamedTuple):
     p_o: Array
 
 
-@cached
+@overload
+def lstm(
+    input_size: int,
+    hidden_size: int,
+    forget_bias: float | Chrono = 1.0,
+    peephole: Literal[False] = False,
+    recurrent: Initializer = orthogonal(),
+) -> Cell[Params, LSTMCarry]: ...
+@overload
 def lstm(
     input_size: int,
     hidden_size: int,
     forget_bias: float | Chrono = 1.0,
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),
-) -> Cell:
+) -> Cell[Any, LSTMCarry]: ...
+@cached(input_size=size, hidden_size=size, forget_bias=bias, peephole=flag)
+def lstm(
+    input_size: int,
+    hidden_size: int,
+    forget_bias: float | Chrono = 1.0,
+    peephole: bool = False,
+    recurrent: Initializer = orthogonal(),
+) -> Cell[Any, LSTMCarry]:
     """Long short-term memory.
 
     c_t = f c_{t−1} + i g,   h_t = o tanh(c_t)   (F1-F6)
@@ -100,11 +118,9 @@ def lstm(
     >>> lstm(3, 5).init(jax.random.key(0)).b[5:10].tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    check_bias("forget_bias", forget_bias)
-    check_flag("peephole", peephole)
     plain = init_of(input_size, hidden_size, 4, recurrent)
 
-    def init(key: Array) -> Any:
+    def init(key: PRNGKey) -> Params | PeepholeParams:
         params = plain(key)
         b = gate_biases(jax.random.fold_in(key, 1), forget_bias, 1, 0, params.b, hidden_size)
         none = jnp.zeros(hidden_size, b.dtype)
@@ -142,7 +158,7 @@ def _step(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates) -> LSTMCarry:
     return LSTMCarry(_output(units, z_o, c) * jnp.tanh(c), c)  # (F6)
 
 
-def _linearise(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates, s: LSTMCarry) -> Any:
+def _linearise(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates, s: LSTMCarry) -> _Slopes:
     i, f, g, z_o = _gates(units, s_prev.c, u, v)
     o, tanh_c = _output(units, z_o, s.c), jnp.tanh(s.c)
     k_o = tanh_c * o * (1 - o)  # (A1)
@@ -158,7 +174,7 @@ def _linearise(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates, s: LSTMCarry
     return (k_i, k_f, k_g, k_o, k_c, k_s), (s_prev.c, s.c)
 
 
-def _adjoint(units: Units, a: Any, lam: LSTMCarry) -> StepCotangent:
+def _adjoint(units: Units, a: _Slopes, lam: LSTMCarry) -> StepCotangent[LSTMCarry]:
     (k_i, k_f, k_g, k_o, k_c, k_s), cells = a
     d_o = k_o * lam.h  # (A1)
     lam_c = lam.c + k_c * lam.h  # (A2)

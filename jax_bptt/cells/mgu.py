@@ -15,19 +15,21 @@ after it, so that one product a step does. With λ = dE/dh_t:
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.cell.cell import Carry, Cell, Gates, StepCotangent, Units, init_of, make_cell
+from jax_bptt.base.checks import size
+from jax_bptt.base.types import Gates, Units
+from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell
 from jax_bptt.cell.initializers import Initializer, orthogonal
 
+_Slopes = tuple[Array, Array, Array]
 
-@cached
-def mgu(input_size: int, hidden_size: int, recurrent: Initializer = orthogonal()) -> Cell:
+
+@cached(input_size=size, hidden_size=size)
+def mgu(input_size: int, hidden_size: int, recurrent: Initializer = orthogonal()) -> Cell[Params, Carry]:
     """The minimal gated unit, with the gate after the product.
 
     h_t = (1 − f) h_{t−1} + f tanh(u_n + f v_n)   (F1-F3)
@@ -70,14 +72,14 @@ def _step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
     return Carry((1 - f) * s_prev.h + f * n)  # (F3)
 
 
-def _linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Any:
+def _linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> _Slopes:
     f, n = _gates(u, v)
     k_n = f * (1 - n * n)  # (A1)
     k_f = (n - s_prev.h + k_n * v[1]) * f * (1 - f)  # (A3)
     return k_f, k_n, f
 
 
-def _adjoint(units: Units, a: Any, lam: Carry) -> StepCotangent:
+def _adjoint(units: Units, a: _Slopes, lam: Carry) -> StepCotangent[Carry]:
     k_f, k_n, f = a
     d_f, d_n = k_f * lam.h, k_n * lam.h  # (A3, A1)
     d_v_n = f * d_n  # (A2)

@@ -18,7 +18,7 @@ Everything runs in float64, within this call only. Biases, carry and w are rando
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.flatten_util
@@ -26,9 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jax_bptt.base.checks import check_batch_shape, check_key, flag, is_floating, size
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import Cell, check_batch_shape, check_flag, check_key, is_floating, size
-from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.base.trees import dot
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.checking.report import DIFFERENCES, Line, Report
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.full import full
@@ -37,24 +40,27 @@ from jax_bptt.networks.network import Network
 from jax_bptt.unrolling.arguments import check_method, parameter_shapes
 from jax_bptt.unrolling.unroll import unroll
 
+Point: TypeAlias = tuple[Any, Any, Array]  # params, carry and xs: where the gradient is checked
+Marks: TypeAlias = dict[str, Mark]
+
 _ROUNDING = 1e-14  # of the whole gradient: a part below it is zero by right
 _DIRECTIONS = 3  # for each part: the chance that a real error is orthogonal to all is nil
 
 
 def check_gradient(
-    cell: Cell | StepCell | Network,
-    params: Any = None,
-    carry: Any = None,
-    xs: Any = None,
+    cell: AnyCell | Network,
+    params: ArrayTree | None = None,
+    carry: ArrayTree | None = None,
+    xs: Foreign = None,
     *,
     gradient: GradientMethod = full(),
-    mask: Array | None = None,
-    reset: Array | None = None,
-    cut: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
     reverse: bool = False,
     steps: int = 5,
-    batch_shape: tuple[int, ...] = (2,),
-    key: Array | None = None,
+    batch_shape: Shape = (2,),
+    key: PRNGKey | None = None,
 ) -> Report:
     """The gradient through time of a cell or a network, against three witnesses.
 
@@ -85,7 +91,7 @@ def check_gradient(
     """
     if not isinstance(cell, (Cell, StepCell, Network)):
         raise bad("cell", "a Cell or a Network", cell, "pass one such as jb.lstm(3, 5)")
-    check_flag("reverse", reverse)
+    flag("reverse", reverse)
     check_method(gradient)
     size("steps", steps)
     check_batch_shape(batch_shape)
@@ -113,7 +119,7 @@ def check_gradient(
         return _compare(run, case, point, marks, weights, next(keys))
 
 
-def check_cell(cell: Cell | StepCell, *, gradient: GradientMethod = full()) -> Report:
+def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
     """Everything that a new cell should be checked for, in one report.
 
     One step, which shows the adjoint alone; several; masks, resets and cuts; backwards; without a
@@ -137,7 +143,7 @@ def check_cell(cell: Cell | StepCell, *, gradient: GradientMethod = full()) -> R
         raise bad("cell", "a Cell", cell, "check a network by jb.check_gradient")
     check_method(gradient)
     pattern = np.arange(12).reshape(6, 2)
-    marks: dict[str, Any] = {"mask": pattern % 5 != 1, "reset": pattern % 7 == 2}
+    marks: dict[str, np.ndarray] = {"mask": pattern % 5 != 1, "reset": pattern % 7 == 2}
     cases: list[dict[str, Any]] = [
         {"steps": 1},
         {"steps": 3, "batch_shape": ()},
@@ -152,31 +158,39 @@ def check_cell(cell: Cell | StepCell, *, gradient: GradientMethod = full()) -> R
 class _Run(NamedTuple):
     """What is differentiated: the outputs of a cell or a network as a function of (params, carry, xs)."""
 
-    cell: Any
+    cell: Any  # a cell or a network
     reverse: bool
     gradient: GradientMethod
 
-    def outputs(self, point: Any, marks: Any) -> Any:
+    def outputs(self, point: Point, marks: Marks) -> Any:
+        given: dict[str, Any] = {"gradient": self.gradient, **marks}
         if isinstance(self.cell, Network):
-            return self.cell.apply(*point, gradient=self.gradient, **marks)
-        return unroll(self.cell, *point, gradient=self.gradient, reverse=self.reverse, **marks)
+            return self.cell.apply(*point, **given)
+        return unroll(self.cell, *point, reverse=self.reverse, **given)
 
-    def error(self, point: Any, marks: Any, weights: Any) -> tuple[Array, Any]:
+    def error(self, point: Point, marks: Marks, weights: ArrayTree) -> tuple[Array, Any]:
         outputs = self.outputs(point, marks)
-        return _dot(weights, outputs), outputs
+        return dot(weights, outputs), outputs
 
     def plain(self) -> _Run:
         return self._replace(gradient=autodiff())
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gradient(run: _Run, point: Any, marks: Any, weights: Any) -> Any:
+def _gradient(run: _Run, point: Point, marks: Marks, weights: ArrayTree) -> Any:
     return jax.grad(run.error, argnums=0, has_aux=True)(point, marks, weights)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _along(
-    run: _Run, point: Any, marks: Any, weights: Any, found: Array, part: Array, sizes: Array, key: Array
+    run: _Run,
+    point: Point,
+    marks: Marks,
+    weights: ArrayTree,
+    found: Array,
+    part: Array,
+    sizes: Array,
+    key: PRNGKey,
 ) -> Any:
     """<g, v> less what differences say, what these differ by at 2ε, and <g, v> less forward mode.
 
@@ -195,10 +209,10 @@ def _along(
 
         def slope(e: float) -> Array:
             changes = jax.tree.map(jnp.subtract, outputs(flat + e * v), outputs(flat - e * v))
-            return _dot(weights, changes) / (2 * e)  # (K2)
+            return dot(weights, changes) / (2 * e)  # (K2)
 
         try:
-            forward = ours - _dot(weights, jax.jvp(outputs, (flat,), (v,))[1])  # (K3)
+            forward = ours - dot(weights, jax.jvp(outputs, (flat,), (v,))[1])  # (K3)
         except TypeError:
             forward = None
         return ours - slope(1e-5), slope(2e-5) - slope(1e-5), forward
@@ -209,7 +223,7 @@ def _along(
     return jax.tree.map(lambda gaps: gaps[:count], jax.lax.map(one, numbers, batch_size=batch))
 
 
-def _compare(run: _Run, case: str, point: Any, marks: Any, weights: Any, key: Array) -> Report:
+def _compare(run: _Run, case: str, point: Point, marks: Marks, weights: ArrayTree, key: PRNGKey) -> Report:
     found, outputs = map(_flat, _gradient(run, point, marks, weights))
     wanted, plain_outputs = map(_flat, _gradient(run.plain(), point, marks, weights))
     names, part = _parts(run.cell, point)
@@ -234,14 +248,14 @@ def _compare(run: _Run, case: str, point: Any, marks: Any, weights: Any, key: Ar
     return Report(tuple(lines))
 
 
-def _ratio(gap: Any, size: Any, whole: Any) -> float:
+def _ratio(gap: np.floating[Any], size: np.floating[Any], whole: np.floating[Any]) -> float:
     """gap / size; where the part is zero by right, up to rounding, gap / whole; infinite for a NaN."""
     of = whole if size <= _ROUNDING * whole else size
     ratio = 0.0 if gap == 0 else float(gap / of) if of else np.inf
     return ratio if np.isfinite(ratio) else np.inf
 
 
-def _parts(cell: Any, point: Any) -> tuple[list[tuple[str, str]], np.ndarray]:
+def _parts(cell: AnyCell | Network, point: Point) -> tuple[list[tuple[str, str]], np.ndarray]:
     """The (leaf, part) names of every gate, time step and other leaf, and the part of each number."""
     gates = _gate_names(cell, point[0])
     names: list[tuple[str, str]] = []
@@ -262,14 +276,14 @@ def _parts(cell: Any, point: Any) -> tuple[list[tuple[str, str]], np.ndarray]:
     return names, np.concatenate(labels)
 
 
-def _gate_names(cell: Any, params: Any) -> list[tuple[str, ...]]:
+def _gate_names(cell: AnyCell | Network, params: Foreign) -> list[tuple[str, ...]]:
     """The names of the gates in each leaf of params, none where it has no such blocks."""
     if isinstance(cell, Network):
         layers = zip(cell.layers, params.cells, strict=True)
         pairs = [pair for one, p in layers for pair in zip(one.cells, one.parts(p), strict=True)]
         return [names for c, p in pairs for names in _gate_names(c, p)] + [()] * len(params.readout)
 
-    def of(path: Any, leaf: Array) -> tuple[str, ...]:
+    def of(path: Foreign, leaf: Array) -> tuple[str, ...]:
         name = getattr(path[-1], "name", "") if path else ""
         blocks = leaf.shape[-1:] == (len(cell.gate_names) * cell.hidden_size,)
         named = len(cell.gate_names) > 1 and name in ("w_x", "w_h", "b", "b_h")
@@ -278,27 +292,27 @@ def _gate_names(cell: Any, params: Any) -> list[tuple[str, ...]]:
     return [of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _input_size(cell: Any) -> int:
+def _input_size(cell: AnyCell | Network) -> int:
     return (cell.layers[0] if isinstance(cell, Network) else cell).input_size
 
 
-def _with_noise(key: Array, tree: Any, scale: float = 0.3) -> Any:
+def _with_noise(key: PRNGKey, tree: ArrayTree, scale: float = 0.3) -> Any:
     """Each leaf (zeros for a mere shape) plus normal noise, less of it in matrices."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
 
-    def noisy(leaf: Any, key: Array) -> Array:
+    def noisy(leaf: Foreign, key: PRNGKey) -> Array:
         start = jnp.zeros(leaf.shape) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.astype("float64")
         return start + scale * _normal(key, leaf.shape) / max(1, leaf.ndim - 1)
 
     return jax.tree.unflatten(structure, map(noisy, leaves, keys))
 
 
-def _normal(key: Array, shape: Any) -> Array:
+def _normal(key: PRNGKey, shape: Shape) -> Array:
     return jax.random.normal(key, tuple(shape), "float64")
 
 
-def _as_float64(**trees: Any) -> tuple[Any, ...]:
+def _as_float64(**trees: Foreign) -> tuple[Any, ...]:
     """Each tree in float64, or a ValueError that names it."""
     for name, tree in trees.items():
         if not all(map(is_floating, jax.tree.leaves(tree))):
@@ -306,9 +320,5 @@ def _as_float64(**trees: Any) -> tuple[Any, ...]:
     return tuple(jax.tree.map(lambda z: jnp.asarray(z, "float64"), tree) for tree in trees.values())
 
 
-def _flat(tree: Any) -> np.ndarray:
+def _flat(tree: ArrayTree) -> np.ndarray:
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
-
-
-def _dot(a: Any, b: Any) -> Any:
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

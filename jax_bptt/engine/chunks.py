@@ -10,23 +10,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax import Array
 
+from jax_bptt.base.trees import wide
+from jax_bptt.base.types import ArrayTree, Tree
 from jax_bptt.engine.sequence import Sequence
+
+First: TypeAlias = int | Array  # the number of a chunk's first step; traced inside a loop over chunks
+_Carry = TypeVar("_Carry")
+_Data = TypeVar("_Data")
 
 
 def scan(
-    f: Callable[[Any, Any, Any], tuple[Any, Any]],
-    carry: Any,
-    data: Any,
+    f: Callable[[_Carry, First, _Data], tuple[_Carry, Any]],
+    carry: _Carry,
+    data: _Data,
     chunk: int,
+    *,
     reverse: bool = False,
     begin: int = 0,
     end: int | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[_Carry, Any]:
     """jax.lax.scan over chunks of the steps from begin to end.
 
     Args:
@@ -44,17 +53,17 @@ def scan(
     end = length(data) if end is None else end
     whole, left = divmod(end - begin, chunk)  # (O1)
 
-    def at(carry: Any, first: Any) -> tuple[Any, Any]:
-        return f(carry, first, part(data, first, chunk))
+    def at(carry: _Carry, first: First) -> tuple[_Carry, Any]:
+        return f(carry, first, take_steps(data, first, chunk))
 
-    def in_loop(carry: Any) -> tuple[Any, Any]:
+    def in_loop(carry: _Carry) -> tuple[_Carry, Any]:
         if whole == 1:
             return at(carry, begin)
         carry, outputs = jax.lax.scan(at, carry, begin + chunk * jnp.arange(whole), reverse=reverse)
         return carry, jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), outputs)
 
-    def at_end(carry: Any) -> tuple[Any, Any]:
-        return f(carry, end - left, part(data, end - left, left))
+    def at_end(carry: _Carry) -> tuple[_Carry, Any]:
+        return f(carry, end - left, take_steps(data, end - left, left))
 
     if whole == 0 or left == 0:
         return at_end(carry) if whole == 0 else in_loop(carry)
@@ -67,41 +76,33 @@ def scan(
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, last)
 
 
-def zero_sums(like: Any) -> Any:
+def zero_sums(like: Tree) -> Tree:
     """Zeros to add to, one chunk after the other: float32 at least, or many small parts would be lost."""
-    return jax.tree.map(lambda z: jnp.zeros_like(z, dtype=_wide(z.dtype)), like)
+    return jax.tree.map(lambda z: jnp.zeros_like(z, dtype=wide(z.dtype)), like)
 
 
-def _wide(dtype: Any) -> Any:
-    return jnp.float32 if dtype.itemsize < 4 else dtype
-
-
-def add_to(sums: Any, parts: Any) -> Any:
+def add_to(sums: Tree, parts: Tree) -> Tree:
     """sums + parts, in the precision of the sums."""
     return jax.tree.map(lambda total, z: total + z.astype(total.dtype), sums, parts)
 
 
-def sums_as(sums: Any, like: Any) -> Any:
+def sums_as(sums: Tree, like: Tree) -> Tree:
     """The sums in the dtypes of another tree."""
     return jax.tree.map(lambda total, z: total.astype(z.dtype), sums, like)
 
 
-def part(data: Any, first: Any, steps: int) -> Any:
+def take_steps(data: Tree, first: First, steps: int) -> Tree:
     """Some steps of arrays [T, ...]: leaves [steps, ...]."""
     return jax.tree.map(lambda z: jax.lax.dynamic_slice_in_dim(z, first, steps), data)
 
 
-def numbers_of(weights: Any) -> int:
-    """How many numbers there are in all weights."""
-    return sum(w.size for w in jax.tree.leaves(weights))
-
-
-def length(data: Any) -> int:
+def length(data: ArrayTree) -> int:
     """T of arrays [T, ...]."""
-    return jax.tree.leaves(data)[0].shape[0]
+    first: Array = jax.tree.leaves(data)[0]
+    return first.shape[0]
 
 
-def chunk_of(sequence: Sequence, weights: Any) -> int:
+def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
     """K where the user does not say: as many steps as make a matrix product of 512 to 2048 rows.
 
     K B = T B / 4, but from 512 to 1024; 512 for 1 million weights and more, 2048 for 4 million;
@@ -115,8 +116,7 @@ def chunk_of(sequence: Sequence, weights: Any) -> int:
     270, -, GRU there -, 179, 194, 201, -; (64, 32, 1024) -, 347, 345, 300, 300, Elman there -, 64, 74,
     78, 78.
     """
-    steps, *rows, _ = sequence.xs.shape
-    batch, numbers = math.prod(rows), numbers_of(weights)
+    steps, batch, numbers = len(sequence.xs), math.prod(sequence.rows), optax.tree.size(weights)
     at_once = min(max(steps * batch // 4, 512), 1024)
     if numbers >= 1e6:
         at_once = 2048 if numbers >= 4e6 else 512

@@ -17,53 +17,48 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
 
-from jax_bptt.cell.cell import Cell, Gates, Units
+from jax_bptt.base.types import DType, Gates, PointwiseParams, Units
+from jax_bptt.cell.cell import Cell
+
+PointwiseCell: TypeAlias = Cell[Any, Any]
 
 
-def product(x: Array, w: Array, dtype: DTypeLike | None) -> Array:
+def product(x: Array, w: Array, dtype: DType | None) -> Array:
     """x w, operands rounded to a dtype where one is given; the sum and the result are as x."""
     if dtype is None:
         return x @ w
     return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=x.dtype)
 
 
-def input_gates(cell: Cell, params: Any, x: Array) -> Gates:
+def input_gates(cell: PointwiseCell, params: PointwiseParams, x: Array) -> Gates:
     """u = x W_x + b, one array per gate; x is [..., I]."""
     blocks = zip(split(params.w_x, cell.gates), split(params.b, cell.gates), strict=True)
-    return tuple(product(x, w, cell.dtype) + against(b, x.ndim) for w, b in blocks)
+    return tuple(product(x, w, cell.dtype) + broadcast_leading(b, x.ndim) for w, b in blocks)
 
 
-def recurrent_gates(cell: Cell, params: Any, h_prev: Array) -> Gates:
+def recurrent_gates(cell: PointwiseCell, params: PointwiseParams, h_prev: Array) -> Gates:
     """v = h_prev W_h (+ b_h), one array per gate; h_prev is [..., H]."""
-    if not has_recurrent_product(params):
+    if not cell.layout.recurrent:
         return ()
     v = product(h_prev, params.w_h, cell.dtype)
-    return split(v + against(params.b_h, v.ndim) if "b_h" in params._fields else v, cell.gates)
+    if cell.layout.recurrent_bias:
+        v = v + broadcast_leading(params._asdict()["b_h"], v.ndim)
+    return split(v, cell.gates)
 
 
-def has_recurrent_product(params: Any) -> bool:
-    """Whether w_h is a matrix."""
-    return params.w_h.ndim == 2
+def unit_wise(cell: PointwiseCell, params: PointwiseParams, rank: int) -> Units:
+    """The parameters p that the step reads, shaped to broadcast at this rank."""
+    named = params._asdict()
+    return {name: broadcast_leading(named[name], rank) for name in cell.layout.units}
 
 
-def unit_wise(params: Any, rank: int) -> Units:
-    """The parameters p that the step reads, shaped to broadcast at this rank: no matrix, bias or carry."""
-    matrices = {"w_x", "b", "b_h"} | ({"w_h"} if has_recurrent_product(params) else set())
-    return {
-        name: against(p, rank)
-        for name, p in params._asdict().items()
-        if name not in matrices and not name.endswith("_0")
-    }
-
-
-def against(p: Array, rank: int) -> Array:
+def broadcast_leading(p: Array, rank: int) -> Array:
     """p with leading axes of length one up to this rank."""
     return p.reshape((1,) * (rank - p.ndim) + p.shape)
 
@@ -87,7 +82,7 @@ def transposed(w: Array) -> Array:
     return jax.lax.optimization_barrier(w.T)
 
 
-def towards_h(cell: Cell, w_h_t: Array, d_v: Gates) -> Array:
+def towards_h(cell: PointwiseCell, w_h_t: Array, d_v: Gates) -> Array:
     """Σ_g δv_g W_h,gᵀ in the loop: [..., H].
 
     One product of the joined gates; but in a dtype of its own on a CPU a product a gate, since XLA:CPU is
@@ -107,7 +102,7 @@ def towards_h(cell: Cell, w_h_t: Array, d_v: Gates) -> Array:
     return jax.lax.platform_dependent(w_h_t, *d_v, cpu=by_gate, default=at_once)
 
 
-def towards_x(cell: Cell, w_x: Array, d_u: Gates) -> Array:
+def towards_x(cell: PointwiseCell, w_x: Array, d_u: Gates) -> Array:
     """Σ_g δu_g W_x,gᵀ: [..., I]."""
     blocks = split(w_x, cell.gates)
     return sum_of(product(d, w.T, cell.dtype) for d, w in zip(d_u, blocks, strict=True))
@@ -118,7 +113,7 @@ def sum_of(terms: Iterable[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-def sum_of_outer_products(x: Array, d: Gates, dtype: DTypeLike | None = None) -> Array:
+def sum_of_outer_products(x: Array, d: Gates, dtype: DType | None = None) -> Array:
     """Σ xᵀ d over time and every batch axis, one product a gate: [..., I], G [..., H] to [I, G*H]."""
     few = dtype is None and d[0].shape[-1] < x.shape[-1]  # not worth a copy of x
     x_t = _rows_first(x).T if few else _rows_last(x)

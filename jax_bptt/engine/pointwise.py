@@ -34,14 +34,15 @@ concatenate, 56, 62, 91; feature-major 72, 75, 69.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 from jax import Array
 
-from jax_bptt.cell.cell import Cell, Gates
+from jax_bptt.base.trees import add_to_h, with_fields, zeros_like
+from jax_bptt.base.types import Gates, PointwiseParams, S, Slopes, State
+from jax_bptt.engine.engine import Engine
 from jax_bptt.engine.linear_maps import (
-    has_recurrent_product,
+    PointwiseCell,
     input_gates,
     recurrent_gates,
     sum_of_outer_products,
@@ -51,53 +52,72 @@ from jax_bptt.engine.linear_maps import (
     transposed,
     unit_wise,
 )
-from jax_bptt.engine.sequence import zeros_like
+from jax_bptt.engine.loops import scan_backward, scan_forward
 
 
-def project(cell: Cell, params: Any, xs: Array) -> Gates:
+def _project(cell: PointwiseCell, params: PointwiseParams, xs: Array) -> Gates:
     """u_1..u_T, G arrays [T, ..., H], from xs [T, ..., I]."""
     return input_gates(cell, params, xs)  # (F1)
 
 
-def recur(cell: Cell, params: Any, s_prev: Any) -> Gates:
+def _recur(cell: PointwiseCell, params: PointwiseParams, s_prev: State) -> Gates:
     """v_t, G arrays [..., H], from s̃_{t−1}, leaves [..., H]."""
     return recurrent_gates(cell, params, s_prev.h)  # (F2)
 
 
-def step(cell: Cell, params: Any, s_prev: Any, u: Gates, v: Gates) -> Any:
+def _step(cell: PointwiseCell, params: PointwiseParams, s_prev: S, u: Gates, v: Gates) -> S:
     """s_t from s̃_{t−1}, leaves [..., H], u_t and v_t."""
-    return cell.step(unit_wise(params, s_prev.h.ndim), s_prev, u, v)  # (F3)
+    s: S = cell.step(unit_wise(cell, params, s_prev.h.ndim), s_prev, u, v)  # (F3)
+    return s
 
 
-def linearise(cell: Cell, params: Any, s_prev: Any, u: Gates, v: Gates, s: Any) -> Any:
+def _linearise(
+    cell: PointwiseCell, params: PointwiseParams, s_prev: State, u: Gates, v: Gates, s: State
+) -> Slopes:
     """a_t from s̃_{t−1}, u_t, v_t and s_t, leaves [..., H]."""
-    return cell.linearise(unit_wise(params, s_prev.h.ndim), s_prev, u, v, s)  # (L1)
+    return cell.linearise(unit_wise(cell, params, s_prev.h.ndim), s_prev, u, v, s)  # (L1)
 
 
-def before_sweep(cell: Cell, params: Any) -> Any:
+def _before_sweep(cell: PointwiseCell, params: PointwiseParams) -> Array | None:
     """W_hᵀ, or None without a recurrent product: what every backward step reads."""
-    return transposed(params.w_h) if has_recurrent_product(params) else None
+    return transposed(params.w_h) if cell.layout.recurrent else None
 
 
-def backward_step(cell: Cell, params: Any, w_h_t: Any, a: Any, lam: Any) -> Any:
+def _backward_step(cell: PointwiseCell, params: PointwiseParams, w_h_t: Array | None, a: Slopes, lam: S) -> S:
     """(ds_t/ds̃_{t−1})ᵀ λ_t, leaves [..., H]."""
-    towards = cell.adjoint(unit_wise(params, lam.h.ndim), a, lam)  # (S6)
-    if w_h_t is None:
-        return towards.carry
-    return towards.carry._replace(h=towards.carry.h + towards_h(cell, w_h_t, towards.v))  # (S7)
+    towards = cell.adjoint(unit_wise(cell, params, lam.h.ndim), a, lam)  # (S6)
+    d_s_prev: S = towards.carry
+    return d_s_prev if w_h_t is None else add_to_h(d_s_prev, towards_h(cell, w_h_t, towards.v))  # (S7)
 
 
-def contract(cell: Cell, params: Any, s_prev: Any, xs: Array, a: Any, lam: Any) -> tuple[Any, Array]:
+def _contract(
+    cell: PointwiseCell, params: PointwiseParams, s_prev: State, xs: Array, a: Slopes, lam: State
+) -> tuple[PointwiseParams, Array]:
     """dE/dparams and dE/dxs, [T, ..., I], from everything at every t."""
-    every_t = jax.vmap(functools.partial(cell.adjoint, unit_wise(params, xs.ndim - 1)))
+    every_t = jax.vmap(functools.partial(cell.adjoint, unit_wise(cell, params, xs.ndim - 1)))
     towards = every_t(a, lam)  # (C1)
     gradient = {
         "w_x": sum_of_outer_products(xs, towards.u, cell.dtype),  # (C3)
         "b": sum_over_rows(towards.u),  # (C4)
         **{name: sum_over_rows((d_p,)) for name, d_p in towards.units.items()},  # (C4)
     }
-    if has_recurrent_product(params):
+    if cell.layout.recurrent:
         gradient["w_h"] = sum_of_outer_products(s_prev.h, towards.v, cell.dtype)  # (C2)
-        if "b_h" in params._fields:
-            gradient["b_h"] = sum_over_rows(towards.v)  # (C4)
-    return zeros_like(params)._replace(**gradient), towards_x(cell, params.w_x, towards.u)  # (C5)
+    if cell.layout.recurrent_bias:
+        gradient["b_h"] = sum_over_rows(towards.v)  # (C4)
+    d_params = with_fields(zeros_like(params), **gradient)
+    return d_params, towards_x(cell, params.w_x, towards.u)  # (C5)
+
+
+POINTWISE = Engine(
+    pointwise=True,
+    project=_project,
+    recur=_recur,
+    step=_step,
+    linearise=_linearise,
+    before_sweep=_before_sweep,
+    backward_step=_backward_step,
+    contract=_contract,
+    forward_loop=scan_forward,
+    backward_loop=scan_backward,
+)

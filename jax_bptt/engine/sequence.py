@@ -12,17 +12,31 @@ same everywhere (mask True, reset and cut False) and costs nothing.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jax_bptt.base.checks import size
 from jax_bptt.base.errors import bad, describe, naming
-from jax_bptt.cell.cell import size
+from jax_bptt.base.trees import select
+from jax_bptt.base.types import Mark, Shape
+
+
+class Marks(NamedTuple):
+    """Where something else than a plain step happens, at every step or at one; None: nowhere.
+
+    Attributes:
+      mask: bool [T, ...] or None; False holds the carry.
+      reset: bool [T, ...] or None; True begins the step at the initial carry.
+      cut: bool [T, ...] or None; True ends the gradient before the step.
+    """
+
+    mask: Mark
+    reset: Mark
+    cut: Mark
 
 
 class Sequence(NamedTuple):
@@ -35,37 +49,20 @@ class Sequence(NamedTuple):
       cut: bool [T, ...] or None; True ends the gradient before the step.
     """
 
-    xs: Any
-    mask: Array | None = None
-    reset: Array | None = None
-    cut: Array | None = None
+    xs: Array
+    mask: Mark = None
+    reset: Mark = None
+    cut: Mark = None
 
+    @property
+    def rows(self) -> Shape:
+        """The batch axes, such as (32,), or () for none."""
+        return self.xs.shape[1:-1]
 
-def select(where: Array | None, chosen: Any, other: Any) -> Any:
-    """chosen in the rows where it is True, other elsewhere, leaf by leaf; chosen where there is None."""
-    if where is None:
-        return chosen
-    return jax.tree.map(lambda a, b: jnp.where(trailing(where, a), a, b), chosen, other)
-
-
-def trailing(where: Array, like: Any) -> Array:
-    """where with axes of length one after its own, up to the rank of like."""
-    return where.reshape(where.shape + (1,) * (like.ndim - where.ndim))
-
-
-def zeros_like(tree: Any) -> Any:
-    """Zeros of the shapes and dtypes of a tree."""
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def over(axes: int, f: Callable[..., Any]) -> Callable[..., Any]:
-    """f mapped over this many leading axes of all its arguments."""
-    return functools.reduce(lambda g, _: jax.vmap(g), range(axes), f)
-
-
-def flipped(sequence: Any) -> Any:
-    """The same, last step first."""
-    return jax.tree.map(lambda z: jnp.flip(z, 0), sequence)
+    @property
+    def marks(self) -> Marks:
+        """The marks alone."""
+        return Marks(self.mask, self.reset, self.cut)
 
 
 def ends_of(sequence: Sequence) -> Sequence:
@@ -75,7 +72,7 @@ def ends_of(sequence: Sequence) -> Sequence:
     right: resets and cuts move by one step, and there is none before the last step.
     """
 
-    def moved(mark: Array | None) -> Array | None:
+    def moved(mark: Mark) -> Mark:
         return None if mark is None else jnp.concatenate([mark[1:], jnp.zeros_like(mark[:1])])
 
     return sequence._replace(reset=moved(sequence.reset), cut=moved(sequence.cut))

@@ -11,50 +11,77 @@ settled here is that its weights are contracted once, for all t together, and no
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jax import Array
 
-from jax_bptt.cell.step_cell import StepCell
-from jax_bptt.engine.sequence import over
+from jax_bptt.base.trees import vmap_leading
+from jax_bptt.base.types import ArrayTree, S, Slopes, State
+from jax_bptt.cell.step_cell import Projected, StepCell
+from jax_bptt.engine.engine import Engine
+from jax_bptt.engine.loops import scan_backward, scan_forward
+
+AnyStepCell: TypeAlias = StepCell[Any, Any]
 
 
-def project(cell: StepCell, params: Any, xs: Array) -> Any:
+def _project(cell: AnyStepCell, params: ArrayTree, xs: Array) -> Projected:
     """u_1..u_T, leaves [T, ..., n], from xs [T, ..., I]."""
-    return over(xs.ndim - 1, functools.partial(cell.project, params))(xs)
+    return vmap_leading(xs.ndim - 1, functools.partial(cell.project, params))(xs)
 
 
-def recur(cell: StepCell, params: Any, s_prev: Any) -> None:
+def _recur(cell: AnyStepCell, params: ArrayTree, s_prev: State) -> None:
     """Nothing: what is made of s̃_{t−1} alone is the step's own affair."""
 
 
-def step(cell: StepCell, params: Any, s_prev: Any, u: Any, v: None) -> Any:
+def _step(cell: AnyStepCell, params: ArrayTree, s_prev: S, u: Projected, v: None) -> S:
     """s_t from s̃_{t−1} and u_t."""
-    return over(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
+    s: S = vmap_leading(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
+    return s
 
 
-def linearise(cell: StepCell, params: Any, s_prev: Any, u: Any, v: None, s: Any) -> Any:
+def _linearise(
+    cell: AnyStepCell, params: ArrayTree, s_prev: State, u: Projected, v: None, s: State
+) -> Slopes:
     """a_t from s̃_{t−1}, u_t and s_t."""
-    return over(s_prev.h.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, s)
+    return vmap_leading(s_prev.h.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, s)
 
 
-def before_sweep(cell: StepCell, params: Any) -> Any:
-    """Nothing."""
-    return None
+def _before_sweep(cell: AnyStepCell, params: ArrayTree) -> None:
+    """Nothing: the parameters are all that a backward step reads."""
 
 
-def backward_step(cell: StepCell, params: Any, nothing: None, a: Any, lam: Any) -> Any:
+def _backward_step(cell: AnyStepCell, params: ArrayTree, nothing: None, a: Slopes, lam: S) -> S:
     """(ds_t/ds̃_{t−1})ᵀ λ_t."""
-    return over(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
+    back: S = vmap_leading(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
+    return back
 
 
-def contract(cell: StepCell, params: Any, s_prev: Any, xs: Array, a: Any, lam: Any) -> tuple[Any, Array]:
+def _contract(
+    cell: AnyStepCell, params: ArrayTree, s_prev: State, xs: Array, a: Slopes, lam: State
+) -> tuple[ArrayTree, Array]:
     """dE/dparams and dE/dxs, [T, ..., I], from everything at every t."""
     if cell.contract is not None:
         return cell.contract(params, s_prev, xs, a, lam)
 
-    def every_t(params: Any, xs: Array) -> Any:
-        return over(xs.ndim - 1, functools.partial(cell.step, params))(s_prev, project(cell, params, xs))
+    def every_t(params: ArrayTree, xs: Array) -> State:
+        step = vmap_leading(xs.ndim - 1, functools.partial(cell.step, params))
+        states: State = step(s_prev, _project(cell, params, xs))
+        return states
 
-    return jax.vjp(every_t, params, xs)[1](lam)  # (C6, C7)
+    d_params, d_xs = jax.vjp(every_t, params, xs)[1](lam)  # (C6, C7)
+    return d_params, d_xs
+
+
+STEPWISE = Engine(
+    pointwise=False,
+    project=_project,
+    recur=_recur,
+    step=_step,
+    linearise=_linearise,
+    before_sweep=_before_sweep,
+    backward_step=_backward_step,
+    contract=_contract,
+    forward_loop=scan_forward,
+    backward_loop=scan_backward,
+)

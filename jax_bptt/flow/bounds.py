@@ -18,40 +18,36 @@ by squaring: eigenvalues of a matrix that is not symmetric are not found on ever
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell.cell import Cell
-from jax_bptt.engine.linear_maps import split
+from jax_bptt.base.trees import wide
+from jax_bptt.base.types import ArrayTree, PointwiseParams, Slopes, State
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine.linear_maps import PointwiseCell, split
+from jax_bptt.engine.phases import backward_steps, is_pointwise
 from jax_bptt.flow.record import LayerRecord
-from jax_bptt.gradients.jacobians import WHOLE, adjoints_of_fields, backward_steps
+from jax_bptt.gradients.jacobians import WHOLE, adjoints_of_fields
 
 SQUARINGS = 24  # then log ρ is right to some 1e-7
 
 
 def growth_bound(layer: LayerRecord) -> Array:
     """η: no λ grows by more in any step of any row, a scalar."""
-    step = _of_pointwise_step if isinstance(layer.cell, Cell) else _of_any_step
-    bound = step(layer.cell, layer.params, layer.a, layer.states)
-    return jnp.max(bound, where=layer.sequence.mask, initial=0)  # (R3)
+    cell, at = layer.cell, (layer.run.params, layer.slopes, layer.states)
+    bound = _of_pointwise_step(cell, *at) if is_pointwise(cell) else _of_any_step(cell, *at)
+    return jnp.max(bound, where=layer.run.sequence.mask, initial=0)  # (R3)
 
 
 def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
     """W_h of each gate, [H, H], diagonal for a cell without a recurrent product; () where there is none."""
-    w_h, hidden = getattr(layer.params, "w_h", None), layer.cell.hidden_size
+    w_h, hidden = getattr(layer.run.params, "w_h", None), layer.cell.hidden_size
     if w_h is not None and w_h.shape == (hidden,):
         return (jnp.diag(w_h),)
     if w_h is None or w_h.ndim != 2 or w_h.shape[0] != hidden or w_h.shape[1] % hidden:
         return ()
     return split(w_h, w_h.shape[1] // hidden)
-
-
-def wide(dtype: Any) -> Any:
-    """The dtype of decompositions: no backend has them in bfloat16 or float16."""
-    return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
 
 
 def largest_singular_value(w: Array) -> Array:
@@ -81,8 +77,8 @@ def spectral_radius(w: Array) -> Array:
     return jnp.exp(log_rho)  # (R4)
 
 
-def _of_pointwise_step(cell: Cell, params: Any, a: Any, states: Any) -> Array:
-    direct, d_v = adjoints_of_fields(cell, params, a, states)
+def _of_pointwise_step(cell: PointwiseCell, params: PointwiseParams, slopes: Slopes, states: State) -> Array:
+    direct, d_v = adjoints_of_fields(cell, params, slopes, states)
     bound = jnp.linalg.norm(direct, axis=(-2, -1)).max(-1)
     if d_v is None:
         return bound
@@ -91,12 +87,12 @@ def _of_pointwise_step(cell: Cell, params: Any, a: Any, states: Any) -> Array:
     return bound + jnp.dot(through, sigma)  # (R1)
 
 
-def _of_any_step(cell: Any, params: Any, a: Any, states: Any) -> Array:
+def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
     shape = jax.eval_shape(WHOLE.pack, states)
 
     def row(total: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, shape.shape), states)
-        return total + jnp.square(WHOLE.pack(backward_steps(cell, params, a, lam))).sum(-1), None
+        return total + jnp.square(WHOLE.pack(backward_steps(cell, params, slopes, lam))).sum(-1), None
 
     zeros = jnp.zeros(shape.shape[:-1], shape.dtype)
     squares, _ = jax.lax.scan(row, zeros, jnp.eye(shape.shape[-1], dtype=shape.dtype))

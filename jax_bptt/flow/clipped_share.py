@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.trees import norm_of_rows
+from jax_bptt.base.types import Mark, PRNGKey, State, Targets
 from jax_bptt.engine.sequence import Sequence
-from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
-from jax_bptt.gradients.clipped import as_held, clip, clipped, norm_of_rows
+from jax_bptt.flow.record import LayerRecord, every_step_back, record, swept
+from jax_bptt.gradients.clipped import as_held, clip, positive_norm
 from jax_bptt.networks.losses import Loss
-from jax_bptt.networks.network import Network, NetworkParams
+from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
+from jax_bptt.networks.value_and_grad import Inputs
 
 
 def clipped_share(
     net: Network,
     loss: Loss,
     params: NetworkParams,
-    carry: Any,
+    carry: NetworkCarry | None,
     xs: Array,
-    targets: Any,
+    targets: Targets,
     *,
     max_norm: float,
-    mask: Array | None = None,
-    reset: Array | None = None,
-    cut: Array | None = None,
-    key: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
+    key: PRNGKey | None = None,
 ) -> Array:
     """The share of steps in which `clipped(max_norm)` scales λ down, of each layer.
 
@@ -49,15 +51,15 @@ def clipped_share(
     >>> clipped_share(net, jb.squared_error, params, None, xs, xs, max_norm=1e9).tolist()
     [0.0]
     """
-    clipped(max_norm)  # checks it
-    max_norm = float(max_norm)
-    done = record(net, loss, params, carry, Sequence(xs, mask, reset, cut), targets, key)
+    max_norm = positive_norm("max_norm", max_norm)
+    done = record(net, loss, Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key))
     lams, _ = swept(done, functools.partial(clip, max_norm))
     return jnp.stack([_share(*one, max_norm) for one in zip(done.layers, lams, strict=True)])
 
 
-def _share(layer: LayerRecord, lam: Any, max_norm: float) -> Array:
-    norm = norm_of_rows(steps_back(layer, layer.params, lam)[0])[1:]  # before it is clipped
+def _share(layer: LayerRecord, lam: State, max_norm: float) -> Array:
+    norm = norm_of_rows(every_step_back(layer, layer.run.params, lam).carry)[1:]  # before it is clipped
     above = jnp.where(jnp.isnan(norm), norm, (norm > as_held(max_norm, norm.dtype)).astype(norm.dtype))
-    counts = jnp.ones_like(norm) if layer.sequence.mask is None else layer.sequence.mask[1:]
+    mask = layer.run.sequence.mask
+    counts = jnp.ones_like(norm) if mask is None else mask[1:]
     return (above * counts.astype(norm.dtype)).sum() / jnp.maximum(counts.sum(), 1).astype(norm.dtype)

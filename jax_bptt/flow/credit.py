@@ -18,18 +18,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
+from jax_bptt.base.checks import integer, is_array
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import integer, is_array
-from jax_bptt.engine import loops
-from jax_bptt.engine.chunks import numbers_of
+from jax_bptt.base.trees import plus, root, zeros_like
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Slopes, State, Targets
+from jax_bptt.engine import phases
 from jax_bptt.engine.sequence import Sequence
-from jax_bptt.flow.lags import scan_lags
+from jax_bptt.flow.lags import AtLag, scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
-from jax_bptt.gradients.clipped import root
 from jax_bptt.networks.losses import Loss
-from jax_bptt.networks.network import Network, NetworkParams
+from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
+from jax_bptt.networks.value_and_grad import Inputs
 
 AT_ONCE = 2**22  # numbers of terms that exist together
 
@@ -73,15 +75,15 @@ def credit(
     net: Network,
     loss: Loss,
     params: NetworkParams,
-    carry: Any,
+    carry: NetworkCarry | None,
     xs: Array,
-    targets: Any,
+    targets: Targets,
     *,
     lags: int | None = None,
-    mask: Array | None = None,
-    reset: Array | None = None,
-    cut: Array | None = None,
-    key: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
+    key: PRNGKey | None = None,
 ) -> Credit:
     """The terms of the gradient's sum by loss step and source step.
 
@@ -114,20 +116,19 @@ def credit(
     >>> found.by_parameter[0].w_h.norm.shape, round(float(found.of_all.share.sum()), 4)
     ((7, 7), 1.0)
     """
-    done = record(net, loss, params, carry, Sequence(xs, mask, reset, cut), targets, key)
-    steps = len(done.d_outputs)
-    lags = lags_of(lags, steps)
+    inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
+    done = record(net, loss, inputs)
+    lags = check_lags(lags, len(done.d_outputs))
     _, whole = swept(done)
 
-    def at_lag(total: Any, lag: Array, found: Any) -> tuple[Any, Any]:
-        lams, sums, begun = zip(*found, strict=True)
-        total = loops.plus(total, sums)  # (Z2)
-        terms = tuple(map(_weighed, done.layers, whole, lams, begun))
+    def at_lag(total: tuple[Any, ...], lag: Array, found: tuple[AtLag, ...]) -> tuple[tuple[Any, ...], Any]:
+        sums = tuple(layer.d_params for layer in found)
+        terms = tuple(map(_weighed, done.layers, whole, found))
         by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)
-        return total, (by_loss_step, jax.tree.map(_squared_and_along, sums, whole))
+        along = jax.tree.map(_squared_and_along, sums, whole)
+        return plus(total, sums), (by_loss_step, along)  # (Z2)
 
-    begin = jax.tree.map(jnp.zeros_like, whole)
-    total, (terms, of_lags) = scan_lags(done, lags, begin, at_lag)
+    total, (terms, of_lags) = scan_lags(done, lags, zeros_like(whole), at_lag)
     squares = jax.tree.map(lambda g: jnp.vdot(g, g), whole)
     by_parameter = jax.tree.map(_terms, squares, terms, of_lags)
     of_all = _terms(*(_over_parameters(tree, squares) for tree in (squares, terms, of_lags)))
@@ -155,26 +156,27 @@ def by_steps(z: Array) -> Array:
     return jnp.where(taken, z[jnp.clip(t - k, 0, lags - 1), t], jnp.zeros((), z.dtype))
 
 
-def lags_of(lags: Any, steps: int) -> int:
+def check_lags(lags: Foreign, steps: int) -> int:
     """The number of lags as a Python int, or a ValueError."""
     return steps if lags is None else integer("lags", lags, 1, steps)
 
 
-def _weighed(layer: LayerRecord, whole: Any, lam: Any, begun: Any) -> Any:
+def _weighed(layer: LayerRecord, whole: ArrayTree, found: AtLag) -> Any:
     """‖g_tk‖² and <g_tk, g> of each parameter for every k, [T], from λ of one lag."""
 
-    def of_step(here: Any) -> Any:
-        s_prev, xs, a, lam, begun = here
-        every = jax.tree.map(lambda z: z[None], (s_prev, xs, a, lam))
-        s_prev, xs, a, lam = every
-        d_params, _ = loops.contract(layer.cell, layer.params, s_prev, Sequence(xs), a, lam)  # (Z1)
-        if begun is not None:
-            d_params = loops.plus(d_params, layer.begin(begun))
+    def weigh_step(here: tuple[State, Array, Slopes, State, State | None]) -> Any:
+        *step, d_start = here
+        s_prev, xs, slopes, lam = jax.tree.map(lambda z: z[None], step)
+        run = layer.run._replace(sequence=Sequence(xs))
+        d_params, _ = phases.contract(layer.cell, run, s_prev, slopes, lam)  # (Z1)
+        if d_start is not None:
+            d_params = plus(d_params, layer.d_start_to_params(d_start))
         return jax.tree.map(_squared_and_along, d_params, whole)  # (Z3)
 
-    at_once = max(1, AT_ONCE // numbers_of(layer.params))
-    steps = layer.s_prev, layer.sequence.xs, layer.a, lam, begun
-    return jax.lax.map(of_step, steps, batch_size=min(at_once, len(layer.sequence.xs)))
+    xs = layer.run.sequence.xs
+    at_once = max(1, AT_ONCE // optax.tree.size(layer.run.params))
+    steps = layer.s_prev, xs, layer.slopes, found.lam, found.d_start
+    return jax.lax.map(weigh_step, steps, batch_size=min(at_once, len(xs)))
 
 
 class _Weights(NamedTuple):
@@ -196,7 +198,7 @@ def _terms(whole: Array, terms: _Weights, of_lags: _Weights) -> Terms:
     return Terms(norm, cosine, lag_norm, of_lags.along / whole)  # (Z3)
 
 
-def _over_parameters(tree: Any, like: Any) -> Any:
+def _over_parameters(tree: ArrayTree, like: ArrayTree) -> Any:
     """The sum over all parameters, leaf by leaf of what stands in the place of each."""
     structure: Any = jax.tree.structure(like)
     each = structure.flatten_up_to(tree)

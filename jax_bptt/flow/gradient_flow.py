@@ -26,19 +26,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import Cell
-from jax_bptt.cell.initializers import number
-from jax_bptt.engine import loops
+from jax_bptt.base.trees import dot, only_h, plus, root, squares_of_rows, zeros_like
+from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Targets
 from jax_bptt.engine.linear_maps import unit_wise
-from jax_bptt.engine.sequence import Sequence, zeros_like
+from jax_bptt.engine.phases import is_pointwise
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.bounds import blocks_of, growth_bound, largest_singular_value, spectral_radius
-from jax_bptt.flow.credit import lags_of
-from jax_bptt.flow.lags import scan_lags
+from jax_bptt.flow.credit import check_lags
+from jax_bptt.flow.lags import AtLag, scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
-from jax_bptt.gradients.clipped import root, squares_of_rows
 from jax_bptt.networks.losses import Loss
-from jax_bptt.networks.network import Network, NetworkParams
+from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
+from jax_bptt.networks.value_and_grad import Inputs
 
 SLOPE = 0.05  # below it a unit counts as saturated; tanh: |h| above 0.97
 
@@ -116,16 +117,16 @@ def gradient_flow(
     net: Network,
     loss: Loss,
     params: NetworkParams,
-    carry: Any,
+    carry: NetworkCarry | None,
     xs: Array,
-    targets: Any,
+    targets: Targets,
     *,
     lags: int | None = None,
     eps: float = 0.01,
-    mask: Array | None = None,
-    reset: Array | None = None,
-    cut: Array | None = None,
-    key: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
+    key: PRNGKey | None = None,
 ) -> GradientFlow:
     """Vanishing, exploding or healthy: the gradient of a network on a batch, by lag.
 
@@ -155,23 +156,25 @@ def gradient_flow(
     """
     if not 0 < number("eps", "a share between 0 and 1", eps) < 1:
         raise bad("eps", "a share between 0 and 1", eps, "say what counts as nothing")
-    done = record(net, loss, params, carry, Sequence(xs, mask, reset, cut), targets, key)
-    lags = lags_of(lags, len(done.d_outputs))
+    inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
+    done = record(net, loss, inputs)
+    lags = check_lags(lags, len(done.d_outputs))
     if lags < 2:
         came = f"{lags} lag of {len(done.d_outputs)} steps"
         raise bad("lags", "at least 2", came, "a rate needs two steps or more")
     _, whole = swept(done)
-    ages = [_ages(one.sequence) for one in done.layers]
+    ages = [_ages(one.run.sequence) for one in done.layers]
+    Sums = tuple[tuple[Any, ...], list[Array]]  # g_0 + .. + g_l; ‖λᵗ_t‖² of each layer
 
-    def at_lag(state: Any, lag: Array, found: Any) -> tuple[Any, Any]:
-        total, begun = state
-        lams, sums, _ = zip(*found, strict=True)
-        total = loops.plus(total, sums)
-        squares = [squares_of_rows(lam) for lam in lams]
-        begun = [jnp.where(lag == 0, z, s) for z, s in zip(squares, begun, strict=True)]
+    def at_lag(state: Sums, lag: Array, found: tuple[AtLag, ...]) -> tuple[Sums, Any]:
+        total, at_lag_0 = state
+        sums = tuple(layer.d_params for layer in found)
+        total = plus(total, sums)
+        squares = [squares_of_rows(layer.lam) for layer in found]
+        at_lag_0 = [jnp.where(lag == 0, z, s) for z, s in zip(squares, at_lag_0, strict=True)]
         missed = _norm(jax.tree.map(jnp.subtract, total, whole))
-        growth = [_growth(z, s, age >= lag) for z, s, age in zip(squares, begun, ages, strict=True)]
-        return (total, begun), (growth, _norm(sums), missed, _norm(total), _dot(total, whole))
+        growth = [_growth(z, s, age >= lag) for z, s, age in zip(squares, at_lag_0, ages, strict=True)]
+        return (total, at_lag_0), (growth, _norm(sums), missed, _norm(total), dot(total, whole))
 
     begin = zeros_like(whole), [jnp.zeros(age.shape, done.error.dtype) for age in ages]
     _, (profiles, lag_norm, missed, norm, along) = scan_lags(done, lags, begin, at_lag)
@@ -197,11 +200,11 @@ def _ages(sequence: Sequence) -> Array:
     return t - jax.lax.cummax(jnp.where(closed, t, jnp.zeros_like(t)))
 
 
-def _growth(squares: Array, begun: Array, reach: Array) -> Array:
+def _growth(squares: Array, at_lag_0: Array, reach: Array) -> Array:
     """ρ_l from ‖λᵗ_{t−l}‖² and ‖λᵗ_t‖², of the losses that reach so far."""
-    begun = jnp.where(reach, begun, jnp.zeros_like(begun)).sum()
-    some = begun > 0
-    ratio = squares.sum() / jnp.where(some, begun, jnp.ones_like(begun))
+    first = jnp.where(reach, at_lag_0, jnp.zeros_like(at_lag_0)).sum()
+    some = first > 0
+    ratio = squares.sum() / jnp.where(some, first, jnp.ones_like(first))
     return jnp.where(some, root(ratio), jnp.nan)  # (V1)
 
 
@@ -221,12 +224,12 @@ def _of_layer(layer: LayerRecord, profile: Array) -> LayerFlow:
 
 
 def _saturation(layer: LayerRecord) -> Array:
-    cell, states, mask = layer.cell, layer.states, layer.sequence.mask
-    if not isinstance(cell, Cell):
+    cell, states, mask = layer.cell, layer.states, layer.run.sequence.mask
+    if not is_pointwise(cell):
         return jnp.full((), jnp.nan, states.h.dtype)
-    of_h = zeros_like(states)._replace(h=jnp.ones_like(states.h))
-    units = unit_wise(layer.params, states.h.ndim - 1)
-    d_u = jax.vmap(lambda a, lam: cell.adjoint(units, a, lam).u)(layer.a, of_h)
+    along_h = only_h(jnp.ones_like(states.h), like=states)
+    units = unit_wise(cell, layer.run.params, states.h.ndim - 1)
+    d_u = jax.vmap(lambda a, lam: cell.adjoint(units, a, lam).u)(layer.slopes, along_h)
     slope = jnp.linalg.norm(jnp.stack(d_u), axis=0)
     where = None if mask is None else jnp.broadcast_to(mask[..., None], slope.shape)
     return jnp.mean((slope < SLOPE).astype(slope.dtype), where=where)  # (V5)
@@ -250,12 +253,8 @@ def _verdict(layer: LayerFlow, eps: float, finite: bool) -> str:
     return "vanishing" if known[-1] < eps else "healthy"
 
 
-def _norm(tree: Any) -> Array:
-    return root(_dot(tree, tree))
-
-
-def _dot(a: Any, b: Any) -> Array:
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), jnp.zeros((), jax.tree.leaves(a)[0].dtype))
+def _norm(tree: ArrayTree) -> Array:
+    return root(dot(tree, tree))
 
 
 def _listed(values: Array) -> str:

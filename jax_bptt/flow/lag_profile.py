@@ -11,37 +11,37 @@ one for a rotation, whatever S. It is exact, no sample is drawn.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.checks import as_arrays, shown
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import as_arrays
-from jax_bptt.engine.devices import whole
-from jax_bptt.engine.sequence import Sequence, zeros_like
-from jax_bptt.flow.credit import lags_of
-from jax_bptt.flow.lags import back_one_lag
+from jax_bptt.base.trees import only_h, root, squares_of_rows
+from jax_bptt.base.types import Mark, P, S, State
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.sequence import Sequence
+from jax_bptt.flow.credit import check_lags
+from jax_bptt.flow.lags import shift_lag
 from jax_bptt.flow.record import record_of_layer
-from jax_bptt.gradients.clipped import root, squares_of_rows
-from jax_bptt.gradients.full import full
 from jax_bptt.gradients.jacobians import WHOLE
 from jax_bptt.networks.layers import layer
 from jax_bptt.unrolling.arguments import check_unroll
 
 
 def lag_profile(
-    cell: Any,
-    params: Any,
-    carry: Any,
+    cell: Cell[P, S] | StepCell[P, S],
+    params: P,
+    carry: S | None,
     xs: Array,
     d_hs: Array | None = None,
     *,
     lags: int | None = None,
-    mask: Array | None = None,
-    reset: Array | None = None,
-    cut: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
 ) -> Array:
     """‖ds_t/ds_{t−l}‖ by lag, or of given losses ‖dE_t/ds_{t−l}‖.
 
@@ -72,27 +72,28 @@ def lag_profile(
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     sequence = Sequence(xs, mask, reset, cut)
-    params, carry, sequence = whole(check_unroll(cell, params, carry, sequence, full(), False))
-    rows, lags = sequence.xs.shape[1:-1], lags_of(lags, len(sequence.xs))
+    params, carry, sequence = replicate(check_unroll(cell, params, carry, sequence))
+    rows, lags = sequence.rows, check_lags(lags, len(sequence.xs))
     ran = record_of_layer(layer(cell), params, carry, sequence, None)
     states = ran.states
     steps = jnp.arange(len(states.h))
 
-    def squares(lam: Any) -> Array:
-        def one_lag(lam: Any, lag: Array) -> tuple[Any, Array]:
+    def squares(lam: State) -> Array:
+        def one_lag(lam: State, lag: Array) -> tuple[State, Array]:
             squared = squares_of_rows(lam)
             inside = (steps >= lag).reshape(-1, *[1] * len(rows))
             at_t = jnp.where(inside, jnp.roll(squared, lag, 0), jnp.zeros_like(squared))
-            return back_one_lag(ran, lam)[0], at_t
+            return shift_lag(ran, lam).carry, at_t
 
         return jax.lax.scan(one_lag, lam, jnp.arange(lags))[1]
 
     if d_hs is not None:
         d_hs = as_arrays(d_hs)
         if getattr(d_hs, "shape", None) != states.h.shape or d_hs.dtype != states.h.dtype:
-            shape = ",".join(map(str, states.h.shape))
-            raise bad("d_hs", f"{states.h.dtype}[{shape}], as h", d_hs, "pass dE/dh for every step")
-        return root(squares(zeros_like(states)._replace(h=d_hs)))
+            raise bad(
+                "d_hs", f"{states.h.dtype}[{shown(states.h.shape)}], as h", d_hs, "pass dE/dh for every step"
+            )
+        return root(squares(only_h(d_hs, like=states)))
 
     def of_direction(total: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, (*states.h.shape[:-1], len(e_i))), states)

@@ -16,56 +16,76 @@ The sum of the first K lags is the gradient in which every loss sees K steps; th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.engine.sequence import zeros_like
-from jax_bptt.flow.record import LayerRecord, Record, contracted, steps_back
+from jax_bptt.base.trees import add_to_h, sum_over_first_axis, zeros_like
+from jax_bptt.base.types import State
+from jax_bptt.engine.engine import Swept
+from jax_bptt.flow.record import LayerRecord, Record, contracted, every_step_back
+
+_Result = TypeVar("_Result")
+
+
+class AtLag(NamedTuple):
+    """One layer at one lag.
+
+    Attributes:
+      lam: λ, leaves [T, ..., H], that of loss step k + l at index k, zero where k was masked.
+      d_params: the terms summed over t, like the params.
+      d_start: λ into the initial carry, leaves [T, ..., H]; None without resets.
+    """
+
+    lam: State
+    d_params: Any  # like the params
+    d_start: State | None
 
 
 def scan_lags(
-    record: Record, lags: int, begin: Any, at_lag: Callable[[Any, Array, Any], tuple[Any, Any]]
-) -> tuple[Any, Any]:
+    record: Record,
+    lags: int,
+    begin: _Result,
+    at_lag: Callable[[_Result, Array, tuple[AtLag, ...]], tuple[_Result, Any]],
+) -> tuple[_Result, Any]:
     """Every lag of a network, the shortest first.
 
     Args:
       record: what the network did.
       lags: how many, from lag 0 on.
-      begin: what at_lag is given first.
-      at_lag: (what it gave last, l, for each layer (λ, its sum of terms, begun)) -> (what it gives next,
-        outputs): λ, leaves [T, ..., H], that of loss step k + l at index k, zero where k was masked; the
-        terms summed over t, like the params; begun, λ into the initial carry, or None without resets.
+      begin: what at_lag gets first.
+      at_lag: (what it returned last, l, `AtLag` of each layer) -> (what it returns next, outputs).
 
     Returns:
-      What at_lag gave last, and its outputs of every lag, leaves [lags, ...].
+      What at_lag returned last, and its outputs of every lag, leaves [lags, ...].
     """
 
-    def one_lag(state: Any, lag: Array) -> tuple[Any, Any]:
-        lams, given = state
+    def one_lag(
+        state: tuple[tuple[State, ...], _Result], lag: Array
+    ) -> tuple[tuple[tuple[State, ...], _Result], Any]:
+        lams, result = state
         d_outputs = jnp.where(lag == 0, record.d_outputs, jnp.zeros_like(record.d_outputs))  # (X1)
-        after: list[Any] = []
-        found: list[Any] = []
+        after: list[State] = []
+        found: list[AtLag] = []
         for layer, lam in reversed(list(zip(record.layers, lams, strict=True))):
             d_hs, d_skipped = layer.pullback(d_outputs)
-            lam_prev, begun, lam = back_one_lag(layer, lam._replace(h=lam.h + d_hs))  # (X3)
-            begun_at_all = jax.tree.map(lambda z: z.sum(0), begun)
-            d_params, d_xs = contracted(layer, lam, begun_at_all)  # (X2)
+            back = shift_lag(layer, add_to_h(lam, d_hs))  # (X3)
+            d_params, d_xs = contracted(layer, back.lam, sum_over_first_axis(back.start))  # (X2)
             d_outputs = d_xs + d_skipped  # (X4)
-            after.insert(0, lam_prev)
-            found.insert(0, (lam, d_params, begun))
-        given, out = at_lag(given, lag, tuple(found))
-        return (tuple(after), given), out
+            after.insert(0, back.carry)
+            found.insert(0, AtLag(back.lam, d_params, back.start))
+        result, out = at_lag(result, lag, tuple(found))
+        return (tuple(after), result), out
 
     lams = tuple(zeros_like(layer.states) for layer in record.layers)
-    (_, given), out = jax.lax.scan(one_lag, (lams, begin), jnp.arange(lags))
-    return given, out
+    (_, result), out = jax.lax.scan(one_lag, (lams, begin), jnp.arange(lags))
+    return result, out
 
 
-def back_one_lag(layer: LayerRecord, lam: Any) -> tuple[Any, Any, Any]:
-    """λ of every loss one step back, at the index of that step; begun; and λ of the steps taken."""
-    lam_prev, begun, lam = steps_back(layer, layer.params, lam)
-    moved = jax.tree.map(lambda z: jnp.concatenate([z[1:], jnp.zeros_like(z[:1])]), lam_prev)
-    return moved, begun, lam
+def shift_lag(layer: LayerRecord, lam: State) -> Swept:
+    """`every_step_back`, with λ of every loss at the index of the step that it has reached."""
+    back = every_step_back(layer, layer.run.params, lam)
+    moved = jax.tree.map(lambda z: jnp.concatenate([z[1:], jnp.zeros_like(z[:1])]), back.carry)
+    return back._replace(carry=moved)

@@ -17,20 +17,23 @@ where a QR decomposition leaves rounding instead.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell.cell import check_key, integer
-from jax_bptt.engine import loops
-from jax_bptt.engine.devices import whole
+from jax_bptt.base.checks import check_key, integer
+from jax_bptt.base.trees import wide
+from jax_bptt.base.types import DType, P, PRNGKey, S, Shape, State
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import Projected, StepCell
+from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.phases import engine_of
 from jax_bptt.engine.sequence import Sequence
-from jax_bptt.flow.bounds import wide
-from jax_bptt.gradients.full import full
 from jax_bptt.gradients.jacobians import WHOLE
 from jax_bptt.unrolling.arguments import check_unroll
+from jax_bptt.unrolling.unroll import begin
 
 
 class Lyapunov(NamedTuple):
@@ -46,14 +49,14 @@ class Lyapunov(NamedTuple):
 
 
 def lyapunov_spectrum(
-    cell: Any,
-    params: Any,
-    carry: Any,
+    cell: Cell[P, S] | StepCell[P, S],
+    params: P,
+    carry: S | None,
     xs: Array,
     *,
     exponents: int | None = None,
     transient: int = 0,
-    key: Array | None = None,
+    key: PRNGKey | None = None,
 ) -> Lyapunov:
     """The Lyapunov exponents of a cell driven by a sequence, by QR.
 
@@ -83,24 +86,25 @@ def lyapunov_spectrum(
     >>> found.exponents.round(4).tolist()  # log 0.5
     [-0.6931, -0.6931, -0.6931]
     """
-    params, carry, sequence = whole(check_unroll(cell, params, carry, Sequence(xs), full(), False))
-    rows = sequence.xs.shape[1:-1]
-    carry = cell.initial_carry(params, rows) if carry is None else carry
-    size = jax.eval_shape(WHOLE.pack, carry).shape[-1]
+    run = begin(cell, *replicate(check_unroll(cell, params, carry, Sequence(xs))))
+    params, s_0, sequence = run.params, run.carry, run.sequence
+    rows = sequence.rows
+    size = jax.eval_shape(WHOLE.pack, s_0).shape[-1]
     k = size if exponents is None else integer("exponents", exponents, 1, size)
     skipped = integer("transient", transient, 0, len(sequence.xs) - 1)
-    engine = loops.engine_of(cell)
-    q = _orthonormal(key, size, k, rows, wide(carry.h.dtype))
+    engine = engine_of(cell)
+    q = _orthonormal(key, size, k, rows, wide(s_0.h.dtype))
 
-    def step(state: Any, at_t: Any) -> tuple[Any, None]:
-        s_prev, q, (total, finite) = state
+    def step(at: _Turned, at_t: tuple[Projected, Array]) -> tuple[_Turned, None]:
+        s_prev, q = at.s, at.q
         u, t = at_t
 
-        def of_state(s: Any) -> Any:
-            return engine.step(cell, params, s, u, engine.recur(cell, params, s))
+        def of_state(s: State) -> State:
+            stepped: State = engine.step(cell, params, s, u, engine.recur(cell, params, s))
+            return stepped
 
         def times_j(z: Array) -> Array:
-            along = WHOLE.unpack(z.astype(carry.h.dtype), s_prev)
+            along = WHOLE.unpack(z.astype(s_0.h.dtype), s_prev)
             return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1]).astype(q.dtype)  # (L1)
 
         turned = jax.vmap(times_j, -1, -1)(q)
@@ -110,17 +114,26 @@ def lyapunov_spectrum(
         i = jax.lax.broadcasted_iota(rank.dtype, r_ii.shape, r_ii.ndim - 1)
         growth = jnp.log(jnp.where(i < rank, r_ii, jnp.zeros_like(r_ii)))  # (L4)
         counts = t >= skipped
-        total = total + jnp.where(counts, growth, jnp.zeros_like(growth))
-        finite = finite + (counts & jnp.isfinite(growth)).astype(finite.dtype)
-        return (of_state(s_prev), q, (total, finite)), None
+        total = at.total + jnp.where(counts, growth, jnp.zeros_like(growth))
+        finite = at.finite + (counts & jnp.isfinite(growth)).astype(at.finite.dtype)
+        return _Turned(of_state(s_prev), q, total, finite), None
 
-    zeros = jnp.zeros((*rows, k), q.dtype), jnp.zeros((*rows, k), jnp.int32)
+    first = _Turned(s_0, q, jnp.zeros((*rows, k), q.dtype), jnp.zeros((*rows, k), jnp.int32))
     data = engine.project(cell, params, sequence.xs), jnp.arange(len(sequence.xs))
-    (_, _, (total, finite)), _ = jax.lax.scan(step, (carry, q, zeros), data)
-    return Lyapunov(total / (len(sequence.xs) - skipped), finite)  # (L3)
+    end, _ = jax.lax.scan(step, first, data)
+    return Lyapunov(end.total / (len(sequence.xs) - skipped), end.finite)  # (L3)
 
 
-def _orthonormal(key: Array | None, size: int, k: int, rows: tuple[int, ...], dtype: Any) -> Array:
+class _Turned(NamedTuple):
+    """After step t: the state, Q_t, Σ log |R_ii|, and in how many steps that was finite."""
+
+    s: State
+    q: Array
+    total: Array
+    finite: Array
+
+
+def _orthonormal(key: PRNGKey | None, size: int, k: int, rows: Shape, dtype: DType) -> Array:
     key = jax.random.key(0) if key is None else key
     check_key(key)
     return _qr(jax.random.normal(key, (*rows, size, k), dtype))[0]

@@ -12,34 +12,35 @@ that k directions of the state neither grow nor shrink in the long run, whatever
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.cell.cell import is_floating
-from jax_bptt.engine.loops import plus
-from jax_bptt.engine.sequence import Sequence, select, zeros_like
+from jax_bptt.base.checks import is_floating
+from jax_bptt.base.trees import plus, root, select, squares_of_rows, zeros_like
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, PRNGKey, S, State, Targets
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.lyapunov import lyapunov_spectrum
-from jax_bptt.flow.record import LayerRecord, record, steps_back, swept
-from jax_bptt.gradients.clipped import root, squares_of_rows
+from jax_bptt.flow.record import LayerRecord, every_step_back, record, swept
 from jax_bptt.networks.losses import Loss
-from jax_bptt.networks.network import Network, NetworkParams
+from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
+from jax_bptt.networks.value_and_grad import Inputs
 
 
 def omega(
     net: Network,
     loss: Loss,
     params: NetworkParams,
-    carry: Any,
+    carry: NetworkCarry | None,
     xs: Array,
-    targets: Any,
+    targets: Targets,
     *,
-    mask: Array | None = None,
-    reset: Array | None = None,
-    cut: Array | None = None,
-    key: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
+    key: PRNGKey | None = None,
 ) -> Array:
     """The vanishing-gradient regulariser of Pascanu, Mikolov & Bengio, for any cell.
 
@@ -67,36 +68,41 @@ def omega(
     >>> round(float(omega(net, jb.squared_error, params, None, xs, xs)), 4)
     0.0
     """
-    fixed = jax.tree.map(lambda z: jax.lax.stop_gradient(z) if is_floating(z) else z, (params, carry, xs))
-    done = record(net, loss, fixed[0], fixed[1], Sequence(fixed[2], mask, reset, cut), targets, key)
+    inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
+    done = record(net, loss, jax.tree.map(_as_constant, inputs))
     layers = zip(done.layers, params.cells, swept(done)[0], strict=True)
     return sum((_of_layer(*one) for one in layers), jnp.zeros((), done.error.dtype))
 
 
-def _of_layer(layer: LayerRecord, params: Any, lam: Any) -> Array:
-    lam = lam if layer.sequence.cut is None else select(layer.sequence.cut, zeros_like(lam), lam)
-    lam_prev, begun, _ = steps_back(layer, params, lam)  # (O2)
-    lam_prev = lam_prev if begun is None else plus(lam_prev, begun)  # the initial carry is a state, too
+def _as_constant(z: Foreign) -> Foreign:
+    return jax.lax.stop_gradient(z) if is_floating(z) else z
+
+
+def _of_layer(layer: LayerRecord, params: ArrayTree, lam: State) -> Array:
+    cut = layer.run.sequence.cut
+    lam = lam if cut is None else select(cut, zeros_like(lam), lam)
+    back = every_step_back(layer, params, lam)  # (O2)
+    lam_prev = back.carry if back.start is None else plus(back.carry, back.start)  # the initial carry, too
     here, before = _norm_of_steps(lam), _norm_of_steps(lam_prev)
     ended = (here == 0) | (before == 0)  # NaN is no end: it goes on into the sum
     ratio = before / jnp.where(ended, jnp.ones_like(here), here)
     return jnp.where(ended, jnp.zeros_like(ratio), jnp.square(ratio - 1)).sum()  # (O1)
 
 
-def _norm_of_steps(lam: Any) -> Array:
+def _norm_of_steps(lam: State) -> Array:
     """‖λ_t‖ over all rows, [T]; its derivative at zero is zero."""
     return root(squares_of_rows(lam).reshape(len(lam.h), -1).sum(-1))
 
 
 def flossing(
-    cell: Any,
-    params: Any,
-    carry: Any,
+    cell: Cell[P, S] | StepCell[P, S],
+    params: P,
+    carry: S | None,
     xs: Array,
     *,
     exponents: int,
     transient: int = 0,
-    key: Array | None = None,
+    key: PRNGKey | None = None,
 ) -> Array:
     """Gradient flossing: the first Lyapunov exponents are pulled towards zero.
 

@@ -16,18 +16,27 @@ What was bias is now variance, which grows with the number of links that a gradi
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
-from jax import Array
 
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.initializers import number
-from jax_bptt.engine.sequence import Sequence
-from jax_bptt.gradients.full import backward, full
+from jax_bptt.base.types import Foreign, Tree
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine.run import Kept, Outputs, Run
+from jax_bptt.gradients.full import full, full_with
 from jax_bptt.gradients.method import GradientMethod
 
 
+def _rate(argument: str, rate: Foreign) -> float:
+    expected = "a probability in [0, 1)"
+    if not 0 <= number(argument, expected, rate) < 1:
+        raise bad(argument, expected, rate, "pass the one that the cuts are drawn with")
+    return float(rate)
+
+
+@cached(rate=_rate)
 def artbp(rate: float) -> GradientMethod:
     """An unbiased gradient from sequences cut at random (anticipated reweighted truncated BPTT).
 
@@ -52,27 +61,16 @@ def artbp(rate: float) -> GradientMethod:
     >>> artbp(0.1)
     artbp(0.1)
     """
-    expected = "a probability in [0, 1)"
-    if not 0 <= number("rate", expected, rate) < 1:
-        raise bad("rate", expected, rate, "pass the one that the cuts are drawn with")
-    return _artbp(float(rate))
-
-
-@functools.lru_cache(maxsize=256)
-def _artbp(rate: float) -> GradientMethod:
     weighted = functools.partial(_times, 1 / (1 - rate))  # (U1)
-    back = functools.partial(backward, None, weighted)
-    return GradientMethod(f"artbp({rate})", functools.partial(_forward, rate), back)
+    return GradientMethod(f"artbp({rate})", functools.partial(_forward, rate), full_with(weighted))
 
 
-def _times(weight: float, lam: Any) -> Any:
+def _times(weight: float, lam: Tree) -> Tree:
     return jax.tree.map(lambda z: weight * z, lam)
 
 
-def _forward(
-    rate: float, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
-) -> tuple[tuple[Any, Array], Any]:
-    if sequence.cut is None:
+def _forward(rate: float, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+    if run.sequence.cut is None:
         fix = f"draw it by jax.random.bernoulli(key, {rate}, xs.shape[:-1])"
-        raise bad("cut", "bool marks for gradient=jb.artbp", sequence.cut, fix)
-    return full().forward(cell, params, carry, start, sequence)
+        raise bad("cut", "bool marks for gradient=jb.artbp", run.sequence.cut, fix)
+    return full().forward(cell, run)

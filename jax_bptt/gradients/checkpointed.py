@@ -22,21 +22,37 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.cell.cell import check_flag, size
-from jax_bptt.engine import chunks, loops
-from jax_bptt.engine.sequence import Sequence, zeros_like
-from jax_bptt.gradients.full import backward_of_steps
-from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed, called
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import flag, or_none, size
+from jax_bptt.base.trees import zeros_like
+from jax_bptt.base.types import ArrayTree, State, Tree
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine import chunks, phases
+from jax_bptt.engine.chunks import take_steps
+from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
+from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients.method import (
+    Carry,
+    Data,
+    GradientMethod,
+    Recurrence,
+    Reversed,
+    Streamed,
+    Weights,
+    method_repr,
+)
 from jax_bptt.gradients.schedule import Action, schedule
 
 
+@cached(slots=or_none(size), chunk=or_none(size), host=flag)
 def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool = False) -> GradientMethod:
     """The exact gradient in little memory: at most m states are kept.
 
@@ -66,19 +82,12 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
     >>> checkpointed(slots=16), checkpointed()
     (checkpointed(slots=16), checkpointed())
     """
-    check_flag("host", host)
-    slots = None if slots is None else size("slots", slots)
-    return _checkpointed(slots, None if chunk is None else size("chunk", chunk), host)
-
-
-@functools.lru_cache(maxsize=256)
-def _checkpointed(slots: int | None, chunk: int | None, host: bool) -> GradientMethod:
-    plan = functools.partial(_plan, slots, chunk, host)
+    plan_of = functools.partial(_plan, slots, chunk, host)
     return GradientMethod(
-        called("checkpointed", slots=(slots, None), chunk=(chunk, None), host=(host, False)),
-        functools.partial(_forward, plan),
-        functools.partial(_backward, plan),
-        functools.partial(_stream, plan),
+        method_repr("checkpointed", slots=(slots, None), chunk=(chunk, None), host=(host, False)),
+        functools.partial(_forward, plan_of),
+        functools.partial(_backward, plan_of),
+        functools.partial(_stream, plan_of),
     )
 
 
@@ -99,8 +108,19 @@ class _Plan(NamedTuple):
         """n; the first n − 1 actions are the first advances, (M2)."""
         return int(self.actions[:, _STEP].max()) + 1
 
+    def head_of(self, data: Tree) -> Tree:
+        """The steps of the head."""
+        return take_steps(data, 0, self.head)
 
-def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, weights: Any) -> _Plan:
+    def leaf_of(self, data: Tree, number: int | Array) -> Tree:
+        """The steps of one leaf."""
+        return take_steps(data, self.head + number * self.leaf, self.leaf)
+
+
+_PlanOf = Callable[[Sequence, ArrayTree], _Plan]
+
+
+def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, weights: ArrayTree) -> _Plan:
     steps = len(sequence.xs)
     root = max(1, math.isqrt(steps))
     leaf = min(steps, chunk or (root if slots is None else min(root, chunks.chunk_of(sequence, weights))))
@@ -109,130 +129,154 @@ def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, 
     return _Plan(leaf, head, kept, host, _actions(leaves, kept))
 
 
-@functools.lru_cache(maxsize=64)
+@cached()
 def _actions(leaves: int, kept: int) -> np.ndarray:
     return np.array(schedule(leaves, kept), np.int32)
 
 
-def _forward(
-    plan_of: Any, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
-) -> tuple[tuple[Any, Array], Any]:
-    plan, hs = plan_of(sequence, params), []
-    s = carry
+class _Slots(NamedTuple):
+    """What the forward pass of `unroll` hands to the backward pass."""
+
+    current: State  # the state before the last leaf
+    kept: State  # the states in the slots, leaves [m + 1, ..., H]
+
+
+def _forward(plan_of: _PlanOf, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+    plan, hs = plan_of(run.sequence, run.params), []
+    s = run.carry
     if plan.head:
-        s, states = loops.forward(cell, params, s, start, chunks.part(sequence, 0, plan.head))
+        s, states, _ = phases.forward(cell, run._replace(sequence=plan.head_of(run.sequence)))
         hs.append(states.h)
 
-    def over_leaf(state: Any, at: Any) -> tuple[Any, Array]:
-        s, _, slots = state
+    def over_leaf(state: tuple[State, _Slots], at: tuple[Array, Array]) -> tuple[tuple[State, _Slots], Array]:
+        s, (_, slots) = state
         number, keep = at
-        here = chunks.part(sequence, plan.head + number * plan.leaf, plan.leaf)
-        last, states = loops.forward(cell, params, s, start, here)
-        return (last, s, _kept(plan, slots, keep, s)), states.h  # (M2)
+        here = run._replace(carry=s, sequence=plan.leaf_of(run.sequence, number))
+        last, states, _ = phases.forward(cell, here)
+        return (last, _Slots(s, _put(plan, slots, keep, s))), states.h  # (M2)
 
     ats = jnp.arange(plan.leaves), jnp.asarray(plan.actions[: plan.leaves, _KEEP])
-    (last, before_last, slots), h = jax.lax.scan(over_leaf, (s, s, _slots(plan, s)), ats)
+    (last, slots), h = jax.lax.scan(over_leaf, (s, _Slots(s, _empty_slots(plan, s))), ats)
     hs.append(h.reshape(-1, *h.shape[2:]))
-    return (last, jnp.concatenate(hs)), (params, carry, start, sequence, before_last, slots)
+    return Outputs(last, jnp.concatenate(hs)), Kept(run, None, extra=slots)
 
 
-def _backward(
-    plan_of: Any, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
-) -> tuple[Any, Any, Any, Array]:
-    params, carry, start, sequence, before_last, slots = residuals
-    plan = plan_of(sequence, params)
+def _backward(plan_of: _PlanOf, cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+    run = kept.run
+    assert isinstance(kept.extra, _Slots)
+    plan = plan_of(run.sequence, run.params)
 
-    def advance(weights: Any, s: Any, here: Any) -> Any:
-        (params, start), (part, _) = weights, here
-        return loops.forward(cell, params, s, start, part)[0]
+    def run_of(weights: Weights, s: State, part: Sequence) -> Run:
+        params, start = weights
+        return Run(params, s, start, part)
 
-    def reverse(weights: Any, s: Any, here: Any, d_s: Any) -> Any:
-        (params, start), (part, d_h) = weights, here
-        last, states = loops.forward(cell, params, s, start, part)
-        d_params, d_s, d_start, d_xs = backward_of_steps(cell, params, s, start, part, d_h, states, None, d_s)
-        return last, (d_params, d_start), d_s, d_xs
+    def advance(weights: Weights, s: State, here: tuple[Sequence, Array]) -> State:
+        return phases.forward(cell, run_of(weights, s, here[0])).carry
 
-    cell_alone, data = Recurrence(advance, reverse), (sequence, d_hs)
+    def reverse(weights: Weights, s: State, here: tuple[Sequence, Array], d_s: State) -> Reversed:
+        part, d_h = here
+        stretch = run_of(weights, s, part)
+        last, states, _ = phases.forward(cell, stretch)
+        found = phases.backward(cell, Kept(stretch, states), Outputs(d_s, d_h))
+        return Reversed(last, (found.params, found.start), found.carry, found.xs)
+
+    whole = _Whole(Recurrence(advance, reverse), (run.params, run.start), run.carry, (run.sequence, d.hs))
     actions = plan.actions[plan.leaves - 1 :]  # the forward pass did what comes before
-    done = _execute(plan, actions, cell_alone, (params, start), carry, before_last, slots, data, d_carry)
+    done = _execute(plan, actions, whole, kept.extra, d.carry)
+    d_params, d_start = done.d_weights
     of_leaves, *of_head = done.out
     d_xs = jnp.concatenate([*of_head, of_leaves.reshape(-1, *of_leaves.shape[2:])])
-    return done.d_weights[0], done.d_carry, done.d_weights[1], d_xs
+    return Cotangents(d_params, done.d_carry, d_start, d_xs)
 
 
 def _stream(
-    plan_of: Any, whole: Recurrence, weights: Any, carry: Any, sequence: Sequence, data: Any
+    plan_of: _PlanOf,
+    recurrence: Recurrence,
+    weights: Weights,
+    carry: Carry,
+    sequence: Sequence,
+    data: Data,
 ) -> Streamed:
     plan, s = plan_of(sequence, weights), carry
     if plan.head:
-        s = whole.advance(weights, s, chunks.part(data, 0, plan.head))
-    slots, d_carry = _slots(plan, s), zeros_like(carry)
-    return _execute(plan, plan.actions, whole, weights, carry, s, slots, data, d_carry)
+        s = recurrence.advance(weights, s, plan.head_of(data))
+    slots, whole = _Slots(s, _empty_slots(plan, s)), _Whole(recurrence, weights, carry, data)
+    return _execute(plan, plan.actions, whole, slots, zeros_like(carry))
 
 
-def _execute(
-    plan: _Plan,
-    actions: np.ndarray,
-    recurrence: Recurrence,
-    weights: Any,
-    s_0: Any,
-    s: Any,
-    slots: Any,
-    data: Any,
-    d_carry: Any,
-) -> Streamed:
-    """The actions from the current state s and what the slots hold, then the head from s_0."""
+class _Whole(NamedTuple):
+    """All that is reversed: how, with which weights, from which state, over which data."""
 
-    def leaf(number: Any) -> Any:
-        return chunks.part(data, plan.head + number * plan.leaf, plan.leaf)
+    recurrence: Recurrence
+    weights: Weights
+    carry: Carry
+    data: Data
 
-    *_, out = jax.eval_shape(recurrence.reverse, weights, s, leaf(0), d_carry)
 
-    def advance(s: Any, d_weights: Any, d_s: Any, here: Any) -> Any:
-        return recurrence.advance(weights, s, here), d_weights, d_s, zeros_like(out)  # (M5)
+class _Executed(NamedTuple):
+    """Between two actions."""
 
-    def reverse(s: Any, d_weights: Any, d_s: Any, here: Any) -> Any:
-        s, d_part, d_s, out = recurrence.reverse(weights, s, here, d_s)  # (M6)
-        return s, chunks.add_to(d_weights, d_part), d_s, out
+    s: Carry  # the current state
+    end: Carry  # the state after the last leaf, once it was reversed
+    slots: Carry
+    outs: ArrayTree  # what the leaves returned so far, leaves [n, ...]
+    d_weights: Weights
+    d_carry: Carry
 
-    def act(state: Any, action: Array) -> tuple[Any, None]:
-        s, end, slots, outs, *towards = state
+
+def _execute(plan: _Plan, actions: np.ndarray, whole: _Whole, slots: _Slots, d_carry: Carry) -> Streamed:
+    """The actions, from the current state and what the slots hold; then the head, from s_0."""
+    recurrence, weights, s_0, data = whole
+    out = jax.eval_shape(recurrence.reverse, weights, slots.current, plan.leaf_of(data, 0), d_carry).out
+
+    def advance(s: Carry, d_weights: Weights, d_s: Carry, here: Data) -> Reversed:
+        # an advance leaves the sums alone, and what it returns is overwritten when its leaf is reversed
+        return Reversed(recurrence.advance(weights, s, here), d_weights, d_s, zeros_like(out))  # (M5)
+
+    def reverse(s: Carry, d_weights: Weights, d_s: Carry, here: Data) -> Reversed:
+        found = recurrence.reverse(weights, s, here, d_s)  # (M6)
+        return found._replace(d_weights=chunks.add_to(d_weights, found.d_weights))
+
+    def act(at: _Executed, action: Array) -> tuple[_Executed, None]:
         load, keep, number, back = action
-        s = jax.tree.map(lambda z, kept: jnp.where(load < 0, z, kept), s, _read(plan, slots, load))  # (M3)
-        slots = _kept(plan, slots, keep, s)  # (M4)
-        s, *towards, out = jax.lax.cond(back, reverse, advance, s, *towards, leaf(number))
-        end = jax.tree.map(lambda last, z: jnp.where(number == plan.leaves - 1, z, last), end, s)
-        outs = jax.tree.map(lambda z, new: z.at[number].set(new), outs, out)  # an advance's are overwritten
-        return (s, end, slots, outs, *towards), None
+        loaded = _take(plan, at.slots, load)
+        s = jax.tree.map(lambda z, kept: jnp.where(load < 0, z, kept), at.s, loaded)  # (M3)
+        slots = _put(plan, at.slots, keep, s)  # (M4)
+        here = plan.leaf_of(data, number)
+        found = jax.lax.cond(back, reverse, advance, s, at.d_weights, at.d_carry, here)
+        is_last = number == plan.leaves - 1
+        end = jax.tree.map(lambda last, z: jnp.where(is_last, z, last), at.end, found.carry)
+        outs = jax.tree.map(lambda z, new: z.at[number].set(new), at.outs, found.out)
+        return _Executed(found.carry, end, slots, outs, found.d_weights, found.d_carry), None
 
-    outs = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(plan.leaves, *z.shape)), out)
-    state = s, s, slots, outs, chunks.zero_sums(weights), d_carry
-    (_, end, _, outs, d_weights, d_carry), _ = jax.lax.scan(act, state, jnp.asarray(actions))
-    out = [outs]
+    s, outs = slots.current, jax.tree.map(lambda z: jnp.zeros_like(z, shape=(plan.leaves, *z.shape)), out)
+    begin = _Executed(s, s, slots.kept, outs, chunks.zero_sums(weights), d_carry)
+    done, _ = jax.lax.scan(act, begin, jnp.asarray(actions))
+    d_weights, d_carry, outs = done.d_weights, done.d_carry, [done.outs]
     if plan.head:
-        head = chunks.part(data, 0, plan.head)
-        _, d_head, d_carry, of_head = recurrence.reverse(weights, s_0, head, d_carry)
-        d_weights, out = chunks.add_to(d_weights, d_head), [outs, of_head]
-    return Streamed(end, chunks.sums_as(d_weights, weights), d_carry, out)
+        found = recurrence.reverse(weights, s_0, plan.head_of(data), d_carry)
+        d_weights, d_carry = chunks.add_to(d_weights, found.d_weights), found.d_carry
+        outs.append(found.out)
+    return Streamed(done.end, chunks.sums_as(d_weights, weights), d_carry, outs)
 
 
-def _slots(plan: _Plan, like: Any) -> Any:
+def _empty_slots(plan: _Plan, like: Tree) -> Tree:
     """Room for m states, and for one more, where a state goes that is not kept."""
     return _placed(plan, jax.tree.map(lambda s: jnp.zeros_like(s, shape=(plan.slots + 1, *s.shape)), like))
 
 
-def _kept(plan: _Plan, slots: Any, keep: Array, s: Any) -> Any:
+def _put(plan: _Plan, slots: Tree, keep: Array, s: Tree) -> Tree:
     at = jnp.where(keep < 0, plan.slots, keep)
     return jax.tree.map(
         lambda z, new: jax.lax.dynamic_update_index_in_dim(z, new, at, 0), slots, _placed(plan, s)
     )
 
 
-def _read(plan: _Plan, slots: Any, load: Array) -> Any:
+def _take(plan: _Plan, slots: Tree, load: Array) -> Tree:
     at = jnp.maximum(load, 0)
     s = jax.tree.map(lambda z: jax.lax.dynamic_index_in_dim(z, at, keepdims=False), slots)
     return jax.device_put(s, jax.memory.Space.Device) if plan.host else s
 
 
-def _placed(plan: _Plan, tree: Any) -> Any:
+def _placed(plan: _Plan, tree: Tree) -> Tree:
     return jax.device_put(tree, jax.memory.Space.Host) if plan.host else tree

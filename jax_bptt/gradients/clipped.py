@@ -10,19 +10,28 @@ lies after it, so both length and direction change. Clipping the norm of the fin
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.initializers import number
-from jax_bptt.engine.sequence import trailing
-from jax_bptt.gradients.full import backward, full
+from jax_bptt.base.trees import norm_of_rows, trailing
+from jax_bptt.base.types import DType, Foreign, S
+from jax_bptt.gradients.full import full, full_with
 from jax_bptt.gradients.method import GradientMethod
 
 
+def positive_norm(argument: str, max_norm: Foreign) -> float:
+    """A largest norm, or a ValueError."""
+    expected = "a positive number"
+    if number(argument, expected, max_norm) <= 0:
+        raise bad(argument, expected, max_norm, "pass the largest norm of a row of lambda")
+    return float(max_norm)
+
+
+@cached(max_norm=positive_norm)
 def clipped(max_norm: float) -> GradientMethod:
     """Backpropagation through every step with λ clipped on its way: NOT the gradient of the loss.
 
@@ -46,19 +55,11 @@ def clipped(max_norm: float) -> GradientMethod:
     >>> clipped(1.0)
     clipped(1.0)
     """
-    expected = "a positive number"
-    if number("max_norm", expected, max_norm) <= 0:
-        raise bad("max_norm", expected, max_norm, "pass the largest norm of a row of lambda")
-    return _clipped(float(max_norm))
-
-
-@functools.lru_cache(maxsize=256)
-def _clipped(max_norm: float) -> GradientMethod:
-    back = functools.partial(backward, None, functools.partial(clip, max_norm))
+    back = full_with(functools.partial(clip, max_norm))
     return GradientMethod(f"clipped({max_norm})", full().forward, back)
 
 
-def clip(max_norm: float, lam: Any) -> Any:
+def clip(max_norm: float, lam: S) -> S:
     """λ with rows of at most this norm."""
     norm = norm_of_rows(lam)
     c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
@@ -67,31 +68,6 @@ def clip(max_norm: float, lam: Any) -> Any:
     return jax.tree.map(lambda z: z * trailing(scale, z), lam)  # (Q1)
 
 
-def as_held(max_norm: float, dtype: Any) -> float:
+def as_held(max_norm: float, dtype: DType) -> float:
     """The largest number of a dtype in the place of a larger norm."""
     return min(max_norm, float(jnp.finfo(dtype).max))  # type: ignore[no-untyped-call]
-
-
-def norm_of_rows(lam: Any) -> Array:
-    """‖λ‖ of each row over all fields of the carry: [...] from leaves [..., *].
-
-    Of λ over its largest number: the square of one that explodes would be infinite, and λ clipped to zero.
-    """
-    axes = lam.h.ndim - 1
-    largest = [jnp.abs(z).max(tuple(range(axes, z.ndim)), initial=0) for z in jax.tree.leaves(lam)]
-    scale = jax.lax.stop_gradient(functools.reduce(jnp.maximum, largest))
-    scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, jnp.ones_like(scale))
-    return scale * root(squares_of_rows(jax.tree.map(lambda z: z / trailing(scale, z), lam)))
-
-
-def squares_of_rows(lam: Any) -> Array:
-    """‖λ‖² of each row."""
-    axes = lam.h.ndim - 1
-    squares = (jnp.square(z).sum(tuple(range(axes, z.ndim))) for z in jax.tree.leaves(lam))
-    return sum(squares, jnp.zeros(lam.h.shape[:axes], lam.h.dtype))
-
-
-def root(squares: Array) -> Array:
-    """The square root, with derivative zero at zero, where it has none: norms are differentiated, too."""
-    above = squares > 0
-    return jnp.where(above, jnp.sqrt(jnp.where(above, squares, jnp.ones_like(squares))), squares)

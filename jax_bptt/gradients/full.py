@@ -19,22 +19,35 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import number, or_none, size
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import size
-from jax_bptt.cell.initializers import number
-from jax_bptt.engine import chunks, loops
+from jax_bptt.base.types import ArrayTree, Foreign, Slopes, State
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine import chunks, phases
+from jax_bptt.engine.engine import Forward, Transform
+from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
-from jax_bptt.gradients.method import GradientMethod, called
-
-Alter = Callable[[Any], Any] | None
+from jax_bptt.gradients.method import GradientMethod, method_repr
 
 
+def _share_of_steps(argument: str, share: Foreign) -> float | None:
+    """A share as a float; True, False and None as they are."""
+    if share is None or isinstance(share, bool):
+        return share
+    expected = "True, False, None or a share from 0 to 1"
+    if not 0 <= number(argument, expected, share) <= 1:
+        raise bad(argument, expected, share, "say which share of the slopes is made again")
+    return bool(share) if share in (0, 1) else float(share)
+
+
+@cached(chunk=or_none(size), recompute=_share_of_steps)
 def full(chunk: int | None = None, recompute: float | None = None) -> GradientMethod:
     """The exact gradient, derived by hand.
 
@@ -64,114 +77,88 @@ def full(chunk: int | None = None, recompute: float | None = None) -> GradientMe
     >>> full(), full(chunk=32) is full(32)
     (full(), True)
     """
-    if recompute is not None and not isinstance(recompute, bool):
-        expected = "True, False, None or a share from 0 to 1"
-        if not 0 <= number("recompute", expected, recompute) <= 1:
-            raise bad("recompute", expected, recompute, "say which share of the slopes is made again")
-        recompute = bool(recompute) if recompute in (0, 1) else float(recompute)
-    return _full(None if chunk is None else size("chunk", chunk), recompute)
+    return GradientMethod(
+        method_repr("full", chunk=(chunk, None), recompute=(recompute, None)),
+        functools.partial(_forward, chunk, recompute),
+        functools.partial(backward, chunk, None),
+    )
 
 
-@functools.lru_cache(maxsize=256)
-def _full(chunk: int | None, recompute: float | None) -> GradientMethod:
-    name = called("full", chunk=(chunk, None), recompute=(recompute, None))
-    forward = functools.partial(_forward, chunk, recompute)
-    return GradientMethod(name, forward, functools.partial(backward, chunk, None))
+def full_with(transform: Transform) -> Callable[[AnyCell, Kept, Outputs], Cotangents]:
+    """The backward pass of `full` in which λ̃ is transformed on its way to the step before."""
+    return functools.partial(backward, None, transform)
 
 
-def _forward(
-    chunk: int | None,
-    recompute: float | None,
-    cell: Any,
-    params: Any,
-    carry: Any,
-    start: Any,
-    sequence: Sequence,
-) -> tuple[tuple[Any, Array], Any]:
-    steps, total = chunk or chunks.chunk_of(sequence, params), len(sequence.xs)
-    share = _share(steps, sequence, params) if recompute is None else recompute
-    kept_from = math.ceil(share * total / steps) * steps if share < 1 else total
+def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+    steps, total = chunk or chunks.chunk_of(run.sequence, run.params), len(run.sequence.xs)
+    share = _share(steps, run) if recompute is None else recompute
+    kept_from = min(math.ceil(share * total / steps) * steps, total)
 
-    def over(run: Any, s: Any, begin: int, end: int) -> tuple[Any, Any]:
-        def of_chunk(s: Any, first: Any, here: Sequence) -> tuple[Any, Any]:
-            return run(cell, params, s, start, here)  # (B1)
+    def over(carry: State, keep_slopes: bool, begin: int, end: int) -> Forward:
+        def run_chunk(
+            s: State, first: chunks.First, here: Sequence
+        ) -> tuple[State, tuple[State, Slopes | None]]:
+            last, states, slopes = phases.forward(
+                cell, run._replace(carry=s, sequence=here), keep_slopes
+            )  # (B1)
+            return last, (states, slopes)
 
-        return chunks.scan(of_chunk, s, sequence, steps, begin=begin, end=end)
+        last, (states, slopes) = chunks.scan(run_chunk, carry, run.sequence, steps, begin=begin, end=end)
+        return Forward(last, states, slopes)
 
-    if kept_from >= total:
-        last, states = over(loops.forward, carry, 0, total)
-        return (last, states.h), (params, carry, start, sequence, states, None)
-    if kept_from == 0:
-        last, (states, a) = over(loops.forward_and_linearise, carry, 0, total)
+    if kept_from in (0, total):
+        last, states, slopes = over(run.carry, kept_from == 0, 0, total)
     else:
-        s, early = over(loops.forward, carry, 0, kept_from)
-        last, (late, a) = over(loops.forward_and_linearise, s, kept_from, total)
-        states = jax.tree.map(lambda z, y: jnp.concatenate([z, y]), early, late)
-    return (last, states.h), (params, carry, start, sequence, states, a)
+        early = over(run.carry, False, 0, kept_from)
+        last, late, slopes = over(early.carry, True, kept_from, total)
+        states = jax.tree.map(lambda z, y: jnp.concatenate([z, y]), early.states, late)
+    return Outputs(last, states.h), Kept(run, states, slopes)
 
 
-def _share(steps: int, sequence: Sequence, params: Any) -> float:
+def _share(steps: int, run: Run) -> float:
     """The share of steps whose slopes are made again, where the user does not say."""
-    if steps >= len(sequence.xs):
+    if steps >= len(run.sequence.xs):
         return 0
-    return 2 / 3 if chunks.numbers_of(params) >= 1e6 else 1
+    return 2 / 3 if optax.tree.size(run.params) >= 1e6 else 1
 
 
 def backward(
-    chunk: int | None, alter: Alter, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
-) -> tuple[Any, Any, Any, Array]:
-    """(B2-B5) over all chunks; alter as in `loops.step_back`."""
-    params, carry, start, sequence, states, a = residuals
-    steps, total = chunk or chunks.chunk_of(sequence, params), len(d_hs)
-    kept_from = total if a is None else total - chunks.length(a)
+    chunk: int | None, transform: Transform | None, cell: AnyCell, kept: Kept, d: Outputs
+) -> Cotangents:
+    """(B2-B5) over all chunks; transform as in `loops.step_back_of`."""
+    run, states, slopes = kept.run, kept.states, kept.slopes
+    assert states is not None  # the forward pass keeps them
+    steps, total = chunk or chunks.chunk_of(run.sequence, run.params), len(d.hs)
+    kept_from = total if slopes is None else total - chunks.length(slopes)
+    Towards = tuple[
+        State, tuple[ArrayTree, State | None]
+    ]  # dE/ds of the chunk's begin; dE/dparams, dE/dstart
 
-    def of_chunk(kept: bool, towards: tuple[Any, Any, Any], first: Any, here: Any) -> tuple[Any, Array]:
-        d_s, d_params, d_start = towards
+    def back_through_chunk(
+        slopes: Slopes | None, towards: Towards, first: chunks.First, here: tuple[Sequence, Array, State]
+    ) -> tuple[Towards, Array]:
+        d_s, sums = towards
         part, d_h, s = here
-        s_0 = _state_before(first, carry, states)
-        a_here = chunks.part(a, first - kept_from, len(d_h)) if kept else None
-        d_part, d_s, d_begun, d_xs = backward_of_steps(
-            cell, params, s_0, start, part, d_h, s, a_here, d_s, alter
-        )
-        return (d_s, *chunks.add_to((d_params, d_start), (d_part, d_begun))), d_xs  # (B5)
+        stretch = run._replace(carry=_state_before(first, run.carry, states), sequence=part)
+        if slopes is not None:
+            slopes = chunks.take_steps(slopes, first - kept_from, len(d_h))
+        found = phases.backward(cell, Kept(stretch, s, slopes), Outputs(d_s, d_h), transform)  # (B2-B4)
+        return (found.carry, chunks.add_to(sums, (found.params, found.start))), found.xs  # (B5)
 
-    towards: Any = (d_carry, *chunks.zero_sums((params, start)))
+    like = run.params, run.start
+    towards: Towards = d.carry, chunks.zero_sums(like)
     d_xs: list[Array] = []
-    for kept, begin, end in ((True, kept_from, total), (False, 0, kept_from)):
+    for of_these, begin, end in ((slopes, kept_from, total), (None, 0, kept_from)):
         if begin < end:
-            over, data = functools.partial(of_chunk, kept), (sequence, d_hs, states)
-            towards, of_these = chunks.scan(over, towards, data, steps, True, begin, end)
-            d_xs.insert(0, of_these)
-    d_carry, *sums = towards
-    d_params, d_start = chunks.sums_as(tuple(sums), (params, start))
-    return d_params, d_carry, d_start, jnp.concatenate(d_xs)
+            back, data = functools.partial(back_through_chunk, of_these), (run.sequence, d.hs, states)
+            towards, d_x = chunks.scan(back, towards, data, steps, reverse=True, begin=begin, end=end)
+            d_xs.insert(0, d_x)
+    d_carry, sums = towards
+    d_params, d_start = chunks.sums_as(sums, like)
+    return Cotangents(d_params, d_carry, d_start, jnp.concatenate(d_xs))
 
 
-def backward_of_steps(
-    cell: Any,
-    params: Any,
-    carry: Any,
-    start: Any,
-    sequence: Sequence,
-    d_hs: Array,
-    states: Any,
-    a: Any,
-    d_carry: Any,
-    alter: Alter = None,
-) -> tuple[Any, Any, Any, Array]:
-    """The three phases over one stretch of steps, which began at carry; a is None where not kept.
-
-    Returns dE/dparams, dE/dcarry, dE/dstart and dE/dxs of the stretch, [K, ..., I].
-    """
-    s_prev = loops.previous(carry, start, sequence, states)
-    if a is None:
-        a = loops.linearise(cell, params, s_prev, sequence, states)  # (B2)
-    d_carry, d_start, lam = loops.sweep(cell, params, a, sequence, d_carry, d_hs, alter)  # (B3)
-    d_params, d_xs = loops.contract(cell, params, s_prev, sequence, a, lam)  # (B4)
-    return d_params, d_carry, d_start, d_xs
-
-
-def _state_before(first: Any, carry: Any, states: Any) -> Any:
+def _state_before(first: chunks.First, carry: State, states: State) -> State:
     """The state with which step `first` (counted from 0) began."""
     if isinstance(first, int):
         return jax.tree.map(lambda s_0, s: s[first - 1] if first else s_0, carry, states)

@@ -24,18 +24,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.cell.cell import Cell
-from jax_bptt.engine import loops
-from jax_bptt.engine.devices import as_own
-from jax_bptt.engine.linear_maps import has_recurrent_product, unit_wise
-from jax_bptt.engine.sequence import select
+from jax_bptt.base.trees import select
+from jax_bptt.base.types import ArrayTree, Mark, PointwiseParams, S, Slopes, State
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine.devices import to_local
+from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
+from jax_bptt.engine.phases import backward_steps, is_pointwise
 
 
 class Form(NamedTuple):
@@ -46,47 +47,49 @@ class Form(NamedTuple):
       unpack: ([..., n], a carry whose leaves end in the same shapes) back to a carry.
     """
 
-    pack: Callable[[Any], Array]
-    unpack: Callable[[Array, Any], Any]
+    pack: Callable[[State], Array]
+    unpack: Callable[[Array, S], S]
 
 
-def _pack_whole(carry: Any) -> Array:
+def _pack_whole(carry: State) -> Array:
     rows = carry.h.shape[:-1]
     return jnp.concatenate([z.reshape(*rows, -1) for z in jax.tree.leaves(carry)], -1)
 
 
-def _unpack_whole(z: Array, like: Any) -> Any:
+def _unpack_whole(z: Array, like: S) -> S:
     leaves, structure = jax.tree.flatten(like)
     shapes = [leaf.shape[like.h.ndim - 1 :] for leaf in leaves]
     parts = jnp.split(z, np.cumsum([math.prod(shape) for shape in shapes])[:-1], -1)
     whole = [part.reshape(*z.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
-    return jax.tree.unflatten(structure, whole)
+    unpacked: S = jax.tree.unflatten(structure, whole)
+    return unpacked
 
 
-def _pack_units(carry: Any) -> Array:
+def _pack_units(carry: State) -> Array:
     return jnp.stack(jax.tree.leaves(carry), -1)
 
 
-def _unpack_units(z: Array, like: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(like), list(jnp.moveaxis(z, -1, 0)))
+def _unpack_units(z: Array, like: S) -> S:
+    unpacked: S = jax.tree.unflatten(jax.tree.structure(like), list(jnp.moveaxis(z, -1, 0)))
+    return unpacked
 
 
 WHOLE, UNITS = Form(_pack_whole, _unpack_whole), Form(_pack_units, _unpack_units)
 
 
-def form_of(cell: Any, params: Any) -> Form:
+def form_of(cell: AnyCell) -> Form:
     """The smaller form in which the Jacobians of this cell are exact."""
-    return UNITS if isinstance(cell, Cell) and not has_recurrent_product(params) else WHOLE
+    return UNITS if is_pointwise(cell) and not cell.layout.recurrent else WHOLE
 
 
-def jacobians(cell: Any, params: Any, a: Any, states: Any, form: Form) -> Array:
-    """J_1..J_T, [T, ..., n, n], from a_1..a_T of `loops.linearise`; states tells the shapes alone."""
-    if isinstance(cell, Cell):
-        return _of_pointwise_step(cell, params, a, states, form)
-    return (_of_any_step if form is WHOLE else _blocks_of_any_step)(cell, params, a, states)
+def jacobians(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State, form: Form) -> Array:
+    """J_1..J_T, [T, ..., n, n], from a_1..a_T of `phases.linearise`; states tells the shapes alone."""
+    if is_pointwise(cell):
+        return _of_pointwise_step(cell, params, slopes, states, form)
+    return (_of_any_step if form is WHOLE else _blocks_of_any_step)(cell, params, slopes, states)
 
 
-def links(j: Array, mask: Array | None, *closed: Array | None) -> Array:
+def jacobians_with_marks(j: Array, mask: Mark, *closed: Mark) -> Array:
     """M_1..M_T from J_1..J_T: identity where the carry is held, zero where any mark closes the way back."""
     m = select(mask, j, jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape))  # (J5)
     for mark in closed:
@@ -94,36 +97,34 @@ def links(j: Array, mask: Array | None, *closed: Array | None) -> Array:
     return m
 
 
-def times(a: Array, b: Array) -> Array:
+def small_matmul(a: Array, b: Array) -> Array:
     """a b, matrices [..., n, m] and [..., m, k]; a small m without dots, slow for many tiny ones."""
     return (a[..., None] * b[..., None, :, :]).sum(-2) if a.shape[-1] <= 4 else a @ b
 
 
-def backward_steps(cell: Any, params: Any, a: Any, lam: Any) -> Any:
-    """(ds_t/ds̃_{t−1})ᵀ λ_t for all t at once, leaves [T, ..., H]."""
-    engine = loops.engine_of(cell)
-    fixed = engine.before_sweep(cell, params)
-    return jax.vmap(functools.partial(engine.backward_step, cell, params, fixed))(a, lam)
-
-
-def adjoints_of_fields(cell: Cell, params: Any, a: Any, states: Any) -> tuple[Array, Array | None]:
+def adjoints_of_fields(
+    cell: PointwiseCell, params: PointwiseParams, slopes: Slopes, states: State
+) -> tuple[Array, Array | None]:
     """D [T, ..., H, n, n] and δv [T, ..., H, n, G] of a pointwise step; None without a recurrent product."""
-    units, fields = unit_wise(params, states.h.ndim - 1), len(states)
+    units, fields = unit_wise(cell, params, states.h.ndim - 1), len(jax.tree.leaves(states))
 
     def of_field(e_f: Array) -> tuple[Array, Array | None]:
         lam = UNITS.unpack(jnp.broadcast_to(e_f, (*states.h.shape, fields)), states)
-        towards = jax.vmap(functools.partial(cell.adjoint, units))(a, lam)  # (J1)
+        towards = jax.vmap(functools.partial(cell.adjoint, units))(slopes, lam)  # (J1)
         return UNITS.pack(towards.carry), jnp.stack(towards.v, -1) if towards.v else None
 
-    return jax.vmap(of_field, out_axes=-2)(as_own(jnp.eye(fields, dtype=states.h.dtype), states))
+    return jax.vmap(of_field, out_axes=-2)(to_local(jnp.eye(fields, dtype=states.h.dtype), states))
 
 
-def _of_pointwise_step(cell: Cell, params: Any, a: Any, states: Any, form: Form) -> Array:
-    fields, hidden = len(states), cell.hidden_size
-    direct, d_v = adjoints_of_fields(cell, params, a, states)
+def _of_pointwise_step(
+    cell: PointwiseCell, params: PointwiseParams, slopes: Slopes, states: State, form: Form
+) -> Array:
+    leaves, hidden = jax.tree.leaves(states), cell.hidden_size
+    fields = len(leaves)
+    direct, d_v = adjoints_of_fields(cell, params, slopes, states)
     if d_v is None:
         return direct
-    is_h = jnp.eye(fields, dtype=states.h.dtype)[states._fields.index("h")]
+    is_h = jnp.eye(fields, dtype=states.h.dtype)[[leaf is states.h for leaf in leaves].index(True)]
     w_h = params.w_h.reshape(hidden, cell.gates, hidden)
     if form is UNITS:
         through = jnp.einsum("...kfg,kgk,e->...kfe", d_v, w_h, is_h)
@@ -133,25 +134,25 @@ def _of_pointwise_step(cell: Cell, params: Any, a: Any, states: Any, form: Form)
     return j.reshape(*states.h.shape[:-1], fields * hidden, fields * hidden)
 
 
-def _of_any_step(cell: Any, params: Any, a: Any, states: Any) -> Array:
+def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
     shape = jax.eval_shape(WHOLE.pack, states).shape
 
     def row(e_i: Array) -> Array:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, shape), states)
-        return WHOLE.pack(backward_steps(cell, params, a, lam))  # (J4)
+        return WHOLE.pack(backward_steps(cell, params, slopes, lam))  # (J4)
 
-    return jax.vmap(row, out_axes=-2)(as_own(jnp.eye(shape[-1], dtype=states.h.dtype), states))
+    return jax.vmap(row, out_axes=-2)(to_local(jnp.eye(shape[-1], dtype=states.h.dtype), states))
 
 
-def _blocks_of_any_step(cell: Any, params: Any, a: Any, states: Any) -> Array:
+def _blocks_of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
     """The block of each unit; one unit after the other, so that no [T, ..., S, S] comes to be."""
-    shape, fields, hidden = states.h.shape, len(states), cell.hidden_size
-    every_field = as_own(jnp.eye(fields, dtype=states.h.dtype), states)
+    shape, fields, hidden = states.h.shape, len(jax.tree.leaves(states)), cell.hidden_size
+    every_field = to_local(jnp.eye(fields, dtype=states.h.dtype), states)
 
     def of_unit(e_k: Array, k: Array) -> Array:
         def row(e_f: Array) -> Array:
             lam = UNITS.unpack(jnp.broadcast_to(jnp.outer(e_k, e_f), (*shape, fields)), states)
-            return jnp.take(UNITS.pack(backward_steps(cell, params, a, lam)), k, -2)  # (J4)
+            return jnp.take(UNITS.pack(backward_steps(cell, params, slopes, lam)), k, -2)  # (J4)
 
         return jax.vmap(row, out_axes=-2)(every_field)
 

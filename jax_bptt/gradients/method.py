@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from jax import Array
-
+from jax_bptt.base.types import ArrayTree
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
+
+Carry: TypeAlias = Any  # of a `Recurrence`: the state of a cell, or those of all layers
+Weights: TypeAlias = Any  # of a `Recurrence`: whatever its gradient is asked for
+Data: TypeAlias = Any  # of a `Recurrence`: what it reads, leaves [T, ...]
+
+
+class Reversed(NamedTuple):
+    """What a chunk returns that was run forward and back.
+
+    Attributes:
+      carry: after the chunk.
+      d_weights: dE/dweights of the chunk.
+      d_carry: dE/dcarry before it.
+      out: whatever else a chunk returns.
+    """
+
+    carry: Carry
+    d_weights: Weights
+    d_carry: Carry
+    out: ArrayTree
 
 
 class Recurrence(NamedTuple):
@@ -15,12 +36,11 @@ class Recurrence(NamedTuple):
 
     Attributes:
       advance: (weights, carry, chunk) -> carry after the chunk.
-      reverse: (weights, carry, chunk, d_carry) -> (carry after the chunk, dE/dweights of the chunk,
-        dE/dcarry before it, out); d_carry is dE/dcarry after it, and out whatever else a chunk gives.
+      reverse: (weights, carry, chunk, dE/dcarry after it) -> `Reversed`.
     """
 
-    advance: Callable[[Any, Any, Any], Any]
-    reverse: Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
+    advance: Callable[[Weights, Carry, Data], Carry]
+    reverse: Callable[[Weights, Carry, Data, Carry], Reversed]
 
 
 class Streamed(NamedTuple):
@@ -34,13 +54,13 @@ class Streamed(NamedTuple):
         and those of a shorter chunk.
     """
 
-    carry: Any
-    d_weights: Any
-    d_carry: Any
-    out: list[Any]
+    carry: Carry
+    d_weights: Weights
+    d_carry: Carry
+    out: list[ArrayTree]
 
 
-def called(name: str, **arguments: tuple[Any, Any]) -> str:
+def method_repr(name: str, **arguments: tuple[object, object]) -> str:
     """A method as one writes it; each argument is (value, default), and left out where they are equal."""
     given = ", ".join(f"{n}={value}" for n, (value, default) in arguments.items() if value != default)
     return f"{name}({given})"
@@ -51,18 +71,18 @@ class GradientMethod(NamedTuple):
 
     Attributes:
       name: what the method is called, as one writes it.
-      forward: (cell, params, carry, start, sequence) -> ((s_T, h_1..h_T), residuals); start is the
-        initial carry that resets go back to, None without resets.
-      backward: (cell, residuals, dE/ds_T, G_1..G_T) -> dE/dparams, dE/ds_0, dE/dstart, dE/dxs.
+      forward: (cell, run) -> its `Outputs`, and what is `Kept` for the backward pass.
+      backward: (cell, kept, dE/doutputs) -> `Cotangents`; None where it is left to JAX, which then also
+        differentiates in forward mode.
       stream: (recurrence, weights, carry, sequence, data) -> `Streamed`, for a method that runs a whole
         network chunk by chunk, loss included, and never holds the outputs of all steps; None for one
         that goes layer by layer.
     """
 
     name: str
-    forward: Callable[[Any, Any, Any, Any, Sequence], tuple[tuple[Any, Array], Any]]
-    backward: Callable[[Any, Any, Any, Array], tuple[Any, Any, Any, Array]]
-    stream: Callable[..., Streamed] | None = None
+    forward: Callable[[AnyCell, Run], tuple[Outputs, Kept]]
+    backward: Callable[[AnyCell, Kept, Outputs], Cotangents] | None
+    stream: Callable[[Recurrence, Weights, Carry, Sequence, Data], Streamed] | None = None
 
     def __repr__(self) -> str:
         return self.name

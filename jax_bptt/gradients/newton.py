@@ -28,12 +28,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.checks import flag, number, size
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import check_flag, size
-from jax_bptt.cell.initializers import number
-from jax_bptt.engine import loops
-from jax_bptt.engine.sequence import Sequence, select
-from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, links, times
+from jax_bptt.base.trees import select
+from jax_bptt.base.types import ArrayTree, State
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine import phases
+from jax_bptt.engine.run import Run
+from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, jacobians_with_marks, small_matmul
 
 _ROUNDING = 16  # multiples of eps that the residual of converged states stays below
 
@@ -110,7 +112,7 @@ def newton(
     >>> newton(diagonal=True)
     newton(iterations=100, tolerance=None, diagonal=True, damping=1.0)
     """
-    check_flag("diagonal", diagonal)
+    flag("diagonal", diagonal)
     if tolerance is not None:
         tolerance = number("tolerance", "a number above 0, or None", tolerance)
         if tolerance <= 0:
@@ -121,9 +123,7 @@ def newton(
     return Newton(size("iterations", iterations), tolerance, diagonal, damping)
 
 
-def states_by_newton(
-    newton: Newton, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
-) -> tuple[Any, NewtonInfo]:
+def states_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
     """The states of the whole sequence, all at once.
 
     s_t = F_t(s_{t−1}), t = 1..T   (Q1 to Q8)
@@ -131,10 +131,7 @@ def states_by_newton(
     Args:
       newton: how.
       cell: the cell.
-      params: its parameters.
-      carry: s_0, leaves [..., H].
-      start: the initial carry, like carry; None without resets.
-      sequence: x_1..x_T, [T, ..., I], and the marks.
+      run: its parameters, s_0, the initial carry, x_1..x_T and the marks.
 
     Returns:
       s_1..s_T, leaves [T, ..., H], and how it went.
@@ -142,59 +139,65 @@ def states_by_newton(
     Raises:
       ValueError: `diagonal` for a carry with other shapes than h; a derivative of the iteration.
     """
-    if newton.diagonal and {z.shape for z in jax.tree.leaves(carry)} != {carry.h.shape}:
+    if newton.diagonal and {z.shape for z in jax.tree.leaves(run.carry)} != {run.carry.h.shape}:
         fix = "unit-wise blocks need a carry that is [..., H] throughout"
         raise bad("newton", "diagonal=False for this cell", "diagonal=True", fix)
-    return _solve(newton, cell, params, carry, start, sequence)
+    return _solve(newton, cell, run)
+
+
+class _Iterate(NamedTuple):
+    """After k iterations: the states s, f = F(s), and how far s has moved."""
+
+    k: Array
+    s: State
+    f: State
+    change: Array
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _solve(
-    newton: Newton, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
-) -> tuple[Any, NewtonInfo]:
-    engine, eps = loops.engine_of(cell), float(jnp.finfo(carry.h.dtype).eps)  # type: ignore[no-untyped-call]
+def _solve(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
+    engine, carry = phases.engine_of(cell), run.carry
+    eps = float(jnp.finfo(carry.h.dtype).eps)  # type: ignore[no-untyped-call]
     tolerance = newton.tolerance or min(_ROUNDING * eps, 1e-3)
-    u = engine.project(cell, params, sequence.xs)
-    every_step = jax.vmap(functools.partial(engine.step, cell, params))
+    u = engine.project(cell, run.params, run.sequence.xs)
+    every_step = jax.vmap(functools.partial(engine.step, cell, run.params))
 
-    def next_of(states: Any) -> Any:
-        s_prev = loops.previous(carry, start, sequence, states)
-        return select(
-            sequence.mask, every_step(s_prev, u, engine.recur(cell, params, s_prev)), s_prev
-        )  # (Q1)
+    def next_of(states: State) -> State:
+        s_prev = phases.previous(run, states)
+        stepped: State = every_step(s_prev, u, engine.recur(cell, run.params, s_prev))
+        return select(run.sequence.mask, stepped, s_prev)  # (Q1)
 
-    def converged(s: Any, f: Any, change: Array) -> Array:
-        residual = _relative(carry, s, f)
-        return (residual == 0) | ((residual < tolerance) & (change < tolerance**0.5))  # (Q7)
+    def converged(at: _Iterate) -> Array:
+        residual = _relative(carry, at.s, at.f)
+        return (residual == 0) | ((residual < tolerance) & (at.change < tolerance**0.5))  # (Q7)
 
-    def goes_on(at_k: tuple[Array, Any, Any, Array]) -> Array:
-        k, *at = at_k
-        return (k < newton.iterations) & ~converged(*at)
+    def goes_on(at: _Iterate) -> Array:
+        return (at.k < newton.iterations) & ~converged(at)
 
-    def iterate(at_k: tuple[Array, Any, Any, Array]) -> tuple[Array, Any, Any, Array]:
-        k, s, f, _ = at_k
-        new = _updated(newton, cell, params, loops.previous(carry, start, sequence, s), sequence, s, f)
-        return k + 1, new, next_of(new), _relative(carry, new, s)
+    def iterate(at: _Iterate) -> _Iterate:
+        new = _updated(newton, cell, run, at.s, at.f)
+        return _Iterate(at.k + 1, new, next_of(new), _relative(carry, new, at.s))
 
     with jax.named_scope("bptt/newton"):
-        s = jax.tree.map(lambda s_0: jnp.broadcast_to(s_0, (len(sequence.xs), *s_0.shape)), carry)
-        begin = jnp.int32(0), s, next_of(s), jnp.full((), jnp.inf, carry.h.dtype)
-        k, s, f, change = jax.lax.while_loop(goes_on, iterate, begin)
-        return s, NewtonInfo(k, _relative(carry, s, f), converged(s, f, change))
+        s = jax.tree.map(lambda s_0: jnp.broadcast_to(s_0, (len(run.sequence.xs), *s_0.shape)), carry)
+        begin = _Iterate(jnp.int32(0), s, next_of(s), jnp.full((), jnp.inf, carry.h.dtype))
+        end = jax.lax.while_loop(goes_on, iterate, begin)
+        return end.s, NewtonInfo(end.k, _relative(carry, end.s, end.f), converged(end))
 
 
 @_solve.defjvp
-def _no_derivative(newton: Newton, cell: Any, primals: Any, tangents: Any) -> Any:
+def _no_derivative(newton: Newton, cell: AnyCell, primals: ArrayTree, tangents: ArrayTree) -> Any:
     """The derivative of a loop of unknown length would be that of its last iterations, silently wrong."""
     came = "a derivative through Newton's iteration (jvp, hessian, grad of grad)"
     raise bad("gradient", "first derivatives in reverse mode", came, "take jb.parallel() without newton")
 
 
-def _updated(newton: Newton, cell: Any, params: Any, s_prev: Any, sequence: Sequence, s: Any, f: Any) -> Any:
-    form = UNITS if newton.diagonal else form_of(cell, params)
-    a = loops.linearise(cell, params, s_prev, sequence, f)
-    slope = newton.damping * jacobians(cell, params, a, s, form)
-    slope = links(slope, sequence.mask, sequence.reset)  # (Q2)
+def _updated(newton: Newton, cell: AnyCell, run: Run, s: State, f: State) -> State:
+    """s^{k+1} from s^k and f = F(s^k)."""
+    form = UNITS if newton.diagonal else form_of(cell)
+    slopes = phases.linearise(cell, run, phases.previous(run, s), f)
+    slope = newton.damping * jacobians(cell, run.params, slopes, s, form)
+    slope = jacobians_with_marks(slope, run.sequence.mask, run.sequence.reset)  # (Q2)
     r = form.pack(f) - form.pack(s)  # (Q1)
     _, z = jax.lax.associative_scan(_composed, (slope, r))  # (Q3)
     through = form.unpack(z - r, s)
@@ -209,14 +212,14 @@ def _updated(newton: Newton, cell: Any, params: Any, s_prev: Any, sequence: Sequ
 def _composed(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
     """The map of the earlier step and then that of the later one."""
     (m, b), (n, c) = first, second
-    return times(n, m), times(n, b[..., None])[..., 0] + c  # (Q4)
+    return small_matmul(n, m), small_matmul(n, b[..., None])[..., 0] + c  # (Q4)
 
 
-def _relative(carry: Any, s: Any, other: Any) -> Array:
+def _relative(carry: State, s: State, other: State) -> Array:
     """The largest difference over steps and rows, relative to s; what is no number counts as infinite.
 
-    Each step has its own scale: one of 1e38 that an iterate passes through would excuse all before it.
-    A NaN must not reach the maximum: XLA:CPU leaves it out of one over three axes or more.
+    Each step has a scale of its own: a global scale would let one huge iterate hide errors at earlier
+    steps. A NaN must not reach the maximum: XLA:CPU leaves it out of one over three axes or more.
     """
     gap = jnp.abs(WHOLE.pack(other) - WHOLE.pack(s)).max(-1)
     sizes = [jnp.abs(WHOLE.pack(z)).max(-1) for z in (jax.tree.map(lambda s_0: s_0[None], carry), s)]

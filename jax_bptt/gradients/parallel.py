@@ -18,7 +18,6 @@ what is added at step t itself, which is then the same for every map:
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +25,17 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.errors import bad
-from jax_bptt.engine import loops
-from jax_bptt.engine.sequence import Sequence, select, zeros_like
-from jax_bptt.gradients.jacobians import backward_steps, form_of, jacobians, links, times
+from jax_bptt.base.trees import last_step, only_h, select, sum_over_first_axis, zeros_like
+from jax_bptt.base.types import Slopes, State
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine import phases
+from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
+from jax_bptt.gradients.jacobians import form_of, jacobians, jacobians_with_marks, small_matmul
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.gradients.newton import Newton, states_by_newton
 
 
-@cached
+@cached()
 def parallel(newton: Newton | None = None) -> GradientMethod:
     """The exact gradient by a parallel prefix over time, and with `newton` the states as well.
 
@@ -75,63 +77,53 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
     return GradientMethod(f"parallel(newton={newton!r})", forward, _backward)
 
 
-def _forward(
-    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
-) -> tuple[tuple[Any, Array], Any]:
-    last, states = loops.forward(cell, params, carry, start, sequence)
-    return (last, states.h), (params, carry, start, sequence, states)
+def _forward(cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+    last, states, _ = phases.forward(cell, run)
+    return Outputs(last, states.h), Kept(run, states)
 
 
-def _forward_by_newton(
-    newton: Newton, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
-) -> tuple[tuple[Any, Array], Any]:
-    found, info = states_by_newton(newton, cell, params, carry, start, sequence)
-    states = jax.lax.cond(
-        info.converged,
-        lambda: found,
-        lambda: loops.forward(cell, params, carry, start, sequence)[1],
-    )
-    last = jax.tree.map(lambda s: s[-1], states)
-    return (last, states.h), (params, carry, start, sequence, states)
+def _forward_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+    found, info = states_by_newton(newton, cell, run)
+    states: State = jax.lax.cond(info.converged, lambda: found, lambda: phases.forward(cell, run).states)
+    return Outputs(last_step(states), states.h), Kept(run, states)
 
 
-def _backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Any, Array]:
-    params, carry, start, sequence, states = residuals
-    s_prev = loops.previous(carry, start, sequence, states)
-    a = loops.linearise(cell, params, s_prev, sequence, states)
-    lam, d_carry = _sweep_at_once(cell, params, a, sequence, d_carry, d_hs, states)
-    lam_step = select(sequence.mask, lam, zeros_like(lam))  # (P6)
+def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+    run, states = kept.run, kept.states
+    assert states is not None  # both forward passes keep them
+    mask, reset, _ = run.sequence.marks
+    s_prev = phases.previous(run, states)
+    slopes = phases.linearise(cell, run, s_prev, states)
+    lam, d_carry = _sweep_at_once(cell, run, slopes, d, states)
+    lam_step = select(mask, lam, zeros_like(lam))  # (P6)
     d_start = None
-    if sequence.reset is not None:
-        lam_prev = select(sequence.mask, backward_steps(cell, params, a, lam_step), lam)
-        begun = select(sequence.reset, lam_prev, zeros_like(lam_prev))
-        d_start = jax.tree.map(lambda z: z.sum(0), begun)  # (P5)
-    d_params, d_xs = loops.contract(cell, params, s_prev, sequence, a, lam_step)
-    return d_params, d_carry, d_start, d_xs
+    if reset is not None:
+        lam_prev = select(mask, phases.backward_steps(cell, run.params, slopes, lam_step), lam)
+        d_start = sum_over_first_axis(select(reset, lam_prev, zeros_like(lam_prev)))  # (P5)
+    d_params, d_xs = phases.contract(cell, run, s_prev, slopes, lam_step)
+    return Cotangents(d_params, d_carry, d_start, d_xs)
 
 
-def _sweep_at_once(
-    cell: Any, params: Any, a: Any, sequence: Sequence, d_carry: Any, d_hs: Array, states: Any
-) -> tuple[Any, Any]:
+def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, d: Outputs, states: State) -> tuple[State, State]:
     """λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
     with jax.named_scope("bptt/sweep_at_once"):
-        form = form_of(cell, params)
-        j = jacobians(cell, params, a, states, form)
-        m = links(j, sequence.mask, sequence.reset, sequence.cut)
-        direct = zeros_like(states)._replace(h=d_hs)
-        direct = jax.tree.map(lambda g, d: g.at[-1].add(d), direct, d_carry)
+        mask, reset, cut = run.sequence.marks
+        form = form_of(cell)
+        m = jacobians_with_marks(jacobians(cell, run.params, slopes, states, form), mask, reset, cut)
+        direct = only_h(d.hs, like=states)
+        direct = jax.tree.map(lambda g, d: g.at[-1].add(d), direct, d.carry)
         gamma = form.pack(direct)  # (P1)
         _, mu = jax.lax.associative_scan(_composed, (m, _back(m, gamma)), reverse=True)  # (P2)
         lam = jnp.concatenate([mu[1:], jnp.zeros_like(mu[:1])]) + gamma  # (P4)
-        return form.unpack(lam, states), form.unpack(mu[0], d_carry)  # (P4)
+        return form.unpack(lam, states), form.unpack(mu[0], d.carry)  # (P4)
 
 
 def _composed(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
     """The map of the later step, which comes first, and then that of the earlier one."""
     (m, b), (n, c) = first, second
-    return times(m, n), _back(n, b) + c  # (P3)
+    return small_matmul(m, n), _back(n, b) + c  # (P3)
 
 
 def _back(m: Array, z: Array) -> Array:
     """Mᵀ z for matrices [..., n, n] and vectors [..., n]."""
-    return times(z[..., None, :], m)[..., 0, :]
+    return small_matmul(z[..., None, :], m)[..., 0, :]

@@ -20,22 +20,54 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from jax_bptt.engine import loops
+from jax_bptt.base.caching import cached
+from jax_bptt.base.trees import only_h, select, zeros_like
+from jax_bptt.base.types import ArrayTree, State
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine import phases
 from jax_bptt.engine.chunks import add_to, sums_as, zero_sums
-from jax_bptt.engine.devices import as_own
-from jax_bptt.engine.sequence import Sequence, select, zeros_like
+from jax_bptt.engine.devices import to_local
+from jax_bptt.engine.loops import begin_of_step
+from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.method import GradientMethod
 
-Direct = Callable[[Array, Array, Array], Array]  # (t, ∂s_t/∂params, ∂s_t/∂x_t) -> M_t [S, C]
+
+class Influenced(NamedTuple):
+    """The state of one row and its influence.
+
+    Attributes:
+      carry: s_t, leaves [H] or as the cell has them.
+      influence: P_t = ds_t/dθ, [S, C].
+    """
+
+    carry: State
+    influence: Array
 
 
+class Direct(NamedTuple):
+    """The derivatives of one step with s̃_{t−1} held fixed.
+
+    Attributes:
+      by_params: ∂s_t/∂params, [S, P].
+      by_x: ∂s_t/∂x_t, [S, I].
+    """
+
+    by_params: Array
+    by_x: Array
+
+
+OfTheta: TypeAlias = Callable[[Array, Direct], Array]  # (t, the derivatives of step t) -> M_t [S, C]
+
+
+@cached()
 def rtrl() -> GradientMethod:
     """The exact gradient, forwards in time.
 
@@ -56,132 +88,116 @@ def rtrl() -> GradientMethod:
     >>> rtrl()
     rtrl()
     """
-    return _RTRL
+    return GradientMethod("rtrl()", _forward, _backward)
 
 
 def advance(
-    cell: Any,
-    params: Any,
-    start: Any,
-    begun: Array | None,
-    s_prev: Any,
-    influence: Array,
+    cell: AnyCell,
+    run: Run,
+    d_start_d_theta: Array | None,
+    before: Influenced,
     at_t: Sequence,
-    direct: Callable[[Array, Array], Array],
-) -> tuple[Any, Array]:
+    of_theta: Callable[[Direct], Array],
+) -> Influenced:
     """State and influence of one row, one step on.
 
     P_t = J_t P̃_{t−1} + M_t   (R1-R3)
 
     Args:
       cell: the cell.
-      params: its parameters.
-      start: the initial carry of one row, leaves [H] or as the cell has them; None without resets.
-      begun: dstart/dθ, [S, C]; None without resets.
-      s_prev: s_{t−1} of one row, like start.
-      influence: P_{t−1}, [S, C].
+      run: its parameters, and the initial carry of one row, leaves [H] or as the cell has them.
+      d_start_d_theta: dstart/dθ, [S, C]; None without resets.
+      before: s_{t−1} and P_{t−1}.
       at_t: x_t [I] and the marks, bool [] or None.
-      direct: (∂s_t/∂params [S, P], ∂s_t/∂x_t [S, I]) -> M_t [S, C].
+      of_theta: the derivatives of the step -> M_t [S, C].
 
     Returns:
       s_t and P_t.
     """
+    s_prev, influence = before
     if at_t.cut is not None:
         influence = select(at_t.cut, zeros_like(influence), influence)  # (R1)
     if at_t.reset is not None:
-        s_prev = loops.enter(at_t.reset, start, s_prev)
-        influence = select(at_t.reset, begun, influence)  # (R1)
-    s, (by_params, j, by_x) = _linearised(cell, params, s_prev, at_t.xs)
-    through = j @ influence + direct(by_params, by_x)  # (R3)
-    return select(at_t.mask, s, s_prev), select(at_t.mask, through, influence)  # (R3)
+        s_prev = begin_of_step(at_t.marks._replace(cut=None), run.start, s_prev)
+        assert d_start_d_theta is not None  # of a run with resets
+        influence = select(at_t.reset, d_start_d_theta, influence)  # (R1)
+    s, j, direct = _linearised(cell, run.params, s_prev, at_t.xs)
+    through = j @ influence + of_theta(direct)  # (R3)
+    return Influenced(select(at_t.mask, s, s_prev), select(at_t.mask, through, influence))  # (R3)
 
 
-def spent(d_h: Array, s: Any, influence: Array) -> Array:
+def loss_term(d_h: Array, at_t: Influenced) -> Array:
     """G_t P_t of one row, [C], from the derivative of the loss by h_t, [H]."""
-    return ravel_pytree(zeros_like(s)._replace(h=d_h))[0] @ influence
+    along: Array = ravel_pytree(only_h(d_h, like=at_t.carry))[0]
+    return along @ at_t.influence
 
 
-def _linearised(cell: Any, params: Any, s_prev: Any, x: Array) -> tuple[Any, tuple[Array, Array, Array]]:
-    """s_t of one row, and its derivatives by params [S, P], s̃_{t−1} [S, S] and x_t [S, I]."""
-    engine = loops.engine_of(cell)
+def _linearised(cell: AnyCell, params: ArrayTree, s_prev: State, x: Array) -> tuple[State, Array, Direct]:
+    """s_t of one row, J_t [S, S], and the derivatives by params [S, P] and x_t [S, I]."""
+    engine = phases.engine_of(cell)
     theta, params_of = ravel_pytree(params)
     z_prev, carry_of = ravel_pytree(s_prev)
 
-    def step(theta: Array, z_prev: Array, x: Array) -> tuple[Array, Any]:
+    def step(theta: Array, z_prev: Array, x: Array) -> tuple[Array, State]:
         params, s_prev = params_of(theta), carry_of(z_prev)
         u, v = engine.project(cell, params, x), engine.recur(cell, params, s_prev)
         s = engine.step(cell, params, s_prev, u, v)
         return ravel_pytree(s)[0], s
 
-    jacobians, s = jax.jacrev(step, (0, 1, 2), has_aux=True)(theta, z_prev, x)  # (R2)
-    return s, jacobians
+    (by_params, j, by_x), s = jax.jacrev(step, (0, 1, 2), has_aux=True)(theta, z_prev, x)  # (R2)
+    return s, j, Direct(by_params, by_x)
 
 
-def _forward(
-    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
-) -> tuple[tuple[Any, Array], Any]:
-    last, states = loops.forward(cell, params, carry, start, sequence)
-    return (last, states.h), (params, carry, start, sequence)
+def _forward(cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+    last, states, _ = phases.forward(cell, run)
+    return Outputs(last, states.h), Kept(run, None)
 
 
-def _backward(cell: Any, residuals: Any, d_carry: Any, d_hs: Array) -> tuple[Any, Any, Any, Array]:
-    params, carry, start, sequence = residuals
-    of_rows = functools.partial(_of_a_row, cell, params)
-    for _ in range(sequence.xs.ndim - 2):  # time is first in the sequence and in d_hs
-        of_rows = jax.vmap(of_rows, in_axes=(0, 0, 1, 0, 1), out_axes=(0, 0, 0, 1))
+def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+    back = functools.partial(_of_a_row, cell)
+    for _ in kept.run.sequence.rows:  # time is first in the sequence and in G
+        axes: Any = Run(None, 0, 0, sequence=1), Outputs(0, hs=1)  # type: ignore[arg-type]
+        back = jax.vmap(back, in_axes=axes, out_axes=Cotangents(0, 0, 0, xs=1))  # type: ignore[arg-type]
     with jax.named_scope("bptt/rtrl"):
-        d_params, d_carry, d_start, d_xs = of_rows(carry, start, sequence, d_carry, d_hs)
-    theta, params_of = ravel_pytree(params)
-    return params_of(d_params.reshape(-1, theta.size).sum(0)), d_carry, d_start, d_xs
+        found = back(kept.run, d)
+    theta, params_of = ravel_pytree(kept.run.params)
+    return found._replace(params=params_of(found.params.reshape(-1, theta.size).sum(0)))
 
 
-def _of_a_row(
-    cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence, d_carry: Any, d_hs: Array
-) -> tuple[Array, Any, Any, Array]:
-    """dE/dparams of one row as a vector [P], dE/ds_0, dE/dstart and dE/dxs [T, I]."""
-    z_0, carry_of = ravel_pytree(carry)
-    p, s, (steps, inputs) = ravel_pytree(params)[0].size, z_0.size, sequence.xs.shape
-    columns = p + s + (0 if start is None else s)  # params, s_0, start
+def _of_a_row(cell: AnyCell, run: Run, d: Outputs) -> Cotangents:
+    """What comes back to one row, with dE/dparams as a vector [P] and dE/dxs [T, I]."""
+    z_0, carry_of = ravel_pytree(run.carry)
+    p, s, (steps, inputs) = ravel_pytree(run.params)[0].size, z_0.size, run.sequence.xs.shape
+    columns = p + s + (0 if run.start is None else s)  # params, s_0, start
     nowhere = jnp.zeros_like(z_0, shape=(s, steps * inputs))
-    follow = functools.partial(_follow, cell, params, carry, start, sequence, d_carry, d_hs)
+    follow = functools.partial(_follow, cell, run, d)
 
-    def of_params(t: Array, by_params: Array, by_x: Array) -> Array:
-        return jnp.pad(by_params, ((0, 0), (0, columns - p)))
+    def of_params(t: Array, direct: Direct) -> Array:
+        return jnp.pad(direct.by_params, ((0, 0), (0, columns - p)))
 
-    def of_xs(t: Array, by_params: Array, by_x: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(nowhere, by_x, t * inputs, axis=1)
+    def of_xs(t: Array, direct: Direct) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(nowhere, direct.by_x, t * inputs, axis=1)
 
-    at_s_0, at_start = (as_own(jnp.eye(s, columns, k, dtype=z_0.dtype), z_0) for k in (p, p + s))
+    at_s_0, at_start = (to_local(jnp.eye(s, columns, k, dtype=z_0.dtype), z_0) for k in (p, p + s))
     d_params, d_s_0, d_start = jnp.split(follow(at_s_0, at_start, of_params), (p, p + s))
     d_xs = follow(nowhere, nowhere, of_xs).reshape(steps, inputs)
-    return d_params, carry_of(d_s_0), None if start is None else carry_of(d_start), d_xs
+    return Cotangents(d_params, carry_of(d_s_0), None if run.start is None else carry_of(d_start), d_xs)
 
 
 def _follow(
-    cell: Any,
-    params: Any,
-    carry: Any,
-    start: Any,
-    sequence: Sequence,
-    d_carry: Any,
-    d_hs: Array,
-    influence: Array,
-    begun: Array,
-    direct: Direct,
+    cell: AnyCell, run: Run, d: Outputs, d_carry_d_theta: Array, d_start_d_theta: Array, of_theta: OfTheta
 ) -> Array:
-    """dE/dθ of one row, [C], from P_0, dstart/dθ and M_t."""
+    """dE/dθ of one row, [C], from P_0 = ds_0/dθ, dstart/dθ and M_t."""
 
-    def step(state: tuple[Any, Array, Array], at_t: Any) -> tuple[tuple[Any, Array, Array], None]:
-        s_prev, influence, d_theta = state
+    def step(
+        state: tuple[Influenced, Array], at_t: tuple[Array, Sequence, Array]
+    ) -> tuple[tuple[Influenced, Array], None]:
+        before, d_theta = state
         t, marked, d_h = at_t
-        direct_t = functools.partial(direct, t)
-        s, influence = advance(cell, params, start, begun, s_prev, influence, marked, direct_t)
-        return (s, influence, add_to(d_theta, spent(d_h, s, influence))), None  # (R4)
+        after = advance(cell, run, d_start_d_theta, before, marked, functools.partial(of_theta, t))
+        return (after, add_to(d_theta, loss_term(d_h, after))), None  # (R4)
 
-    begin = carry, influence, zero_sums(influence[0])
-    every_t = jnp.arange(len(d_hs)), sequence, d_hs
-    (_, influence, d_theta), _ = jax.lax.scan(step, begin, every_t)
-    return sums_as(add_to(d_theta, ravel_pytree(d_carry)[0] @ influence), influence[0])  # (R4)
-
-
-_RTRL = GradientMethod("rtrl()", _forward, _backward)
+    begin = Influenced(run.carry, d_carry_d_theta), zero_sums(d_carry_d_theta[0])
+    every_t = jnp.arange(len(d.hs)), run.sequence, d.hs
+    (end, d_theta), _ = jax.lax.scan(step, begin, every_t)
+    return sums_as(add_to(d_theta, ravel_pytree(d.carry)[0] @ end.influence), d_carry_d_theta[0])  # (R4)

@@ -28,20 +28,27 @@ so that h steps of ⌈T/h′⌉ B rows are done one after the other, and one con
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import or_none, size
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import size
-from jax_bptt.engine import chunks, loops
-from jax_bptt.engine.sequence import Sequence, select, zeros_like
+from jax_bptt.base.trees import add_to_h, plus, select, sum_over_first_axis, zeros_like
+from jax_bptt.base.types import Slopes, State
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine import chunks, loops, phases
+from jax_bptt.engine.engine import Swept
+from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
-from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
+from jax_bptt.gradients.method import Carry, Data, GradientMethod, Recurrence, Streamed, Weights
 
 
+@cached(window=size, stride=or_none(size))
 def truncated(window: int, stride: int | None = None) -> GradientMethod:
     """Truncated backpropagation through time, chunked or sliding.
 
@@ -73,93 +80,91 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     >>> truncated(20), truncated(20, stride=1)
     (truncated(20), truncated(20, stride=1))
     """
-    window = size("window", window)
-    stride = window if stride is None else size("stride", stride)
+    if stride is None:
+        forward, stream = functools.partial(_forward_with_cuts, window), functools.partial(_stream, window)
+        return GradientMethod(f"truncated({window})", forward, full().backward, stream)
     if stride > window:
         fix = "losses between two blocks would be lost; pass stride=None for chunks of the window"
         raise bad("stride", f"at most window={window}", stride, fix)
-    return _truncated(window, stride)
+    if stride == window:
+        return truncated(window)
+    back = functools.partial(_backward, window, stride)
+    return GradientMethod(f"truncated({window}, stride={stride})", full(recompute=True).forward, back)
 
 
-@functools.lru_cache(maxsize=256)
-def _truncated(window: int, stride: int) -> GradientMethod:
-    if stride < window:
-        back = functools.partial(_backward, window, stride)
-        return GradientMethod(f"truncated({window}, stride={stride})", full(recompute=True).forward, back)
-    forward, stream = functools.partial(_forward_with_cuts, window), functools.partial(_stream, window)
-    return GradientMethod(f"truncated({window})", forward, full().backward, stream)
-
-
-def _forward_with_cuts(
-    window: int, cell: Any, params: Any, carry: Any, start: Any, sequence: Sequence
-) -> tuple[tuple[Any, Array], Any]:
-    xs, cut = sequence.xs, sequence.cut
-    if len(xs) <= window:
-        return full().forward(cell, params, carry, start, sequence)
-    t = jnp.arange(1, 1 + len(xs)).reshape(-1, *[1] * (xs.ndim - 2))
+def _forward_with_cuts(window: int, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+    sequence = run.sequence
+    steps = len(sequence.xs)
+    if steps <= window:
+        return full().forward(cell, run)
+    t = jnp.arange(1, 1 + steps).reshape(-1, *[1] * len(sequence.rows))
     between = ((t - 1) % window == 0) & (t > 1)  # (W2)
-    cut = between if cut is None else between | cut
-    return full().forward(cell, params, carry, start, sequence._replace(cut=cut))
+    cut = between if sequence.cut is None else between | sequence.cut
+    return full().forward(cell, run._replace(sequence=sequence._replace(cut=cut)))
 
 
 def _stream(
-    window: int, whole: Recurrence, weights: Any, carry: Any, sequence: Sequence, data: Any
+    window: int, recurrence: Recurrence, weights: Weights, carry: Carry, sequence: Sequence, data: Data
 ) -> Streamed:
     """Each piece forward and back before the next: nothing waits for a gradient from behind."""
 
-    def piece(state: Any, first: Any, here: Any) -> tuple[Any, Any]:
+    def piece(
+        state: tuple[Carry, Weights, Carry], first: chunks.First, here: Data
+    ) -> tuple[tuple[Carry, Weights, Carry], Data]:
         s, d_weights, d_carry = state
-        s, d_part, d_s, out = whole.reverse(weights, s, here, zeros_like(s))
-        d_carry = jax.tree.map(lambda z, new: jnp.where(first == 0, new, z), d_carry, d_s)
-        out = jax.tree.map(lambda z: z[None], out)
-        return (s, chunks.add_to(d_weights, d_part), d_carry), out
+        found = recurrence.reverse(weights, s, here, zeros_like(s))
+        d_carry = jax.tree.map(lambda z, new: jnp.where(first == 0, new, z), d_carry, found.d_carry)
+        out = jax.tree.map(lambda z: z[None], found.out)
+        return (found.carry, chunks.add_to(d_weights, found.d_weights), d_carry), out
 
     state = carry, chunks.zero_sums(weights), zeros_like(carry)
     (carry, d_weights, d_carry), out = chunks.scan(piece, state, data, min(window, len(sequence.xs)))
     return Streamed(carry, chunks.sums_as(d_weights, weights), d_carry, [out])
 
 
-def _backward(
-    window: int, stride: int, cell: Any, residuals: Any, d_carry: Any, d_hs: Array
-) -> tuple[Any, Any, Any, Array]:
-    params, carry, start, sequence, states, _ = residuals
-    s_prev = loops.previous(carry, start, sequence, states)
-    a = loops.linearise(cell, params, s_prev, sequence, states)
-    d_carry, d_start, lam = _sweep_of_blocks(window, stride, cell, params, a, sequence, d_carry, d_hs)
-    d_params, d_xs = loops.contract(cell, params, s_prev, sequence, a, lam)
-    return d_params, d_carry, d_start, d_xs
+def _backward(window: int, stride: int, cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+    run, states = kept.run, kept.states
+    assert states is not None  # `full` keeps them
+    s_prev = phases.previous(run, states)
+    slopes = phases.linearise(cell, run, s_prev, states)
+    swept = _sweep_of_blocks(window, stride, cell, run, slopes, d)
+    d_params, d_xs = phases.contract(cell, run, s_prev, slopes, swept.lam)
+    return Cotangents(d_params, swept.carry, swept.start, d_xs)
 
 
-def _sweep_of_blocks(
-    window: int, stride: int, cell: Any, params: Any, a: Any, sequence: Sequence, d_carry: Any, d_hs: Array
-) -> tuple[Any, Any, Any]:
-    """`loops.sweep`, the sum over all blocks of losses."""
-    steps, marks = len(d_hs), (sequence.mask, sequence.reset, sequence.cut)
+class _Sums(NamedTuple):
+    """Over all blocks so far: λ_1..λ_T (W4), and dE/dstart."""
+
+    lam: State
+    start: State | None
+
+
+def _sweep_of_blocks(window: int, stride: int, cell: AnyCell, run: Run, slopes: Slopes, d: Outputs) -> Swept:
+    """`phases.sweep`, the sum over all blocks of losses."""
+    steps, marks = len(d.hs), run.sequence.marks
     firsts = jnp.arange(0, steps, stride)  # of each block, counted from 0
     ends = jnp.minimum(firsts + stride, steps) - 1  # (W1)
-    fixed = loops.engine_of(cell).before_sweep(cell, params)
+    step_back = loops.step_back_of(phases.engine_of(cell), cell, run.params)
 
-    def of_block(lam: Any, first: Array, t: Array) -> tuple[Any, Any, Any]:
-        here = jax.tree.map(lambda z: z[jnp.maximum(t, 0)], (d_hs, a, *marks))
-        d_h, a_t, *marks_t = here
-        d_s = select(t == steps - 1, d_carry, zeros_like(d_carry))
-        d_s = d_s._replace(h=d_s.h + d_h)
-        lam = loops.plus(lam, select((t >= first) & (t >= 0), d_s, zeros_like(d_s)))  # (W3)
-        back = loops.step_back(cell, params, fixed, None, lam, a_t, *marks_t)
-        return select(t >= 0, back, (lam, *zeros_like(back[1:])))  # (W5)
+    def block_back(lam: State, first: Array, t: Array) -> Swept:
+        d_h, a, marks_t = jax.tree.map(lambda z: z[jnp.maximum(t, 0)], (d.hs, slopes, marks))
+        d_s = add_to_h(select(t == steps - 1, d.carry, zeros_like(d.carry)), d_h)
+        lam = plus(lam, select((t >= first) & (t >= 0), d_s, zeros_like(d_s)))  # (W3)
+        back = step_back(lam, a, marks_t)
+        return select(t >= 0, back, zeros_like(back)._replace(carry=lam))  # (W5)
 
-    def at_lag(state: Any, lag: Array) -> tuple[Any, None]:
-        lam, total, d_start = state
+    def back_one_lag(state: tuple[State, _Sums], lag: Array) -> tuple[tuple[State, _Sums], None]:
+        lam, sums = state
         t = ends - lag
-        lam, begun, lam_step = jax.vmap(of_block)(lam, firsts, t)
+        back = jax.vmap(block_back)(lam, firsts, t)
         at = jnp.where(t >= 0, t, steps)  # before the first step: out of range, dropped
-        total = jax.tree.map(lambda z, new: z.at[at].add(new, mode="drop"), total, lam_step)  # (W4)
-        return (lam, total, loops.plus(d_start, jax.tree.map(lambda z: z.sum(0), begun))), None
+        total = jax.tree.map(lambda z, new: z.at[at].add(new, mode="drop"), sums.lam, back.lam)  # (W4)
+        return (back.carry, _Sums(total, plus(sums.start, sum_over_first_axis(back.start)))), None
 
-    lam = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(len(ends), *z.shape)), d_carry)
-    total = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(steps, *z.shape)), d_carry)
-    d_start = None if sequence.reset is None else zeros_like(d_carry)
+    lam = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(len(ends), *z.shape)), d.carry)
+    total = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(steps, *z.shape)), d.carry)
+    sums = _Sums(total, None if marks.reset is None else zeros_like(d.carry))
     lags = min(window, steps)
-    (lam, total, d_start), _ = jax.lax.scan(at_lag, (lam, total, d_start), jnp.arange(lags))
+    (lam, sums), _ = jax.lax.scan(back_one_lag, (lam, sums), jnp.arange(lags))
     lam = select(ends < lags, lam, zeros_like(lam))
-    return jax.tree.map(lambda z: z.sum(0), lam), d_start, total  # (W6)
+    return Swept(sum_over_first_axis(lam), sums.start, sums.lam)  # (W6)

@@ -11,16 +11,20 @@ The next layer reads o_t as its x_t; its input projection is again one product f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.checks import flag
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import Cell, check_flag
-from jax_bptt.cell.step_cell import StepCell
-from jax_bptt.engine.sequence import Sequence, ends_of, over, select, zeros_like
+from jax_bptt.base.trees import select, vmap_leading, zeros_like
+from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, State
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import AnyCell, StepCell
+from jax_bptt.engine.sequence import Sequence, ends_of
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.unroll import run_checked
 
@@ -47,13 +51,13 @@ class Layer(NamedTuple):
       dropout: p, the share of outputs set to zero in training.
     """
 
-    forward: Cell | StepCell
-    backward: Cell | StepCell | None = None
+    forward: AnyCell
+    backward: AnyCell | None = None
     residual: bool = False
     dropout: float = 0.0
 
     @property
-    def cells(self) -> tuple[Cell | StepCell, ...]:
+    def cells(self) -> tuple[AnyCell, ...]:
         """The cells of its directions."""
         return (self.forward,) if self.backward is None else (self.forward, self.backward)
 
@@ -67,20 +71,20 @@ class Layer(NamedTuple):
         """Features of o_t."""
         return sum(cell.hidden_size for cell in self.cells)
 
-    def parts(self, of_layer: Any) -> tuple[Any, ...]:
+    def parts(self, of_layer: ArrayTree) -> tuple[Any, ...]:
         """The params, or the carry, of each of its cells."""
         return (of_layer,) if self.backward is None else tuple(of_layer)
 
-    def each(self, of_cell: Any, *args: Any) -> Any:
-        """of_cell of every direction's cell, with its part of each argument."""
-        results = tuple(map(of_cell, self.cells, *map(self.parts, args)))
+    def each(self, f: Callable[..., Any], *args: ArrayTree) -> Any:
+        """f of every direction's cell, with its part of each argument."""
+        results = tuple(map(f, self.cells, *map(self.parts, args)))
         return results[0] if self.backward is None else Directions(*results)
 
 
 def layer(
-    cell: Cell | StepCell,
+    cell: AnyCell,
     *,
-    backward: Cell | StepCell | None = None,
+    backward: AnyCell | None = None,
     residual: bool = False,
     dropout: float = 0.0,
 ) -> Layer:
@@ -104,7 +108,7 @@ def layer(
     >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
     8
     """
-    check_flag("residual", residual)
+    flag("residual", residual)
     for name, c in (("cell", cell), ("backward", backward)):
         if not isinstance(c, (Cell, StepCell)) and not (name == "backward" and c is None):
             raise bad(name, "a Cell", c, "make one such as jb.lstm(input_size, hidden_size)")
@@ -122,52 +126,50 @@ def layer(
 
 def run_layers(
     layers: tuple[Layer, ...],
-    params: Any,
-    carry: Any,
+    params: tuple[Any, ...],
+    carry: tuple[Any, ...] | None,
     sequence: Sequence,
     gradient: GradientMethod,
-    keys: Array | None,
+    keys: PRNGKey | None,
 ) -> tuple[tuple[Any, ...], Array]:
     """s_T of every layer and o_1..o_T of the last, [T, ..., features].
 
-    A carry that is None begins anew; keys are those of `dropout_keys`.
+    A carry that is None is the initial one; keys are those of `dropout_keys`.
     """
     last = []
     for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
         s_0 = None if carry is None else carry[number]
-        own = keys_of_layer(number, keys)
-        s_last, outputs = _run_layer(layer, p, s_0, sequence, gradient, own)
+        s_last, hs = _run_layer(layer, p, s_0, sequence, gradient)
         last.append(s_last)
+        outputs = outputs_of(layer, hs, sequence, keys_of_layer(number, keys))
         sequence = sequence._replace(xs=outputs)
     return tuple(last), sequence.xs
 
 
 def _run_layer(
-    layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod, keys: Array | None
-) -> tuple[Any, Array]:
+    layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod
+) -> tuple[State | Directions, Array]:
     if layer.backward is None:
-        last, hs = run_checked(layer.forward, gradient, False, params, carry, sequence)  # (H1)
-    else:
-        to_right, to_left = Directions(None, None) if carry is None else carry
-        right, ahead = run_checked(layer.forward, gradient, False, params.forward, to_right, sequence)  # (H1)
-        ends = ends_of(sequence)
-        left, back = run_checked(layer.backward, gradient, True, params.backward, to_left, ends)  # (H2)
-        last, hs = Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
-    return last, outputs_of(layer, hs, sequence, keys)
+        return run_checked(layer.forward, gradient, False, params, carry, sequence)  # (H1)
+    to_right, to_left = Directions(None, None) if carry is None else carry
+    right, ahead = run_checked(layer.forward, gradient, False, params.forward, to_right, sequence)  # (H1)
+    ends = ends_of(sequence)
+    left, back = run_checked(layer.backward, gradient, True, params.backward, to_left, ends)  # (H2)
+    return Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
 
 
-def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: Array | None) -> Array:
+def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: PRNGKey | None) -> Array:
     """o_1..o_T from what the cells of the layer emit and what it read; each step by itself."""
     if layer.dropout and keys is not None:
         share, features = 1 - layer.dropout, hs.shape[-1:]
-        kept = over(keys.ndim, lambda key: jax.random.bernoulli(key, share, features))(keys)
+        kept = vmap_leading(keys.ndim, lambda key: jax.random.bernoulli(key, share, features))(keys)
         hs = jnp.where(kept, hs / (1 - layer.dropout), jnp.zeros_like(hs))  # (H4)
     if layer.residual:
         hs = hs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
     return hs
 
 
-def dropout_keys(key: Array | None, sequence: Sequence) -> Array | None:
+def dropout_keys(key: PRNGKey | None, sequence: Sequence) -> PRNGKey | None:
     """A key for each step and row, [T, ...], or None.
 
     So a chunk of the steps, or a device's share of the rows, draws what the whole would.
@@ -178,12 +180,14 @@ def dropout_keys(key: Array | None, sequence: Sequence) -> Array | None:
     return jax.random.split(jax.random.wrap_key_data(key) if is_raw else key, sequence.xs.shape[:-1])
 
 
-def keys_of_layer(number: int, keys: Array | None) -> Array | None:
+def keys_of_layer(number: int, keys: PRNGKey | None) -> PRNGKey | None:
     """The keys of one layer, from those of the network."""
-    return None if keys is None else over(keys.ndim, lambda key: jax.random.fold_in(key, number))(keys)
+    return (
+        None if keys is None else vmap_leading(keys.ndim, lambda key: jax.random.fold_in(key, number))(keys)
+    )
 
 
-def at_last_step(layer: Layer, outputs: Array, mask: Array | None) -> Array:
+def at_last_step(layer: Layer, outputs: Array, mask: Mark) -> Array:
     """o where each direction of the layer ends: [..., features] from [T, ..., features]."""
     to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
     if mask is None:

@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jax_bptt.base.checks import as_arrays, is_array, is_floating
 from jax_bptt.base.errors import bad, naming
-from jax_bptt.cell.cell import as_arrays, is_array, is_floating
-from jax_bptt.engine.sequence import select, zeros_like
+from jax_bptt.base.trees import select, zeros_like
+from jax_bptt.base.types import Foreign, Mark, Targets
 
-Loss = Callable[..., Array]
+Loss: TypeAlias = Callable[..., Array]  # (ys, targets) -> E, or (ys, targets, mask=mask) -> E
+Counted: TypeAlias = Array | None  # N, what a mean is over; None for a sum
 
 
-def squared_error(ys: Array, targets: Array, mask: Array | None = None) -> Array:
+def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
     """The article's error: the sum of squares over time, rows and outputs.
 
     E = Σ_t Σ (d_t − Y_t)²   (D1)
@@ -51,17 +53,17 @@ def squared_error(ys: Array, targets: Array, mask: Array | None = None) -> Array
     return _squares(ys, targets, mask, None)
 
 
-def _squares(ys: Array, targets: Array, mask: Array | None, n: None) -> Array:
+def _squares(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets = _real(ys, targets, mask)
     return optax.squared_error(ys, targets).sum()  # (D1)
 
 
-def _squares_by_ys(ys: Array, targets: Array, mask: Array | None, n: None) -> Array:
+def _squares_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets = _real(ys, targets, mask)
     return -2 * (targets - ys)  # (D2)
 
 
-def softmax_cross_entropy(ys: Array, targets: Array, mask: Array | None = None) -> Array:
+def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None) -> Array:
     """The mean cross-entropy of integer classes, in nats per step and row.
 
     E = −1/N Σ log softmax(Y)[d]   (D3)
@@ -85,28 +87,30 @@ def softmax_cross_entropy(ys: Array, targets: Array, mask: Array | None = None) 
     return _nats(ys, targets, mask, _steps_that_count(targets, mask))
 
 
-def _nats(ys: Array, targets: Array, mask: Array | None, n: Array) -> Array:
+def _nats(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets, counts = _classes(ys, targets, mask)
+    assert n is not None  # `_steps_that_count` counts
     nats = optax.softmax_cross_entropy_with_integer_labels(ys, targets)
     return (nats * counts).sum() / n.astype(ys.dtype)  # (D3)
 
 
-def _nats_by_ys(ys: Array, targets: Array, mask: Array | None, n: Array) -> Array:
+def _nats_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets, counts = _classes(ys, targets, mask)
+    assert n is not None  # `_steps_that_count` counts
     p_minus_d = jax.nn.softmax(ys) - jax.nn.one_hot(targets, ys.shape[-1], dtype=ys.dtype)
     return p_minus_d * (counts / n.astype(ys.dtype))[..., None]  # (D4)
 
 
-def _steps_that_count(targets: Array, mask: Array | None) -> Array:
+def _steps_that_count(targets: Array, mask: Mark) -> Array:
     return jnp.asarray(targets.size) if mask is None else mask.sum()
 
 
 class _Additive(NamedTuple):
     """A loss that is a sum over steps: value and slope of some of the steps, (ys, targets, mask, N)."""
 
-    value: Callable[..., Array]
-    slope: Callable[..., Array]
-    count: Callable[..., Any]  # (targets, mask) of all steps -> N
+    value: Callable[[Array, Targets, Mark, Counted], Array]
+    slope: Callable[[Array, Targets, Mark, Counted], Array]
+    counted: Callable[[Targets, Mark], Counted]  # of all steps
 
 
 _ADDITIVE = {
@@ -120,13 +124,13 @@ def is_additive(loss: Loss) -> bool:
     return loss in _ADDITIVE
 
 
-def count(loss: Loss, targets: Any, mask: Array | None) -> Any:
+def count(loss: Loss, targets: Targets, mask: Mark) -> Counted:
     """N of these steps, for the value and slope of some of them; None where the loss needs none."""
-    return _ADDITIVE[loss].count(targets, mask) if is_additive(loss) else None
+    return _ADDITIVE[loss].counted(targets, mask) if is_additive(loss) else None
 
 
 def value_and_slope_of_steps(
-    loss: Loss, ys: Array, targets: Any, mask: Array | None, n: Any
+    loss: Loss, ys: Array, targets: Targets, mask: Mark, n: Counted
 ) -> tuple[Array, Array]:
     """The part of E that some steps of an additive loss make, and its dE/dY.
 
@@ -143,7 +147,7 @@ def value_and_slope_of_steps(
 
 
 def value_and_slope(
-    loss: Loss, ys: Array, targets: Any, mask: Array | None, n: Any = None
+    loss: Loss, ys: Array, targets: Targets, mask: Mark, n: Counted = None
 ) -> tuple[Array, Array]:
     """E and dE/dY.
 
@@ -178,7 +182,7 @@ def value_and_slope(
     return error, select(mask, d_ys, zeros_like(d_ys))
 
 
-def check_targets(loss: Loss, ys: Any, targets: Any, mask: Array | None) -> None:
+def check_targets(loss: Loss, ys: Foreign, targets: Targets, mask: Mark) -> None:
     """ValueError unless targets fit an additive loss of ys, which may be a mere shape."""
     given = {"targets": targets, "mask": mask}
     arrays = {name: z for name, z in given.items() if is_array(z)}
@@ -186,7 +190,7 @@ def check_targets(loss: Loss, ys: Any, targets: Any, mask: Array | None) -> None
     jax.eval_shape(lambda shapes: loss(**given | shapes), shapes)
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(loss: Foreign) -> None:
     """ValueError unless loss is a hashable function."""
     if not (callable(loss) and isinstance(loss, Hashable)):
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
@@ -198,7 +202,7 @@ def _takes_mask(loss: Loss) -> bool:
     return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _real(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array]:
+def _real(ys: Foreign, targets: Targets, mask: Mark) -> tuple[Array, Array]:
     """ys and targets, both zero where they do not count."""
     ys, targets = _outputs(ys), as_arrays(targets)
     if not is_array(targets) or targets.shape != ys.shape or targets.dtype != ys.dtype:
@@ -207,7 +211,7 @@ def _real(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array]:
     return select(mask, (ys, targets), zeros_like((ys, targets)))
 
 
-def _classes(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array, Array]:
+def _classes(ys: Foreign, targets: Targets, mask: Mark) -> tuple[Array, Array, Array]:
     """ys and targets, both zero where they do not count, and one where a step counts."""
     ys = _outputs(ys)
     shape = targets.shape if is_array(targets) else None
@@ -222,12 +226,12 @@ def _classes(ys: Any, targets: Any, mask: Array | None) -> tuple[Array, Array, A
     return ys, targets, counts * _one_in_range(ys, targets)
 
 
-def _check_mask(mask: Any, ys: Array) -> None:
+def _check_mask(mask: Foreign, ys: Array) -> None:
     if mask is not None and not (is_array(mask) and mask.shape == ys.shape[:-1] and mask.dtype == bool):
         raise bad("mask", f"bool{list(ys.shape[:-1])}", mask, "one bool for each output")
 
 
-def _outputs(ys: Any) -> Array:
+def _outputs(ys: Foreign) -> Array:
     if not is_floating(ys) or not ys.ndim:
         raise bad("ys", "a floating array [T, ..., O]", ys, "pass what net.apply returns")
     return jnp.asarray(ys)

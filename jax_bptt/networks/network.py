@@ -10,7 +10,6 @@ The way back from a loss is in `value_and_grad`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence as ListOf
 from typing import Any, NamedTuple
 
@@ -18,9 +17,12 @@ import jax
 from jax import Array
 from jax.typing import DTypeLike
 
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import as_arrays, check_batch_shape, check_key
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import Cell, as_arrays, check_batch_shape, check_key
-from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
@@ -31,10 +33,12 @@ from jax_bptt.unrolling.arguments import (
     check_inputs,
     check_method,
     check_params,
-    check_steps,
-    computing_in,
+    check_step,
     parameter_shapes,
+    with_dtype,
 )
+
+NetworkCarry = tuple[Any, ...]  # of every layer the carry of its cell, or `Directions` of two
 
 
 class NetworkParams(NamedTuple):
@@ -61,7 +65,7 @@ class Network(NamedTuple):
     layers: tuple[Layer, ...]
     readout: Readout
 
-    def init(self, key: Array) -> NetworkParams:
+    def init(self, key: PRNGKey) -> NetworkParams:
         """Parameters of every layer and of the readout.
 
         Args:
@@ -74,7 +78,7 @@ class Network(NamedTuple):
         key_readout, *keys = jax.random.split(key, 1 + len(self.layers))
         return NetworkParams(tuple(map(_init_layer, self.layers, keys)), self.readout.init(key_readout))
 
-    def initial_carry(self, params: NetworkParams, batch_shape: tuple[int, ...]) -> tuple[Any, ...]:
+    def initial_carry(self, params: NetworkParams, batch_shape: Shape) -> NetworkCarry:
         """s_0 of every layer, zeros unless a cell has its own (see `learn_carry`).
 
         Args:
@@ -92,7 +96,7 @@ class Network(NamedTuple):
             for layer, p in zip(self.layers, params.cells, strict=True)
         )
 
-    def next_carry(self, carry: Any) -> tuple[Any, ...]:
+    def next_carry(self, carry: NetworkCarry) -> NetworkCarry:
         """What the next chunk of the same rows begins with.
 
         Args:
@@ -114,16 +118,16 @@ class Network(NamedTuple):
     def apply(
         self,
         params: NetworkParams,
-        carry: Any,
+        carry: NetworkCarry | None,
         xs: Array,
         *,
         gradient: GradientMethod = full(),
-        mask: Array | None = None,
-        reset: Array | None = None,
-        cut: Array | None = None,
-        key: Array | None = None,
+        mask: Mark = None,
+        reset: Mark = None,
+        cut: Mark = None,
+        key: PRNGKey | None = None,
         dtype: DTypeLike | None = None,
-    ) -> tuple[tuple[Any, ...], Array]:
+    ) -> tuple[NetworkCarry, Array]:
         """Y_1..Y_T; differentiable by params, carry and xs.
 
         Y_t = g₂(h_t W_y + b_y)   (N1, N2)
@@ -147,14 +151,14 @@ class Network(NamedTuple):
         """
         sequence = Sequence(xs, mask, reset, cut)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
-        net = computing(dtype, self, params)
+        net = network_with_dtype(dtype, self, params)
         last, hs = features(net, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))
         lie = outputs_lie(net.readout)
         forward = on_devices(net.readout.forward, rows_of(sequence.xs, params, carry), (ALL, lie), (lie, lie))
         return last, forward(params.readout, hs)[1]  # (N2)
 
 
-def network(cells: ListOf[Cell | StepCell | Layer], readout: Readout) -> Network:
+def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
     """Layers of cells, each reading the features of the one before, and a readout.
 
     Args:
@@ -188,63 +192,76 @@ def network(cells: ListOf[Cell | StepCell | Layer], readout: Readout) -> Network
     return Network(layers, readout)
 
 
-def check_network(net: Any) -> None:
+def check_network(net: Foreign) -> None:
     """ValueError unless net is a network."""
     if not isinstance(net, Network):
         raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")
 
 
-def computing(dtype: DTypeLike | None, net: Network, params: NetworkParams) -> Network:
+def network_with_dtype(dtype: DTypeLike | None, net: Network, params: NetworkParams) -> Network:
     """The network with every matrix product on operands of this dtype, or a ValueError."""
     layers = (
         one._replace(
-            forward=computing_in(dtype, one.forward, p),
-            backward=None if one.backward is None else computing_in(dtype, one.backward, p),
+            forward=with_dtype(dtype, one.forward, p),
+            backward=None if one.backward is None else with_dtype(dtype, one.backward, p),
         )
         for one, p in zip(net.layers, params.cells, strict=True)
     )
-    return Network(tuple(layers), computing_in(dtype, net.readout, params))
+    return Network(tuple(layers), with_dtype(dtype, net.readout, params))
 
 
 def features(
     net: Network,
     cells: tuple[Any, ...],
-    carry: Any,
+    carry: NetworkCarry | None,
     sequence: Sequence,
     gradient: GradientMethod,
-    keys: Array | None,
-) -> tuple[tuple[Any, ...], Array]:
+    keys: PRNGKey | None,
+) -> tuple[NetworkCarry, Array]:
     """The last state of every layer, and what the readout reads; keys as for `run_layers`."""
 
-    def run(cells: Any, carry: Any, sequence: Sequence, keys: Array | None) -> tuple[tuple[Any, ...], Array]:
+    def run(
+        cells: tuple[Any, ...], carry: NetworkCarry | None, sequence: Sequence, keys: PRNGKey | None
+    ) -> tuple[NetworkCarry, Array]:
         last, hs = run_layers(net.layers, cells, carry, sequence, gradient, keys)  # (N1)
         return last, at_last_step(net.layers[-1], hs, sequence.mask) if net.readout.of_last else hs
 
     rows, inputs = rows_of(sequence.xs, cells, carry), (ALL, ROWS, STEPS, STEPS)
-    return on_devices(run, rows, inputs, (ROWS, outputs_lie(net.readout)))(cells, carry, sequence, keys)
+    last, hs = on_devices(run, rows, inputs, (ROWS, outputs_lie(net.readout)))(cells, carry, sequence, keys)
+    return last, hs
 
 
-def _init_layer(layer: Layer, key: Array) -> Any:
+def _init_layer(layer: Layer, key: PRNGKey) -> Any:
     keys = key if layer.backward is None else Directions(*jax.random.split(key))
     return layer.each(lambda cell, k: cell.init(k), keys)
 
 
-@functools.lru_cache(maxsize=256)
+@cached()
 def _parameter_shapes(net: Network) -> NetworkParams:
     readout = jax.eval_shape(lambda: net.readout.init(jax.random.key(0)))
     return NetworkParams(tuple(layer.each(parameter_shapes) for layer in net.layers), readout)
 
 
 def check_run(
-    net: Network, params: Any, carry: Any, sequence: Sequence, gradient: Any, key: Any
-) -> tuple[NetworkParams, Any, Sequence]:
-    """params, carry and sequence as arrays, or a ValueError that says which argument is wrong."""
-    check_method(gradient)
+    net: Network,
+    params: Foreign,
+    carry: Foreign,
+    sequence: Sequence,
+    gradient: Foreign = None,
+    key: Foreign = None,
+) -> tuple[NetworkParams, NetworkCarry | None, Sequence]:
+    """params, carry and sequence as arrays, or a ValueError that says which argument is wrong.
+
+    A gradient that is None is that of a function which differentiates by itself.
+    """
+    if gradient is not None:
+        check_method(gradient)
     if key is not None:
         check_key(key)
-    shapes, input_size = _parameter_shapes(net), net.layers[0].input_size
-    params, carry, sequence = check_inputs("net", net, shapes, input_size, params, carry, sequence)
-    rows = sequence.xs.shape[1:-1]
-    for one, p in zip(net.layers, params.cells, strict=True):
-        check_steps(gradient, one.cells, one.parts(p), rows)
+    sizes = _parameter_shapes(net), net.layers[0].input_size
+    params, carry, sequence = check_inputs("net", net, sizes, params, carry, sequence)
+    if gradient is None or gradient.backward is not None:
+        for one, p in zip(net.layers, params.cells, strict=True):
+            for cell, of_cell in zip(one.cells, one.parts(p), strict=True):
+                check_step(cell, of_cell, sequence.rows)
     return params, carry, sequence

@@ -12,18 +12,19 @@ back      δz_t = dE/dY_t g₂′(z_t)                                          
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.checks import check_key, size
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.activations import Activation
+from jax_bptt.base.types import DType, PRNGKey
+from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
-from jax_bptt.cell.cell import check_key, size
 from jax_bptt.engine.devices import ROWS, STEPS
-from jax_bptt.engine.linear_maps import against, product, sum_of_outer_products, sum_over_rows
+from jax_bptt.engine.linear_maps import broadcast_leading, product, sum_of_outer_products, sum_over_rows
 
 
 class ReadoutParams(NamedTuple):
@@ -53,9 +54,9 @@ class Readout(NamedTuple):
     output_size: int
     activation: Activation
     of_last: bool = False
-    dtype: Any = None
+    dtype: DType | None = None
 
-    def init(self, key: Array) -> ReadoutParams:
+    def init(self, key: PRNGKey) -> ReadoutParams:
         """Lecun-normal W_y and zero b_y, in the default float dtype; key from jax.random.key."""
         check_key(key)
         dtype = jnp.result_type(float)
@@ -64,7 +65,7 @@ class Readout(NamedTuple):
 
     def forward(self, params: ReadoutParams, hs: Array) -> tuple[Array, Array]:
         """z and Y, both [..., O], from hs [..., H]."""
-        zs = product(hs, params.w_y, self.dtype) + against(params.b_y, hs.ndim)  # (Y1)
+        zs = product(hs, params.w_y, self.dtype) + broadcast_leading(params.b_y, hs.ndim)  # (Y1)
         return zs, self.activation.g(zs)  # (Y2)
 
     def backward(
@@ -78,7 +79,7 @@ class Readout(NamedTuple):
 
 
 def readout(
-    hidden_size: int, output_size: int, activation: str | Callable[[Array], Array] = "identity"
+    hidden_size: int, output_size: int, activation: ActivationName | Callable[[Array], Array] = "identity"
 ) -> Readout:
     """The article's Y_t = g₂(W_y S_t), at every step.
 

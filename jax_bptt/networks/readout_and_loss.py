@@ -11,29 +11,56 @@ judged and forgotten a few steps at a time: Y of all steps, [T, B, O], never exi
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.types import Mark, Targets
 from jax_bptt.engine import chunks
-from jax_bptt.engine.devices import ALL, Rows, as_own, on_devices, shared_by, total
-from jax_bptt.networks.losses import Loss, is_additive, value_and_slope, value_and_slope_of_steps
+from jax_bptt.engine.devices import ALL, Rows, on_devices, reduce_axes, sum_over_devices, to_local
+from jax_bptt.networks.losses import Counted, Loss, is_additive, value_and_slope, value_and_slope_of_steps
 from jax_bptt.networks.readout import Readout, ReadoutParams, outputs_lie
 
 AT_ONCE = 2**20  # numbers of Y that exist together: they and their slopes then stay near the caches
 
 
-def read(
+class Judged(NamedTuple):
+    """What the outputs are compared with.
+
+    Attributes:
+      targets: whatever the loss takes.
+      mask: bool [T, ...], or [...] under `last`; None where all outputs count.
+      n: `losses.count` of all steps and rows, of which these may be a part.
+    """
+
+    targets: Targets
+    mask: Mark
+    n: Counted
+
+
+class ReadoutGradient(NamedTuple):
+    """What the readout and the loss say.
+
+    Attributes:
+      error: E, a scalar.
+      params: dE/dparams of the readout.
+      hs: G = dE/dhs.
+    """
+
+    error: Array
+    params: ReadoutParams
+    hs: Array
+
+
+def loss_and_grad(
     readout: Readout,
     loss: Loss,
     params: ReadoutParams,
     hs: Array,
-    targets: Any,
-    mask: Array | None,
-    n: Any,
+    judged: Judged,
     rows: Rows | None = None,
-) -> tuple[Array, ReadoutParams, Array]:
+) -> ReadoutGradient:
     """E, dE/dparams and G.
 
     Args:
@@ -41,42 +68,42 @@ def read(
       loss: as for `value_and_grad`.
       params: of the readout.
       hs: [T, ..., H], or [..., H] of `last`.
-      targets: whatever the loss takes.
-      mask: bool like hs without its last axis, or None.
-      n: `loss.count` of all steps and rows, of which these may be a part.
+      judged: the targets, which of them count, and N.
       rows: how rows lie on devices, where the loss is given those of all.
 
     Returns:
       E, a scalar; dE/dparams; G = dE/dhs, like hs.
     """
     if is_additive(loss) and not readout.of_last:
-        return read_steps(readout, loss, params, hs, targets, mask, n)
+        return loss_and_grad_of_steps(readout, loss, params, hs, judged)
     lie = outputs_lie(readout)
     zs, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
-    error, d_ys = value_and_slope(loss, ys, targets, mask, n)  # (E2)
+    error, d_ys = value_and_slope(loss, ys, *judged)  # (E2)
 
     def backward(params: ReadoutParams, hs: Array, *at: Array) -> tuple[ReadoutParams, Array]:
-        d_params, d_hs = readout.backward(as_own(params, hs), hs, *at)  # (E3)
-        return total(d_params, shared_by(hs, params)), d_hs
+        d_params, d_hs = readout.backward(to_local(params, hs), hs, *at)  # (E3)
+        return sum_over_devices(d_params, reduce_axes(hs, params)), d_hs
 
     back = on_devices(backward, rows, (ALL, lie, lie, lie, lie), (ALL, lie))
-    return error, *back(params, hs, zs, ys, d_ys)
+    return ReadoutGradient(error, *back(params, hs, zs, ys, d_ys))
 
 
-def read_steps(
-    readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, targets: Any, mask: Array | None, n: Any
-) -> tuple[Array, ReadoutParams, Array]:
-    """`read` of some steps."""
+def loss_and_grad_of_steps(
+    readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, judged: Judged
+) -> ReadoutGradient:
+    """`loss_and_grad` of an additive loss, a few steps at a time."""
     outputs = math.prod(hs.shape[1:-1]) * readout.output_size
     chunk = max(1, min(len(hs), AT_ONCE // outputs))
+    Sums = tuple[Array, ReadoutParams]
 
-    def of_chunk(sums: Any, first: Any, here: Any) -> tuple[Any, Array]:
+    def read_chunk(sums: Sums, first: chunks.First, here: tuple[Array, Targets, Mark]) -> tuple[Sums, Array]:
         hs, targets, mask = here
         zs, ys = readout.forward(params, hs)  # (E1)
-        error, d_ys = value_and_slope_of_steps(loss, ys, targets, mask, n)  # (E2)
+        error, d_ys = value_and_slope_of_steps(loss, ys, targets, mask, judged.n)  # (E2)
         d_params, d_hs = readout.backward(params, hs, zs, ys, d_ys)  # (E3)
         return chunks.add_to(sums, (error, d_params)), d_hs
 
     like = jnp.zeros((), hs.dtype), params
-    sums, d_hs = chunks.scan(of_chunk, chunks.zero_sums(like), (hs, targets, mask), chunk)
-    return *chunks.sums_as(sums, like), d_hs
+    data = hs, judged.targets, judged.mask
+    sums, d_hs = chunks.scan(read_chunk, chunks.zero_sums(like), data, chunk)
+    return ReadoutGradient(*chunks.sums_as(sums, like), d_hs)

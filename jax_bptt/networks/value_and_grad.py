@@ -19,34 +19,64 @@ That is possible where time runs one way only: no layer reads backwards, and the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_bptt.engine.devices import ALL, ROWS, STEPS, as_own, on_devices, rows_of, shared_by, total
-from jax_bptt.engine.loops import plus
+from jax_bptt.base.trees import plus
+from jax_bptt.base.types import Mark, PRNGKey, Targets
+from jax_bptt.engine.devices import (
+    ALL,
+    ROWS,
+    STEPS,
+    on_devices,
+    reduce_axes,
+    rows_of,
+    sum_over_devices,
+    to_local,
+)
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
-from jax_bptt.gradients.method import GradientMethod, Recurrence, Streamed
+from jax_bptt.gradients.method import GradientMethod, Recurrence, Reversed, Streamed
 from jax_bptt.networks.layers import dropout_keys
-from jax_bptt.networks.losses import Loss, check_loss, check_targets, count, is_additive
+from jax_bptt.networks.losses import Counted, Loss, check_loss, check_targets, count, is_additive
 from jax_bptt.networks.network import (
     Network,
+    NetworkCarry,
     NetworkParams,
     check_network,
     check_run,
-    computing,
     features,
+    network_with_dtype,
 )
 from jax_bptt.networks.readout import outputs_lie
-from jax_bptt.networks.readout_and_loss import read, read_steps
+from jax_bptt.networks.readout_and_loss import Judged, loss_and_grad, loss_and_grad_of_steps
 
 
-def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array, Any], NetworkParams]]:
+class ValueAndGrad(Protocol):
+    """What `value_and_grad` returns: a pure function, to be called inside jax.jit."""
+
+    def __call__(
+        self,
+        params: NetworkParams,
+        carry: NetworkCarry | None,
+        xs: Array,
+        targets: Targets,
+        *,
+        gradient: GradientMethod = full(),
+        mask: Mark = None,
+        reset: Mark = None,
+        cut: Mark = None,
+        key: PRNGKey | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> tuple[tuple[Array, NetworkCarry], NetworkParams]:
+        """((E, s_T of every layer), dE/dparams); the arguments are those of `Network.apply`."""
+
+
+def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
     """The loss and its gradient by every parameter, by hand from E to W_x.
 
     dE/dW_y = Σ_t h_tᵀ δz_t;   dE/dW_h, dE/dW_x by the summed rule from G_t = δz_t W_yᵀ   (V3, V4)
@@ -84,97 +114,125 @@ def value_and_grad(net: Network, loss: Loss) -> Callable[..., tuple[tuple[Array,
 
     def run(
         params: NetworkParams,
-        carry: Any,
+        carry: NetworkCarry | None,
         xs: Array,
-        targets: Any,
+        targets: Targets,
         *,
         gradient: GradientMethod = full(),
-        mask: Array | None = None,
-        reset: Array | None = None,
-        cut: Array | None = None,
-        key: Array | None = None,
+        mask: Mark = None,
+        reset: Mark = None,
+        cut: Mark = None,
+        key: PRNGKey | None = None,
         dtype: DTypeLike | None = None,
-    ) -> tuple[tuple[Array, Any], NetworkParams]:
-        sequence = Sequence(xs, mask, reset, cut)
-        solved = solve(net, loss, params, carry, sequence, targets, gradient, key, dtype)
-        return (solved.error, solved.carry), solved.grads
+    ) -> tuple[tuple[Array, NetworkCarry], NetworkParams]:
+        inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
+        result = run_value_and_grad(Objective(net, loss, gradient, dtype), inputs)
+        return (result.error, result.carry), result.grads
 
     return run
 
 
-class Solved(NamedTuple):
+class Objective(NamedTuple):
+    """What is differentiated, and how: known before any array is.
+
+    Attributes:
+      net: from `network`.
+      loss: as for `value_and_grad`.
+      gradient: the gradient method.
+      dtype: of the operands of matrix products, None for that of the parameters.
+    """
+
+    net: Network
+    loss: Loss
+    gradient: GradientMethod = full()
+    dtype: DTypeLike | None = None
+
+
+class Inputs(NamedTuple):
+    """The arrays that an objective reads.
+
+    Attributes:
+      params: of the network.
+      carry: s_0 of every layer, or None.
+      sequence: x_1..x_T and the marks.
+      targets: whatever the loss takes.
+      key: for dropout, or None.
+    """
+
+    params: NetworkParams
+    carry: NetworkCarry | None
+    sequence: Sequence
+    targets: Targets
+    key: PRNGKey | None
+
+
+class Result(NamedTuple):
     """What a run of a network gives.
 
     Attributes:
       error: E, a scalar.
       carry: s_T of every layer.
       grads: dE/dθ.
-      broken: on how many devices s_T is not finite, a number of the dtype of E.
+      nonfinite_devices: on how many devices s_T is not finite, a number of the dtype of E.
     """
 
     error: Array
-    carry: Any
+    carry: NetworkCarry
     grads: NetworkParams
-    broken: Array
+    nonfinite_devices: Array
 
 
-def solve(
-    net: Network,
-    loss: Loss,
-    params: NetworkParams,
-    carry: Any,
-    sequence: Sequence,
-    targets: Any,
-    gradient: GradientMethod,
-    key: Array | None,
-    dtype: DTypeLike | None,
-) -> Solved:
-    """`value_and_grad`, and whether the carry can be gone on with; all sums over devices are one."""
-    params, carry, sequence = check_run(net, params, carry, sequence, gradient, key)
-    check_outputs(net, loss, sequence, targets)
-    run = functools.partial(_solve, computing(dtype, net, params), loss, gradient)
-    rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # another sees all of Y
-    inputs, outputs = (ALL, ROWS, STEPS, outputs_lie(net.readout), STEPS), (ALL, ROWS, ALL, ALL)
-    keys = dropout_keys(key, sequence)
-    return Solved(*on_devices(run, rows, inputs, outputs)(params, carry, sequence, targets, keys))
+def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
+    """Like `value_and_grad`; also says whether the final carry is finite. One all-reduce."""
+    net, loss, gradient, dtype = objective
+    params, carry, sequence = check_run(
+        net, inputs.params, inputs.carry, inputs.sequence, gradient, inputs.key
+    )
+    check_outputs(net, loss, sequence, inputs.targets)
+    run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)))
+    rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # others need all of Y
+    taken, made = (ALL, ROWS, STEPS, outputs_lie(net.readout), STEPS), (ALL, ROWS, ALL, ALL)
+    keys = dropout_keys(inputs.key, sequence)
+    return Result(*on_devices(run, rows, taken, made)(params, carry, sequence, inputs.targets, keys))
 
 
-class _Problem(NamedTuple):
-    """What the gradient is of; keys are of `dropout_keys`, n is `loss.count` over all devices."""
+class _Local(NamedTuple):
+    """One device's share: `Inputs` with a key for each step and row, and N of all devices."""
 
-    net: Network
-    loss: Loss
     params: NetworkParams
-    carry: Any
+    carry: NetworkCarry | None
     sequence: Sequence
-    targets: Any
-    keys: Array | None
-    n: Any
+    targets: Targets
+    keys: PRNGKey | None
+    n: Counted
+
+    def judged(self, net: Network) -> Judged:
+        """What the outputs are compared with."""
+        return Judged(self.targets, steps_that_count(net, self.sequence.mask), self.n)
 
 
-def _solve(
-    net: Network,
-    loss: Loss,
-    gradient: GradientMethod,
+def _run(
+    objective: Objective,
     params: NetworkParams,
-    carry: Any,
+    carry: NetworkCarry | None,
     sequence: Sequence,
-    targets: Any,
-    keys: Array | None,
-) -> tuple[Array, Any, NetworkParams, Array]:
+    targets: Targets,
+    keys: PRNGKey | None,
+) -> tuple[Array, NetworkCarry, NetworkParams, Array]:
     """E and dE/dθ of the rows of all devices, and s_T of this one's."""
+    net, loss, gradient, _ = objective
     rows = carry, sequence, targets, keys
-    axes = shared_by(rows, params)
-    params, carry, sequence, keys = as_own((params, carry, sequence, keys), (params, *rows))
-    n = total(count(loss, targets, steps_that_count(net, sequence.mask)), axes)
-    problem = _Problem(net, loss, params, carry, sequence, targets, keys, n)
+    axes = reduce_axes(rows, params)
+    params, carry, sequence, keys = to_local((params, carry, sequence, keys), (params, *rows))
+    n = sum_over_devices(count(loss, targets, steps_that_count(net, sequence.mask)), axes)
+    local = _Local(params, carry, sequence, targets, keys, n)
     if gradient.stream is not None and _runs_one_way(net, loss):
-        error, last, grads = _by_chunks(problem, gradient.stream)
+        error, last, grads = _by_chunks(objective, local)
     else:
-        error, last, grads = _by_layers(problem, gradient)
+        error, last, grads = _by_layers(objective, local)
     finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(last)]
-    broken = 1 - jnp.stack(finite).all().astype(error.dtype)
-    error, grads, broken = total((error, grads, broken), axes)
+    is_broken = 1 - jnp.stack(finite).all().astype(error.dtype)
+    error, grads, broken = sum_over_devices((error, grads, is_broken), axes)
     return error, last, grads, broken
 
 
@@ -183,69 +241,76 @@ def _runs_one_way(net: Network, loss: Loss) -> bool:
     return one_way and is_additive(loss) and not net.readout.of_last
 
 
-def _by_layers(problem: _Problem, gradient: GradientMethod) -> tuple[Array, Any, NetworkParams]:
-    net, loss, params, carry, sequence, targets, keys, n = problem
+def _by_layers(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry, NetworkParams]:
+    """All steps of one layer before the next."""
+    net, loss, gradient, _ = objective
+    params, carry, sequence = local.params, local.carry, local.sequence
 
-    def run(cells: tuple[Any, ...]) -> tuple[Array, Any]:
-        last, hs = features(net, cells, carry, sequence, gradient, keys)
+    def run(cells: tuple[Any, ...]) -> tuple[Array, NetworkCarry]:
+        last, hs = features(net, cells, carry, sequence, gradient, local.keys)
         return hs, last
 
     hs, backward, last = jax.vjp(run, params.cells, has_aux=True)  # (V1)
-    counted = steps_that_count(net, sequence.mask)
     rows = rows_of(sequence.xs, params, carry)
-    error, d_readout, d_hs = read(net.readout, loss, params.readout, hs, targets, counted, n, rows)  # (V2)
-    (d_cells,) = backward(d_hs)  # (V3)
-    return error, last, NetworkParams(d_cells, d_readout)
+    found = loss_and_grad(net.readout, loss, params.readout, hs, local.judged(net), rows)  # (V2)
+    (d_cells,) = backward(found.hs)  # (V3)
+    return found.error, last, NetworkParams(d_cells, found.params)
 
 
-def _by_chunks(problem: _Problem, stream: Callable[..., Streamed]) -> tuple[Array, Any, NetworkParams]:
-    net, loss, params, carry, sequence, targets, keys, n = problem
+def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry, NetworkParams]:
+    """All layers, readout and loss of one chunk before the next."""
+    net, loss, gradient, _ = objective
+    params, sequence = local.params, local.sequence
+    Chunk = tuple[Sequence, Targets, PRNGKey | None]
 
-    def run(cells: tuple[Any, ...], carry: Any, here: Any) -> tuple[Any, Array]:
+    def run(cells: tuple[Any, ...], carry: NetworkCarry, here: Chunk) -> tuple[NetworkCarry, Array]:
         sequence, _, keys = here
         return features(net, cells, carry, sequence, full(), keys)  # (V1)
 
-    def advance(params: NetworkParams, carry: Any, here: Any) -> Any:
+    def advance(params: NetworkParams, carry: NetworkCarry, here: Chunk) -> NetworkCarry:
         return run(params.cells, carry, here)[0]
 
-    def reverse(params: NetworkParams, carry: Any, here: Any, d_carry: Any) -> Any:
+    def reverse(params: NetworkParams, carry: NetworkCarry, here: Chunk, d_carry: NetworkCarry) -> Reversed:
         (last, hs), backward = jax.vjp(lambda cells, s: run(cells, s, here), params.cells, carry)
         sequence, targets, _ = here
-        error, d_readout, d_hs = read_steps(
-            net.readout, loss, params.readout, hs, targets, sequence.mask, n
-        )  # (V2)
-        d_cells, d_carry = backward((d_carry, d_hs))  # (V3)
-        return last, NetworkParams(d_cells, d_readout), d_carry, error
+        judged = Judged(targets, sequence.mask, local.n)
+        found = loss_and_grad_of_steps(net.readout, loss, params.readout, hs, judged)  # (V2)
+        d_cells, d_carry = backward((d_carry, found.hs))  # (V3)
+        return Reversed(last, NetworkParams(d_cells, found.params), d_carry, found.error)
 
-    def begun(cells: tuple[Any, ...]) -> tuple[Any, ...]:
-        return as_own(_begun(net, params._replace(cells=cells), carry, sequence), sequence)
+    def begin(cells: tuple[Any, ...]) -> NetworkCarry:
+        s_0 = _filled_carry(net, params._replace(cells=cells), local.carry, sequence)
+        return to_local(s_0, sequence)
 
-    s_0, begin = jax.vjp(begun, params.cells)
-    data = sequence, targets, keys
-    streamed = stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (V4)
-    d_params = streamed.d_weights
-    d_params = d_params._replace(cells=plus(d_params.cells, begin(streamed.d_carry)[0]))
-    error = sum(errors.sum() for errors in streamed.out)
+    assert gradient.stream is not None  # `_run` asks
+    s_0, back_to_cells = jax.vjp(begin, params.cells)
+    data: Chunk = sequence, local.targets, local.keys
+    streamed: Streamed = gradient.stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (V4)
+    d_params: NetworkParams = streamed.d_weights
+    d_params = d_params._replace(cells=plus(d_params.cells, back_to_cells(streamed.d_carry)[0]))
+    error = functools.reduce(jnp.add, [errors.sum() for errors in streamed.out])
     return error, streamed.carry, d_params
 
 
-def _begun(net: Network, params: NetworkParams, carry: Any, sequence: Sequence) -> tuple[Any, ...]:
+def _filled_carry(
+    net: Network, params: NetworkParams, carry: NetworkCarry | None, sequence: Sequence
+) -> NetworkCarry:
     """The carry of every layer, the initial one where it is None."""
-    initial = net.initial_carry(params, sequence.xs.shape[1:-1])
+    initial = net.initial_carry(params, sequence.rows)
     return tuple(
-        begun if given is None else given
-        for begun, given in zip(initial, carry or [None] * len(initial), strict=True)
+        s_0 if given is None else given
+        for s_0, given in zip(initial, carry or [None] * len(initial), strict=True)
     )
 
 
-def steps_that_count(net: Network, mask: Array | None) -> Array | None:
+def steps_that_count(net: Network, mask: Mark) -> Mark:
     """Where an output counts: the mask, or under `last` the rows with any valid step."""
     return mask.any(0) if mask is not None and net.readout.of_last else mask
 
 
-def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Any) -> None:
+def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Targets) -> None:
     """ValueError unless the targets fit an additive loss of the outputs."""
     if is_additive(loss):
-        leading = sequence.xs.shape[1:-1] if net.readout.of_last else sequence.xs.shape[:-1]
+        leading = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1]
         ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), sequence.xs.dtype)
         check_targets(loss, ys, targets, steps_that_count(net, sequence.mask))

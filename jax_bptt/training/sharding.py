@@ -10,20 +10,19 @@ hidden units instead would have to gather h in every step.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_bptt.base.checks import integer, is_array
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import integer, is_array
-from jax_bptt.engine.devices import parts, split
+from jax_bptt.base.types import Foreign, Tree
+from jax_bptt.engine.devices import choose_axes, num_parts
 from jax_bptt.training.train import TrainState
 
 
-def by_rows(mesh: Mesh, tree: Any, axis: int = 1) -> Any:
+def by_rows(mesh: Mesh, tree: Tree, axis: int = 1) -> Tree:
     """Arrays split by rows.
 
     Args:
@@ -47,7 +46,7 @@ def by_rows(mesh: Mesh, tree: Any, axis: int = 1) -> Any:
     _check_mesh(mesh)
     axis = integer("axis", axis, 0, 31)
 
-    def lies(z: Any) -> NamedSharding:
+    def lies(z: Foreign) -> NamedSharding:
         if not (is_array(z) or isinstance(z, jax.ShapeDtypeStruct)):
             raise bad("tree", "arrays or their shapes", z, "pass such as a Batch")
         if len(z.shape) <= axis:
@@ -122,23 +121,23 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
     return jax.tree.map(lies, state)._replace(carry=_carry_by_rows(mesh, state.carry))
 
 
-def _carry_by_rows(mesh: Mesh, carry: Any) -> Any:
+def _carry_by_rows(mesh: Mesh, carry: Tree) -> Tree:
     """By the batch axes of h; without one, on every device."""
     leaves = jax.tree_util.tree_leaves_with_path(carry)
     rows = next((z.shape[:-1] for path, z in leaves if getattr(path[-1], "name", None) == "h"), ())
-    axes = split(rows, mesh)
-    if rows and parts(mesh, axes) != mesh.size:
+    axes = choose_axes(rows, mesh)
+    if rows and num_parts(mesh, axes) != mesh.size:
         fix = "choose a batch_shape that they divide"
         raise bad("state.carry", f"rows that {mesh.size} devices divide", str(rows), fix)
     return jax.tree.map(lambda z: NamedSharding(mesh, P(*axes)), carry)
 
 
-def _check(mesh: Any, state: Any) -> None:
+def _check(mesh: Foreign, state: Foreign) -> None:
     _check_mesh(mesh)
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
 
 
-def _check_mesh(mesh: Any) -> None:
+def _check_mesh(mesh: Foreign) -> None:
     if not isinstance(mesh, Mesh):
         raise bad("mesh", "a Mesh", mesh, 'make one by jax.make_mesh((devices,), ("data",))')

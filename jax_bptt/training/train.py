@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,17 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
+from jax_bptt.base.checks import check_like, is_array
 from jax_bptt.base.errors import bad, naming
-from jax_bptt.cell.cell import is_array
-from jax_bptt.engine.devices import placed_as
+from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets
+from jax_bptt.engine.devices import placed_like
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
-from jax_bptt.networks.network import Network, NetworkParams, check_network
-from jax_bptt.networks.value_and_grad import solve
-from jax_bptt.unrolling.arguments import check_like, check_method, filled
+from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network
+from jax_bptt.networks.value_and_grad import Inputs, Objective, run_value_and_grad
+from jax_bptt.unrolling.arguments import check_method, fill_missing_carry
 
 
 class TrainState(NamedTuple):
@@ -48,8 +49,8 @@ class TrainState(NamedTuple):
 
     step: Array
     params: NetworkParams
-    opt_state: Any
-    carry: Any
+    opt_state: optax.OptState
+    carry: NetworkCarry | None
     skipped: Array
 
 
@@ -64,11 +65,16 @@ class Batch(NamedTuple):
     """
 
     xs: Array
-    targets: Any
-    mask: Array | None = None
-    reset: Array | None = None
-    cut: Array | None = None
-    key: Array | None = None
+    targets: Targets
+    mask: Mark = None
+    reset: Mark = None
+    cut: Mark = None
+    key: PRNGKey | None = None
+
+    @property
+    def sequence(self) -> Sequence:
+        """The inputs with their marks."""
+        return Sequence(self.xs, self.mask, self.reset, self.cut)
 
 
 class Metrics(NamedTuple):
@@ -85,8 +91,11 @@ class Metrics(NamedTuple):
     finite: Array
 
 
+TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
 def init_train_state(
-    key: Array, net: Network, optimizer: optax.GradientTransformation, batch_shape: tuple[int, ...]
+    key: PRNGKey, net: Network, optimizer: optax.GradientTransformation, batch_shape: Shape
 ) -> TrainState:
     """Fresh parameters, optimizer state and a carry of zeros.
 
@@ -121,7 +130,7 @@ def make_train_step(
     *,
     gradient: GradientMethod = full(),
     dtype: DTypeLike | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """A pure, jitted training step; the state that goes in is donated.
 
     θ ← θ + optimizer(dE/dθ),   s_0 ← s_T   (T1-T3)
@@ -151,7 +160,8 @@ def make_train_step(
     >>> int(state.step), bool(metrics.finite)
     (1, True)
     """
-    return jax.jit(_update(net, loss, optimizer, gradient, dtype), donate_argnames="state")
+    update = _update(Objective(net, loss, gradient, dtype), optimizer)
+    return jax.jit(update, donate_argnames="state")
 
 
 def make_train_steps(
@@ -161,7 +171,7 @@ def make_train_steps(
     *,
     gradient: GradientMethod = full(),
     dtype: DTypeLike | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """K training steps in one dispatch; pure, jitted, and the state that goes in is donated.
 
     The same numbers as K calls of `make_train_step`'s, one after the other   (T1-T4, K times)
@@ -183,7 +193,7 @@ def make_train_steps(
     >>> int(state.step), metrics.loss.shape
     (5, (5,))
     """
-    train_step = _update(net, loss, optimizer, gradient, dtype)
+    train_step = _update(Objective(net, loss, gradient, dtype), optimizer)
 
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         _check_batches(net, state, batches)
@@ -192,55 +202,63 @@ def make_train_steps(
     return jax.jit(train_steps, donate_argnames="state")
 
 
-def _update(
-    net: Network, loss: Loss, optimizer: Any, gradient: GradientMethod, dtype: DTypeLike | None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def _update(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
     """(T1-T4)."""
+    net = objective.net
     _check_optimizer(optimizer)
-    check_method(gradient)
+    check_method(objective.gradient)
     check_network(net)
-    check_loss(loss)
+    check_loss(objective.loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_state_and_batch(net, state, batch)
-        sequence = Sequence(batch.xs, batch.mask, batch.reset, batch.cut)
-        error, carry, grads, broken = solve(
-            net, loss, state.params, state.carry, sequence, batch.targets, gradient, batch.key, dtype
-        )  # (T1)
+        inputs = Inputs(state.params, state.carry, batch.sequence, batch.targets, batch.key)
+        found = run_value_and_grad(objective, inputs)  # (T1)
+        _check_opt_state(optimizer, state)
         with naming("optimizer"):
-            expected = jax.eval_shape(optimizer.init, state.params)
-        fix = "use the optimizer and the network of init_train_state"
-        check_like("state.opt_state", state.opt_state, expected, None, fix)
-        with naming("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)  # (T2)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(error) & jnp.isfinite(norm) & (broken == 0)
-        begun = net.initial_carry(state.params, batch.xs.shape[1:-1])  # in the place of a carry that is None
-        begun = net.next_carry(begun if state.carry is None else filled(state.carry, begun))
-        ended = placed_as(net.next_carry(carry), begun)
-        after = TrainState(state.step + 1, params, opt_state, ended, state.skipped)  # (T3)
-        begun = placed_as(begun, ended)
-        unchanged = state._replace(step=after.step, carry=begun, skipped=state.skipped + 1)
-        kept = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
-        return kept, Metrics(error, norm, finite)
+        norm = optax.tree.norm(found.grads)
+        finite = jnp.isfinite(found.error) & jnp.isfinite(norm) & (found.nonfinite_devices == 0)
+        old_carry = _filled_carry(net, state, batch)
+        carry = placed_like(net.next_carry(found.carry), old_carry)
+        after = TrainState(state.step + 1, params, opt_state, carry, state.skipped)  # (T3)
+        unchanged = state._replace(
+            step=after.step, carry=placed_like(old_carry, carry), skipped=state.skipped + 1
+        )
+        kept: TrainState = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
+        return kept, Metrics(found.error, norm, finite)
 
     return train_step
 
 
-def _check_optimizer(optimizer: Any) -> None:
+def _filled_carry(net: Network, state: TrainState, batch: Batch) -> NetworkCarry:
+    """s_0 of every layer as the step began from it, the initial carry where it is None."""
+    initial = net.initial_carry(state.params, batch.sequence.rows)
+    carry = initial if state.carry is None else fill_missing_carry(state.carry, initial)
+    return net.next_carry(carry)
+
+
+def _check_opt_state(optimizer: optax.GradientTransformation, state: TrainState) -> None:
+    with naming("optimizer"):
+        expected = jax.eval_shape(optimizer.init, state.params)
+    fix = "use the optimizer and the network of init_train_state"
+    check_like("state.opt_state", state.opt_state, expected, None, fix)
+
+
+def _check_optimizer(optimizer: Foreign) -> None:
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
-def _check_state(state: Any) -> None:
+def _check_state(state: Foreign) -> None:
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
     step = jax.ShapeDtypeStruct((), jnp.int32)
     check_like("state.step", state.step, step, step.dtype, "make the state by jb.init_train_state")
 
 
-def _check_batches(net: Network, state: Any, batches: Any) -> None:
+def _check_batches(net: Network, state: Foreign, batches: Foreign) -> None:
     _check_state(state)
     if not isinstance(batches, Batch):
         raise bad("batches", "a Batch", batches, "pass jb.Batch(xs, targets), each [K, T, ...]")
@@ -256,7 +274,7 @@ def _check_batches(net: Network, state: Any, batches: Any) -> None:
     check_like("state.carry", state.carry, carry, None, fix)
 
 
-def _check_state_and_batch(net: Network, state: Any, batch: Any) -> None:
+def _check_state_and_batch(net: Network, state: Foreign, batch: Foreign) -> None:
     _check_state(state)
     if not isinstance(batch, Batch):
         raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")

@@ -2,80 +2,106 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating, shown
 from jax_bptt.base.errors import bad, describe, naming
-from jax_bptt.cell.cell import Cell, StepCotangent, as_arrays, check_flag, is_array, is_floating
-from jax_bptt.cell.step_cell import StepCell
-from jax_bptt.engine.linear_maps import has_recurrent_product, unit_wise
-from jax_bptt.engine.loops import engine_of
+from jax_bptt.base.trees import with_fields
+from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape, Slopes, State
+from jax_bptt.cell.cell import Cell, StepCotangent
+from jax_bptt.cell.step_cell import AnyCell, StepCell
+from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
+from jax_bptt.engine.phases import engine_of, is_pointwise
 from jax_bptt.engine.sequence import Sequence
-from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.method import GradientMethod
+
+_Owner = TypeVar("_Owner")
+
+
+def check_cell(cell: Foreign) -> None:
+    """ValueError unless cell is a cell."""
+    if not isinstance(cell, (Cell, StepCell)):
+        raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
 
 
 def check_unroll(
-    cell: Any, params: Any, carry: Any, sequence: Sequence, gradient: Any, reverse: Any
+    cell: Foreign,
+    params: Foreign,
+    carry: Foreign,
+    sequence: Sequence,
+    gradient: Foreign = None,
+    reverse: Foreign = False,
 ) -> tuple[Any, Any, Sequence]:
-    """params, carry and sequence of `unroll` as arrays, or a ValueError that says which is wrong."""
-    if not isinstance(cell, (Cell, StepCell)):
-        raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
-    check_flag("reverse", reverse)
-    check_method(gradient)
-    params, carry, sequence = check_inputs(
-        "cell", cell, parameter_shapes(cell), cell.input_size, params, carry, sequence
-    )
-    check_steps(gradient, [cell], [params], sequence.xs.shape[1:-1])
+    """params, carry and sequence of `unroll` as arrays, or a ValueError that says which is wrong.
+
+    A gradient that is None is that of a function which differentiates by itself.
+    """
+    check_cell(cell)
+    flag("reverse", reverse)
+    if gradient is not None:
+        check_method(gradient)
+    sizes = parameter_shapes(cell), cell.input_size
+    params, carry, sequence = check_inputs("cell", cell, sizes, params, carry, sequence)
+    if gradient is None or gradient.backward is not None:
+        check_step(cell, params, sequence.rows)
     return params, carry, sequence
 
 
 def check_inputs(
-    name: str, owner: Any, shapes: Any, input_size: int, params: Any, carry: Any, sequence: Sequence
+    name: str,
+    owner: Foreign,
+    sizes: tuple[ArrayTree, int],
+    params: Foreign,
+    carry: Foreign,
+    sequence: Sequence,
 ) -> tuple[Any, Any, Sequence]:
-    """params, carry and sequence as arrays that fit each other and their owner, a cell or a network."""
+    """params, carry and sequence as arrays that fit each other and their owner, a cell or a network.
+
+    sizes are the shapes of the owner's parameters, and I.
+    """
+    shapes, input_size = sizes
     params, carry = as_arrays((params, carry))
     dtype = check_params(params, shapes, f"make them by {name}.init(key)")
-    xs = check_xs(sequence.xs, input_size, dtype)
-    rows = xs.shape[1:-1]
+    sequence = sequence._replace(xs=check_xs(sequence.xs, input_size, dtype))
+    rows = sequence.rows
     if carry is not None:
         initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
         fix = f"make it by {name}.initial_carry(params, {rows}), the batch axes of xs"
-        check_like("carry", filled(carry, initial), initial, dtype, fix)
-    marks = {
-        mark: check_mark(mark, getattr(sequence, mark), xs.shape[:-1]) for mark in ("mask", "reset", "cut")
-    }
-    return params, carry, Sequence(xs, **marks)
+        check_like("carry", fill_missing_carry(carry, initial), initial, dtype, fix)
+    shape = sequence.xs.shape[:-1]
+    marks = (check_mark(name, mark, shape) for name, mark in sequence.marks._asdict().items())
+    return params, carry, Sequence(sequence.xs, *marks)
 
 
-def filled(carry: Any, initial: Any) -> Any:
+def fill_missing_carry(carry: Foreign, initial: Foreign) -> Any:
     """carry with the initial one in the place of a cell's that is None, where the two have one structure."""
 
-    def begun(c: Any, i: Any) -> Any:
+    def filled(c: Foreign, i: Foreign) -> Foreign:
         return i if c is None and hasattr(i, "_fields") else c
 
     try:
-        return jax.tree.map(begun, carry, initial, is_leaf=lambda c: c is None)
+        return jax.tree.map(filled, carry, initial, is_leaf=lambda c: c is None)
     except ValueError:
         return carry
 
 
-def check_mark(name: str, mark: Any, shape: tuple[int, ...]) -> Array | None:
+def check_mark(name: str, mark: Foreign, shape: Shape) -> Mark:
     """A mask, reset or cut as a bool array [T, ...], or None."""
     if mark is None:
         return None
     if not is_array(mark) or mark.shape != shape or mark.dtype != bool:
         fix = "one bool for each step and row of xs; from lengths by jb.mask_of_lengths(lengths, T)"
-        raise bad(name, f"bool[{','.join(map(str, shape))}]", mark, fix)
+        raise bad(name, f"bool[{shown(shape)}]", mark, fix)
     return jnp.asarray(mark)
 
 
-def computing_in(dtype: Any, owner: Any, params: Any) -> Any:
+def with_dtype(dtype: Foreign, owner: _Owner, params: ArrayTree) -> _Owner:
     """A cell or readout whose matrix products have operands of this dtype, or a ValueError."""
     if dtype is None:
         return owner
@@ -94,28 +120,29 @@ def computing_in(dtype: Any, owner: Any, params: Any) -> Any:
         fix = "pass jnp.bfloat16, or None to compute as params are"
         came = dtype if asked is None else asked.name
         raise bad("dtype", f"a floating dtype not wider than params, {own}", came, fix)
-    if isinstance(owner, StepCell):
+    if not hasattr(owner, "dtype"):
         fix = "round the operands inside your step; make_cell and the built-in pointwise cells have it done"
         raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)
-    return owner._replace(dtype=asked)
+    return with_fields(owner, dtype=asked)
 
 
-def check_method(gradient: Any) -> None:
+def check_method(gradient: Foreign) -> None:
     """ValueError unless gradient is a gradient method."""
     if not isinstance(gradient, GradientMethod):
         raise bad("gradient", "a gradient method", gradient, "pass jb.full() or another one, called")
 
 
-def check_params(params: Any, shapes: Any, fix: str) -> Any:
+def check_params(params: Foreign, shapes: ArrayTree, fix: str) -> DType:
     """The one floating dtype of params, which have these shapes."""
-    first: Any = next(iter(jax.tree.leaves(params)), None)
+    first: Foreign = next(iter(jax.tree.leaves(params)), None)
     if not is_floating(first):
         raise bad("params", f"floating arrays {describe(shapes)}", params, fix)
-    check_like("params", params, shapes, first.dtype, fix)
-    return first.dtype
+    dtype: DType = first.dtype
+    check_like("params", params, shapes, dtype, fix)
+    return dtype
 
 
-def check_xs(xs: Any, input_size: int, dtype: Any) -> Array:
+def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
     """xs as one array [T, ..., I] of this dtype, without empty axes."""
     shape = f"one array [T, ..., {input_size}]"
     if not is_array(xs):
@@ -132,31 +159,15 @@ def check_xs(xs: Any, input_size: int, dtype: Any) -> Array:
     return xs
 
 
-def check_like(argument: str, tree: Any, expected: Any, dtype: Any, fix: str) -> None:
-    """ValueError unless tree is like expected in structure and shapes, and of this dtype if not None."""
-    came: Any = jax.tree.structure(tree)
-    structure: Any = jax.tree.structure(expected)
-    if came != structure:
-        raise bad(argument, describe(expected), tree, fix)
-    for (path, leaf), wanted in zip(
-        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
-    ):
-        name = argument + jax.tree_util.keystr(path)
-        if not (is_array(leaf) or leaf is wanted) or leaf.shape != wanted.shape:  # the same: `filled`
-            raise bad(name, f"shape [{','.join(map(str, wanted.shape))}]", leaf, fix)
-        if dtype is not None and leaf.dtype != dtype:
-            raise bad(name, f"{dtype}, one dtype throughout", leaf, f"cast it by astype({str(dtype)!r})")
-
-
-@functools.lru_cache(maxsize=256)
-def parameter_shapes(cell: Any) -> Any:
+@cached()
+def parameter_shapes(cell: AnyCell) -> ArrayTree:
     """What cell.init makes, as shapes; ValueError unless the engine knows what each parameter is for."""
     try:
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         raise bad("init", "a pytree of floating arrays", message, "close over what is no array") from error
-    if isinstance(cell, StepCell):
+    if not is_pointwise(cell):
         dtypes = {p.dtype for p in jax.tree.leaves(params)}
         if len(dtypes) != 1 or not jnp.issubdtype(next(iter(dtypes)), jnp.floating):
             fix = "init returns a pytree of floating arrays of one dtype"
@@ -169,24 +180,16 @@ def parameter_shapes(cell: Any) -> Any:
     for name, p in zip(names, params, strict=True):
         shape, wanted = getattr(p, "shape", None), layout.get(name, (cell.hidden_size,))
         if shape != wanted and not (name == "w_h" and shape == (cell.hidden_size,)):
-            shown = f"shape [{','.join(map(str, wanted))}]"
             fix = "beside w_x, w_h, b, b_h, parameters have one number per unit"
-            raise bad(f"init: {name}", shown, p, fix)
+            raise bad(f"init: {name}", f"shape [{shown(wanted)}]", p, fix)
     return params
 
 
-def check_steps(gradient: GradientMethod, cells: Any, params: Any, rows: tuple[int, ...]) -> None:
-    """`check_step` of every cell, but for autodiff, to which any step is welcome."""
-    if gradient != autodiff():
-        for cell, p in zip(cells, params, strict=True):
-            check_step(cell, p, rows)
-
-
-def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
+def check_step(cell: AnyCell, params: ArrayTree, rows: Shape) -> None:
     """One abstract step and its adjoint: right shapes, and nothing traced captured from outside."""
     dtype = jax.tree.leaves(params)[0].dtype
 
-    def once(params: Any, x: Array) -> Any:
+    def once(params: ArrayTree, x: Array) -> ArrayTree:
         engine = engine_of(cell)
         with naming("initial_carry"):
             s_prev = cell.initial_carry(params, rows)
@@ -199,11 +202,11 @@ def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
         with naming("linearise"):
             a = engine.linearise(cell, params, s_prev, u, v, s_prev)
-        if isinstance(cell, Cell):
+        if is_pointwise(cell):
             check_adjoint(cell, params, a, s_prev)
-        fixed = engine.before_sweep(cell, params)
+        prepared = engine.before_sweep(cell, params)
         with naming("adjoint"):
-            towards = engine.backward_step(cell, params, fixed, a, s_prev)
+            towards = engine.backward_step(cell, params, prepared, a, s_prev)
         check_like("adjoint", towards, s_prev, dtype, "return the cotangent of s_prev, like the carry")
         every, every_a = jax.tree.map(lambda z: jnp.asarray(z)[None], (s_prev, a))
         with naming("contract"):
@@ -215,18 +218,16 @@ def check_step(cell: Any, params: Any, rows: tuple[int, ...]) -> None:
     shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), params)
     captured = [c for c in jax.make_jaxpr(once)(shapes, x).consts if isinstance(c, jax.core.Tracer)]
     if captured:
+        came = f"a captured tracer {describe(captured[0])}"
         fix = "make values that change or are differentiated a part of params (cell.init)"
-        raise bad(
-            "cell", "functions of their arguments alone", f"a captured tracer {describe(captured[0])}", fix
-        )
+        raise bad("cell", "functions of their arguments alone", came, fix)
 
 
-def check_initial_carry(cell: Any, carry: Any, rows: tuple[int, ...], dtype: Any) -> None:
+def check_initial_carry(cell: AnyCell, carry: Foreign, rows: Shape, dtype: DType) -> None:
     """ValueError unless every leaf has the batch axes first and this dtype, and h is [..., H]."""
     h = {"h": jax.ShapeDtypeStruct((*rows, cell.hidden_size), dtype)}
-    check_like(
-        "initial_carry", {"h": getattr(carry, "h", None)}, h, dtype, "return a NamedTuple with h [..., H]"
-    )
+    came = {"h": getattr(carry, "h", None)}
+    check_like("initial_carry", came, h, dtype, "return a NamedTuple with h [..., H]")
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if leaf.shape[: len(rows)] != rows or leaf.dtype != dtype:
             name, shape = f"initial_carry{jax.tree_util.keystr(path)}", ",".join(map(str, (*rows, "...")))
@@ -234,11 +235,11 @@ def check_initial_carry(cell: Any, carry: Any, rows: tuple[int, ...], dtype: Any
             raise bad(name, f"{dtype}[{shape}]", leaf, fix)
 
 
-def check_adjoint(cell: Cell, params: Any, a: Any, s: Any) -> None:
+def check_adjoint(cell: PointwiseCell, params: ArrayTree, a: Slopes, s: State) -> None:
     """ValueError unless the adjoint of a pointwise step returns what the engine reads."""
-    units = unit_wise(params, s.h.ndim)
+    units = unit_wise(cell, params, s.h.ndim)
     with naming("adjoint"):
         towards = cell.adjoint(units, a, s)
-    v = (s.h,) * cell.gates if has_recurrent_product(params) else ()
+    v = (s.h,) * cell.gates if cell.layout.recurrent else ()
     wanted = StepCotangent(s, (s.h,) * cell.gates, v, dict.fromkeys(units, s.h))
     check_like("adjoint", towards, wanted, s.h.dtype, "return a StepCotangent, every leaf like h")

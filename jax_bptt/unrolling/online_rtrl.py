@@ -20,13 +20,23 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from jax_bptt.base.checks import as_arrays, check_batch_shape, check_like, is_array, is_floating, shown
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.cell import Cell, as_arrays, check_batch_shape, is_array, is_floating
-from jax_bptt.cell.step_cell import StepCell
-from jax_bptt.engine.devices import whole
-from jax_bptt.engine.sequence import Sequence, over
-from jax_bptt.gradients.rtrl import advance, spent
-from jax_bptt.unrolling.arguments import check_like, check_mark, check_params, check_step, parameter_shapes
+from jax_bptt.base.trees import vmap_leading
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, S, Shape, State
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import AnyCell, StepCell
+from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.run import Run
+from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients.rtrl import Influenced, advance, loss_term
+from jax_bptt.unrolling.arguments import (
+    check_cell,
+    check_mark,
+    check_params,
+    check_step,
+    parameter_shapes,
+)
 
 
 class RTRLState(NamedTuple):
@@ -38,11 +48,11 @@ class RTRLState(NamedTuple):
         the order of jax.flatten_util.ravel_pytree.
     """
 
-    carry: Any
+    carry: State
     influence: Array
 
 
-def rtrl_init(cell: Any, params: Any, batch_shape: tuple[int, ...]) -> RTRLState:
+def rtrl_init(cell: Cell[P, S] | StepCell[P, S], params: P, batch_shape: Shape) -> RTRLState:
     """The beginning of a stream.
 
     s_0 = cell.initial_carry(params),   P_0 = ds_0/dparams
@@ -71,14 +81,14 @@ def rtrl_init(cell: Any, params: Any, batch_shape: tuple[int, ...]) -> RTRLState
 
 
 def rtrl_step(
-    cell: Any,
-    params: Any,
+    cell: Cell[P, S] | StepCell[P, S],
+    params: P,
     state: RTRLState,
     x: Array,
     *,
-    mask: Array | None = None,
-    reset: Array | None = None,
-    cut: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
 ) -> tuple[RTRLState, Array]:
     """One step of a stream; `unroll` of the steps so far gives the same h.
 
@@ -113,22 +123,21 @@ def rtrl_step(
     _check_state(cell, params, state, rows)
     marks = {"mask": mask, "reset": reset, "cut": cut}
     at_t = Sequence(x, **{name: check_mark(name, mark, rows) for name, mark in marks.items()})
-    params, state, at_t = whole((params, state, at_t))
-    begun = None if at_t.reset is None else _begun(cell, params)
-    start = None if at_t.reset is None else cell.initial_carry(params, ())
+    params, state, at_t = replicate((params, state, at_t))
+    start, d_start = None, None
+    if at_t.reset is not None:
+        start, d_start = cell.initial_carry(params, ()), _initial_influence(cell, params)
 
-    def of_params(by_params: Array, by_x: Array) -> Array:
-        return by_params
+    def one_row(carry: State, influence: Array, at_t: Sequence) -> RTRLState:
+        run, before = Run(params, carry, start, at_t), Influenced(carry, influence)
+        return RTRLState(*advance(cell, run, d_start, before, at_t, lambda direct: direct.by_params))
 
-    def of_rows(s_prev: Any, influence: Array, at_t: Sequence) -> tuple[Any, Array]:
-        return advance(cell, params, start, begun, s_prev, influence, at_t, of_params)
-
-    state = RTRLState(*over(len(rows), of_rows)(state.carry, state.influence, at_t))
+    state = vmap_leading(len(rows), one_row)(state.carry, state.influence, at_t)
     return state, state.carry.h
 
 
-def rtrl_gradient(params: Any, state: RTRLState, d_h: Array) -> Any:
-    """The gradient of what is lost now.
+def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
+    """The gradient of the current step's loss.
 
     dE_t/dparams = Σ over rows of (∂E_t/∂h_t) dh_t/dparams
 
@@ -158,33 +167,38 @@ def rtrl_gradient(params: Any, state: RTRLState, d_h: Array) -> Any:
     if not all(is_array(p) and p.dtype == h.dtype for p in leaves) or sum(p.size for p in leaves) != numbers:
         expected = f"{numbers} numbers of {h.dtype}"
         raise bad("params", expected, params, "pass the params that rtrl_init was given")
-    params, state, d_h = whole((params, state, d_h))
-    by_row = over(len(rows), spent)(d_h, state.carry, state.influence)
-    return ravel_pytree(params)[1](by_row.reshape(-1, numbers).sum(0))
+    params, state, d_h = replicate((params, state, d_h))
+
+    def one_row(d_h: Array, carry: State, influence: Array) -> Array:
+        return loss_term(d_h, Influenced(carry, influence))
+
+    by_row = vmap_leading(len(rows), one_row)(d_h, state.carry, state.influence)
+    gradient: P = ravel_pytree(params)[1](by_row.reshape(-1, numbers).sum(0))
+    return gradient
 
 
-def _beginning(cell: Any, params: Any, rows: tuple[int, ...]) -> RTRLState:
+def _beginning(cell: AnyCell, params: ArrayTree, rows: Shape) -> RTRLState:
     """s_0 and P_0 of all rows."""
-    begun = _begun(cell, params)
-    return RTRLState(cell.initial_carry(params, rows), jnp.broadcast_to(begun, (*rows, *begun.shape)))
+    influence = _initial_influence(cell, params)
+    spread = jnp.broadcast_to(influence, (*rows, *influence.shape))
+    return RTRLState(cell.initial_carry(params, rows), spread)
 
 
-def _begun(cell: Any, params: Any) -> Array:
+def _initial_influence(cell: AnyCell, params: ArrayTree) -> Array:
     """ds_0/dparams of one row, [S, P]: zero but where the initial carry is learned."""
     theta, params_of = ravel_pytree(params)
     return jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(params_of(theta), ()))[0])(theta)
 
 
-def _check_cell(cell: Any, params: Any) -> Any:
+def _check_cell(cell: Foreign, params: Foreign) -> Any:
     """params as arrays, or a ValueError."""
-    if not isinstance(cell, (Cell, StepCell)):
-        raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
+    check_cell(cell)
     params = as_arrays(params)
     check_params(params, parameter_shapes(cell), "make them by cell.init(key)")
     return params
 
 
-def _check_x(cell: Any, params: Any, x: Any) -> tuple[int, ...]:
+def _check_x(cell: AnyCell, params: ArrayTree, x: Foreign) -> Shape:
     """The rows of x, or a ValueError."""
     dtype, shape = jax.tree.leaves(params)[0].dtype, f"one step [..., {cell.input_size}]"
     if not is_array(x) or x.ndim < 1 or x.shape[-1] != cell.input_size:
@@ -194,27 +208,27 @@ def _check_x(cell: Any, params: Any, x: Any) -> tuple[int, ...]:
     return tuple(x.shape[:-1])
 
 
-def _check_after(state: Any) -> tuple[int, ...]:
+def _check_after(state: Foreign) -> Shape:
     """The rows of a state, or a ValueError unless its parts fit each other."""
     fix = "pass what jb.rtrl_step returns"
     if not isinstance(state, RTRLState):
         raise bad("state", "an RTRLState", state, fix)
-    h: Any = getattr(state.carry, "h", None)
+    h: Foreign = getattr(state.carry, "h", None)
     if not is_floating(h) or not h.ndim:
         raise bad("state.carry", "a carry with h [..., H]", state.carry, fix)
-    rows, leaves = h.shape[:-1], jax.tree.leaves(state.carry)
+    rows: Shape = h.shape[:-1]
+    leaves = jax.tree.leaves(state.carry)
     alike = (is_array(s) and s.dtype == h.dtype and s.shape[: len(rows)] == rows for s in leaves)
     if not all(alike):
         raise bad("state.carry", f"leaves of {h.dtype} and of the rows of h", state.carry, fix)
     size = sum(math.prod(s.shape[len(rows) :]) for s in leaves)
     influence, wanted = state.influence, (*rows, size)
     if not is_array(influence) or influence.dtype != h.dtype or influence.shape[:-1] != wanted:
-        shape = ",".join(map(str, wanted))
-        raise bad("state.influence", f"{h.dtype}[{shape},P] as the carry", influence, fix)
+        raise bad("state.influence", f"{h.dtype}[{shown(wanted)},P] as the carry", influence, fix)
     return rows
 
 
-def _check_state(cell: Any, params: Any, state: Any, rows: tuple[int, ...]) -> None:
+def _check_state(cell: AnyCell, params: ArrayTree, state: Foreign, rows: Shape) -> None:
     """ValueError unless the state is that of a stream of these rows."""
     expected = jax.eval_shape(lambda: _beginning(cell, params, rows))
     dtype = jax.tree.leaves(params)[0].dtype

@@ -9,33 +9,38 @@ backward pass of `gradient`, and the rest of the program is JAX's business.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_bptt.engine.devices import ALL, ROWS, STEPS, as_own, on_devices, rows_of
-from jax_bptt.engine.sequence import Sequence, flipped, without_padding
-from jax_bptt.gradients.autodiff import autodiff, plain_scan
+from jax_bptt.base.caching import cached
+from jax_bptt.base.trees import flipped
+from jax_bptt.base.types import ArrayTree, Mark, P, S, State
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import AnyCell, StepCell
+from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of, to_local
+from jax_bptt.engine.run import Kept, Outputs, Run
+from jax_bptt.engine.sequence import Sequence, without_padding
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.unrolling.arguments import check_unroll, computing_in
+from jax_bptt.unrolling.arguments import check_unroll, with_dtype
 
 
 def unroll(
-    cell: Any,
-    params: Any,
-    carry: Any,
+    cell: Cell[P, S] | StepCell[P, S],
+    params: P,
+    carry: S | None,
     xs: Array,
     *,
     gradient: GradientMethod = full(),
-    mask: Array | None = None,
-    reset: Array | None = None,
-    cut: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
     reverse: bool = False,
     dtype: DTypeLike | None = None,
-) -> tuple[Any, Array]:
+) -> tuple[S, Array]:
     """A cell over a sequence; differentiable by params, carry and xs.
 
     s_t = step(s_{t−1}, x_t)
@@ -77,36 +82,52 @@ def unroll(
     """
     sequence = Sequence(xs, mask, reset, cut)
     params, carry, sequence = check_unroll(cell, params, carry, sequence, gradient, reverse)
-    run = functools.partial(run_checked, computing_in(dtype, cell, params), gradient, reverse)
+    run = functools.partial(run_checked, with_dtype(dtype, cell, params), gradient, reverse)
     rows = rows_of(sequence.xs, params, carry)
-    return on_devices(run, rows, (ALL, ROWS, STEPS), (ROWS, STEPS))(params, carry, sequence)
+    last, hs = on_devices(run, rows, (ALL, ROWS, STEPS), (ROWS, STEPS))(params, carry, sequence)
+    return last, hs
 
 
 def run_checked(
-    cell: Any, gradient: GradientMethod, reverse: bool, params: Any, carry: Any, sequence: Sequence
-) -> tuple[Any, Array]:
+    cell: AnyCell,
+    gradient: GradientMethod,
+    reverse: bool,
+    params: ArrayTree,
+    carry: State | None,
+    sequence: Sequence,
+) -> tuple[State, Array]:
     """`unroll` of arguments that have been checked, on one device or inside a jax.shard_map."""
-    sequence, rows = without_padding(sequence), sequence.xs.shape[1:-1]
-    carry = cell.initial_carry(params, rows) if carry is None else carry
-    start = None if sequence.reset is None else cell.initial_carry(params, rows)
-    args = params, carry, start, flipped(sequence) if reverse else sequence
-    args = as_own(args, args)
-    if gradient == autodiff():  # no custom_vjp, so that forward mode (jvp) works too
-        carry, hs = plain_scan(cell, *args)
+    run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
+    run = to_local(run, run)
+    if gradient.backward is None:  # left to JAX: no custom_vjp, so that forward mode (jvp) works too
+        outputs, _ = gradient.forward(cell, run)
     else:
-        carry, hs = _with_gradient(cell, gradient)(*args)
-    return carry, flipped(hs) if reverse else hs
+        outputs = _with_gradient(cell, gradient)(run)
+    last, hs = outputs
+    return last, flipped(hs) if reverse else hs
 
 
-@functools.lru_cache(maxsize=256)
-def _with_gradient(cell: Any, gradient: GradientMethod) -> Any:
+def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Sequence) -> Run:
+    """The run of a cell, with nothing missing: padding, s_0 and what resets go back to."""
+    sequence, rows = without_padding(sequence), sequence.rows
+    s_0: State = cell.initial_carry(params, rows) if carry is None else carry
+    start: State | None = None if sequence.reset is None else cell.initial_carry(params, rows)
+    return Run(params, s_0, start, sequence)
+
+
+@cached()
+def _with_gradient(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], Outputs]:
+    assert gradient.backward is not None  # `run_checked` asks
+    backward = gradient.backward
+
     @jax.custom_vjp
-    def run(params: Any, carry: Any, start: Any, sequence: Sequence) -> tuple[Any, Array]:
-        return gradient.forward(cell, params, carry, start, sequence)[0]
+    def unrolled(run: Run) -> Outputs:
+        return gradient.forward(cell, run)[0]
 
-    def backward(residuals: Any, cotangents: tuple[Any, Array]) -> tuple[Any, Any, Any, Sequence]:
-        d_params, d_carry, d_start, d_xs = gradient.backward(cell, residuals, *cotangents)
-        return d_params, d_carry, d_start, Sequence(d_xs)  # marks have no derivative
+    def back(kept: Kept, d: Outputs) -> tuple[Run]:
+        found = backward(cell, kept, d)
+        # marks have no derivative
+        return (Run(found.params, found.carry, found.start, Sequence(found.xs)),)
 
-    run.defvjp(functools.partial(gradient.forward, cell), backward)
-    return run
+    unrolled.defvjp(functools.partial(gradient.forward, cell), back)
+    return unrolled

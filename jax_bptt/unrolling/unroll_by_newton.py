@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 from jax import Array
 
 from jax_bptt.base.errors import bad
-from jax_bptt.engine.devices import whole
-from jax_bptt.engine.sequence import Sequence, flipped, without_padding
-from jax_bptt.gradients.full import full
+from jax_bptt.base.trees import flipped, last_step
+from jax_bptt.base.types import Mark, P, S
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.newton import Newton, NewtonInfo, newton, states_by_newton
 from jax_bptt.unrolling.arguments import check_unroll
+from jax_bptt.unrolling.unroll import begin
 
 
 def unroll_by_newton(
-    cell: Any,
-    params: Any,
-    carry: Any,
+    cell: Cell[P, S] | StepCell[P, S],
+    params: P,
+    carry: S | None,
     xs: Array,
     *,
     newton: Newton = newton(),
-    mask: Array | None = None,
-    reset: Array | None = None,
+    mask: Mark = None,
+    reset: Mark = None,
     reverse: bool = False,
-) -> tuple[Any, Array, NewtonInfo]:
+) -> tuple[S, Array, NewtonInfo]:
     """The states of `unroll` by Newton's method, and how it went; a derivative of it is a ValueError.
 
     s_t = step(s_{t−1}, x_t) for all t at once
@@ -56,12 +57,8 @@ def unroll_by_newton(
     """
     if not isinstance(newton, Newton):
         raise bad("newton", "a Newton", newton, "make one by jb.newton()")
-    params, carry, sequence = check_unroll(cell, params, carry, Sequence(xs, mask, reset), full(), reverse)
-    params, carry, sequence = whole((params, carry, sequence))
-    sequence, rows = without_padding(sequence), xs.shape[1:-1]
-    carry = cell.initial_carry(params, rows) if carry is None else carry
-    start = None if reset is None else cell.initial_carry(params, rows)
-    sequence = flipped(sequence) if reverse else sequence
-    states, info = states_by_newton(newton, cell, params, carry, start, sequence)
-    hs = flipped(states.h) if reverse else states.h
-    return jax.tree.map(lambda s: s[-1], states), hs, info
+    sequence = Sequence(xs, mask, reset)
+    params, carry, sequence = replicate(check_unroll(cell, params, carry, sequence, reverse=reverse))
+    run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
+    states, info = states_by_newton(newton, cell, run)
+    return last_step(states), flipped(states.h) if reverse else states.h, info

@@ -1,0 +1,154 @@
+"""The three phases of a backward pass, and the forward pass before them, over a stretch of steps.
+
+    forward    s_1..s_T                                     sequential                  `loops`
+    linearise  a_t, the derivative of the step at every t   parallel in t               `pointwise`
+    sweep      λ_T..λ_1                                     sequential, linear in λ     `loops`
+    contract   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t, one product for each matrix, parallel in t   `pointwise`
+
+The stretch is the whole sequence or a chunk of it; who chooses the stretches is in `gradients`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_bptt.base.types import ArrayTree, Slopes, State
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine import loops
+from jax_bptt.engine.engine import AnyEngine, Forward, Swept, Transform
+from jax_bptt.engine.pointwise import POINTWISE
+from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
+from jax_bptt.engine.stepwise import STEPWISE
+
+
+def engine_of(cell: AnyCell) -> AnyEngine:
+    """What runs a cell: its own engine, or that of its kind."""
+    if cell.engine is not None:
+        return cell.engine  # type: ignore[return-value]
+    return POINTWISE if isinstance(cell, Cell) else STEPWISE
+
+
+def is_pointwise(cell: AnyCell) -> TypeGuard[Cell[Any, Any]]:
+    """Whether the step of a cell is pointwise over units."""
+    return engine_of(cell).pointwise
+
+
+def forward(cell: AnyCell, run: Run, keep_slopes: bool = False) -> Forward:
+    """The states of every step, and with keep_slopes phase 1 along with them.
+
+    s_t = step(s̃_{t−1}, x_t)
+
+    Args:
+      cell: the cell.
+      run: its parameters, s_0, the initial carry, x_1..x_T and the marks.
+      keep_slopes: whether a_1..a_T are kept.
+
+    Returns:
+      s_T, leaves [..., H]; s_1..s_T, leaves [T, ..., H]; a_1..a_T or None.
+    """
+    engine = engine_of(cell)
+    with jax.named_scope("bptt/forward"):
+        u = engine.project(cell, run.params, run.sequence.xs)
+        return engine.forward_loop(engine, cell, run, u, keep_slopes)
+
+
+def previous(run: Run, states: State) -> State:
+    """s̃_0..s̃_{T−1}, what each step began from, leaves [T, ..., H]; states are s_1..s_T."""
+    shifted = jax.tree.map(lambda s_0, s: jnp.concatenate([s_0[None], s[:-1]]), run.carry, states)
+    every_t = jax.tree.map(lambda s_0: s_0[None], run.start)
+    return loops.begin_of_step(run.sequence.marks, every_t, shifted)
+
+
+def linearise(cell: AnyCell, run: Run, s_prev: State, states: State) -> Slopes:
+    """Phase 1: the derivative of the step at every t.
+
+    Args:
+      cell: the cell.
+      run: its parameters, x_1..x_T and the marks.
+      s_prev: s̃_0..s̃_{T−1} from `previous`, leaves [T, ..., H].
+      states: s_1..s_T, leaves [T, ..., H].
+
+    Returns:
+      a_1..a_T, leaves [T, ...].
+    """
+    engine = engine_of(cell)
+    with jax.named_scope("bptt/linearise"):
+        u = engine.project(cell, run.params, run.sequence.xs)
+        v = engine.recur(cell, run.params, s_prev)
+        slopes: Slopes = jax.vmap(functools.partial(engine.linearise, cell, run.params))(s_prev, u, v, states)
+        return slopes
+
+
+def sweep(cell: AnyCell, run: Run, slopes: Slopes, d: Outputs, transform: Transform | None = None) -> Swept:
+    """Phase 2: λ backwards through time.
+
+    λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t
+
+    Args:
+      cell: the cell.
+      run: its parameters and the marks.
+      slopes: a_1..a_T from `linearise`.
+      d: dE/ds_T, leaves [..., H], and G_1..G_T, [T, ..., H].
+      transform: see `loops.step_back_of`.
+
+    Returns:
+      dE/ds_0 and dE/dstart (None without resets), leaves [..., H], and λ_1..λ_T, leaves [T, ..., H],
+      zero where a step was masked.
+    """
+    engine = engine_of(cell)
+    with jax.named_scope("bptt/sweep"):
+        return engine.backward_loop(engine, cell, run, slopes, d, transform)
+
+
+def contract(cell: AnyCell, run: Run, s_prev: State, slopes: Slopes, lam: State) -> tuple[Any, Array]:
+    """Phase 3: the summed chain rule, one product for each matrix.
+
+    dE/dW_h = Σ_t h_{t−1}ᵀ δv_t,   dE/dW_x = Σ_t x_tᵀ δu_t
+
+    Args:
+      cell: the cell.
+      run: its parameters and x_1..x_T.
+      s_prev: s̃_0..s̃_{T−1} from `previous`, leaves [T, ..., H].
+      slopes: a_1..a_T from `linearise`.
+      lam: λ_1..λ_T from `sweep`.
+
+    Returns:
+      dE/dparams, like params, and dE/dx_1..dE/dx_T, [T, ..., I].
+    """
+    with jax.named_scope("bptt/contract"):
+        return engine_of(cell).contract(cell, run.params, s_prev, run.sequence.xs, slopes, lam)
+
+
+def backward(cell: AnyCell, kept: Kept, d: Outputs, transform: Transform | None = None) -> Cotangents:
+    """The three phases over one stretch of steps.
+
+    Args:
+      cell: the cell.
+      kept: the stretch and its states; its slopes, or None to make them again.
+      d: dE/ds_T and G_1..G_T of the stretch.
+      transform: see `loops.step_back_of`.
+
+    Returns:
+      dE/dparams, dE/ds_0, dE/dstart and dE/dxs of the stretch.
+    """
+    run, states = kept.run, kept.states
+    assert states is not None  # a method without states makes them before it comes here
+    s_prev = previous(run, states)
+    slopes = linearise(cell, run, s_prev, states) if kept.slopes is None else kept.slopes
+    swept = sweep(cell, run, slopes, d, transform)
+    d_params, d_xs = contract(cell, run, s_prev, slopes, swept.lam)
+    return Cotangents(d_params, swept.carry, swept.start, d_xs)
+
+
+def backward_steps(cell: AnyCell, params: ArrayTree, slopes: Slopes, lam: State) -> State:
+    """(ds_t/ds̃_{t−1})ᵀ λ_t for all t at once, leaves [T, ..., H]; marks are not read."""
+    engine = engine_of(cell)
+    prepared = engine.before_sweep(cell, params)
+    back: State = jax.vmap(functools.partial(engine.backward_step, cell, params, prepared))(slopes, lam)
+    return back
