@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax import Array
 
 from jax_bptt.base.errors import bad
@@ -61,4 +63,5 @@ def unroll_by_newton(
     params, carry, sequence = replicate(check_unroll(cell, params, carry, sequence, reverse=reverse))
     run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
     states, info = states_by_newton(newton, cell, run)
-    return last_step(states), flipped(states.h) if reverse else states.h, info
+    last: Any = last_step(states)
+    return last, flipped(states.h) if reverse else states.h, info

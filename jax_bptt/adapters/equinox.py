@@ -1,0 +1,66 @@
+"""Equinox keeps the transposed matrices and one bias, with the gates in our order.
+
+    weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias = b̄,  bias_n = b_n                         (C9)
+
+b̄ and b_n are those of `weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jax_bptt.adapters.weights import (
+    AFTER,
+    LSTM,
+    GateOrders,
+    bias,
+    folded,
+    leaf,
+    to_our_order,
+    to_their_order,
+)
+from jax_bptt.base.types import Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+
+GATES: GateOrders = {LSTM: [*"ifgo"], AFTER: [*"rzn"]}
+
+
+def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
+    """Params become the arrays of equinox.nn.LSTMCell or GRUCell by attribute.
+
+    equinox.tree_at(lambda cell: [getattr(cell, name) for name in w], cell, [*w.values()]) loads them.
+
+    Args:
+      params: those of `lstm` or `gru`.
+
+    Returns:
+      weight_ih [GH, I], weight_hh [GH, H], bias [GH]; bias_n [H] of a GRU.
+
+    Raises:
+      ValueError: params of another cell.
+    """
+    cell = to_their_order(params, "equinox.nn", GATES)
+    b, b_n = folded(cell)
+    weights = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T, "bias": b}  # (C9)
+    return weights | ({"bias_n": b_n} if cell.kind == AFTER else {})  # (C9)
+
+
+def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
+    """The attributes of equinox.nn.LSTMCell or GRUCell become params.
+
+    Args:
+      weights: vars(cell), with arrays as in `to_equinox`; a bias may be None.
+
+    Returns:
+      The params of `lstm` or `gru`, of NumPy arrays; b_h of a GRU is (0, 0, b_n).
+
+    Raises:
+      ValueError: a name that is absent, or shapes of no such cell.
+    """
+    w_x, w_h = leaf(weights, "weight_ih").T, leaf(weights, "weight_hh").T  # (C9)
+    b_n = bias(weights, "bias_n", beside=w_h[:, : len(w_h)])
+    b_h = np.pad(b_n, (w_h.shape[1] - len(b_n), 0))  # (C9)
+    return to_our_order(GATES, w_x, w_h, bias(weights, "bias", beside=w_h), b_h)  # (C9)

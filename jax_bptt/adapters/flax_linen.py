@@ -1,0 +1,78 @@
+"""Flax's linen keeps an array for each gate, under the gate's name.
+
+    i<g>/kernel = W_x^g,  h<g>/kernel = W_h^g,  i<g>/bias = b̄^g (LSTM: h<g>),  hn/bias = b_n (C3)
+
+b̄ and b_n are those of `weights`. SimpleCell(residual=True), which adds h_{t−1}, is `elman` with 1 added to
+the diagonal of W_h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jax_bptt.adapters.weights import (
+    AFTER,
+    ELMAN,
+    LSTM,
+    GateOrders,
+    bias,
+    folded,
+    has,
+    leaf,
+    to_our_order,
+    to_their_order,
+)
+from jax_bptt.base.types import Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+
+GATES: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"rzn"]}
+
+
+def to_linen(params: Params | GRUParams) -> dict[str, dict[str, np.ndarray]]:
+    """Params become the "params" of flax.linen.SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell.
+
+    Args:
+      params: those of `elman`, `lstm` or `gru`.
+
+    Returns:
+      i and h with the name of each gate behind, such as `if` and `hf` (i and h alone where there is one
+      gate): kernel [I, H] or [H, H], bias [H].
+
+    Raises:
+      ValueError: params of another cell.
+    """
+    cell = to_their_order(params, "flax.linen", GATES)
+    gates = GATES[cell.kind]
+    b, b_n = folded(cell)
+    tree: dict[str, dict[str, np.ndarray]] = {}
+    blocks = (np.split(a, len(gates), axis=-1) for a in (cell.w_x, cell.w_h, b))
+    for g, w_x_g, w_h_g, b_g in zip(gates, *blocks, strict=True):
+        tree[f"i{g}"], tree[f"h{g}"] = {"kernel": w_x_g}, {"kernel": w_h_g}  # (C3)
+        tree[f"h{g}" if cell.kind == LSTM else f"i{g}"]["bias"] = b_g  # (C3)
+    if cell.kind == AFTER:
+        tree["hn"]["bias"] = b_n  # (C3)
+    return tree
+
+
+def from_linen(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams:
+    """The "params" of a cell of flax.linen become ours.
+
+    Args:
+      weights: names and arrays as in `to_linen`.
+
+    Returns:
+      The params of `elman`, `lstm` or `gru`, of NumPy arrays; b_h of a GRU is (0, 0, b_n).
+
+    Raises:
+      ValueError: a name that is absent, or shapes of no such cell.
+    """
+    kind = next((kind for kind, gates in GATES.items() if has(weights, f"i{gates[0]}")), ELMAN)
+    gates = GATES[kind]
+    i, h = (leaf(weights, side + gates[0], "kernel") for side in "ih")
+    w_x = np.concatenate([leaf(weights, f"i{g}", "kernel", like=i) for g in gates], axis=1)  # (C3)
+    w_h = np.concatenate([leaf(weights, f"h{g}", "kernel", like=h) for g in gates], axis=1)  # (C3)
+    b, b_h = (np.concatenate([bias(weights, s + g, "bias", beside=h) for g in gates]) for s in "ih")  # (C3)
+    return to_our_order({kind: gates}, w_x, w_h, b, b_h)

@@ -1,0 +1,67 @@
+"""Flax's nnx keeps the gates of linen side by side in two dense layers.
+
+    dense_i, dense_h: linen's gates side by side, no b_n; LSTMCell as linen, if_ for if   (C4)
+
+SimpleCell(residual=True), which adds h_{t−1}, is `elman` with 1 added to the diagonal of W_h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jax_bptt.adapters.flax_linen import GATES, from_linen, to_linen
+from jax_bptt.adapters.weights import LSTM, bias, folded, has, leaf, to_our_order, to_their_order
+from jax_bptt.base.checks import flag
+from jax_bptt.base.errors import bad
+from jax_bptt.base.types import Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+
+
+def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict[str, np.ndarray]]:
+    """Params become the state of flax.nnx.SimpleCell, OptimizedLSTMCell, LSTMCell or GRUCell, a pure dict.
+
+    nnx.replace_by_pure_dict(state, to_nnx(params)) loads it, where graphdef, state = nnx.split(cell).
+
+    Args:
+      params: those of `elman`, `lstm` or `gru`.
+      optimized: True for an LSTM that goes to nnx.OptimizedLSTMCell, False for nnx.LSTMCell.
+
+    Returns:
+      dense_i and dense_h: kernel [I, GH] or [H, GH], bias [GH] in one; for nnx.LSTMCell see `to_linen`.
+
+    Raises:
+      ValueError: params of another cell, or a GRU's b_h that is not zero for n: nnx.GRUCell has none.
+    """
+    flag("optimized", optimized)
+    cell = to_their_order(params, "flax.nnx", GATES)
+    if cell.kind == LSTM and not optimized:
+        return {"if_" if name == "if" else name: part for name, part in to_linen(params).items()}  # (C4)
+    b, b_n = folded(cell)
+    if b_n.any():
+        expected = "zeros for n, as nnx.GRUCell has no such bias"
+        raise bad("params.b_h", expected, cell.b_h, "use flax.linen's")
+    tree = {"dense_i": {"kernel": cell.w_x}, "dense_h": {"kernel": cell.w_h}}  # (C4)
+    tree["dense_h" if cell.kind == LSTM else "dense_i"]["bias"] = b  # (C4)
+    return tree
+
+
+def from_nnx(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams:
+    """The state of a cell of flax.nnx becomes params.
+
+    Args:
+      weights: nnx.to_pure_dict(nnx.state(cell, nnx.Param)), see `to_nnx`.
+
+    Returns:
+      The params of `elman`, `lstm` or `gru`, of NumPy arrays; b_h of a GRU is 0.
+
+    Raises:
+      ValueError: a name that is absent, or shapes of no such cell.
+    """
+    if has(weights, "if_"):
+        return from_linen({"if" if name == "if_" else name: part for name, part in weights.items()})  # (C4)
+    w_x, w_h = (leaf(weights, side, "kernel") for side in ("dense_i", "dense_h"))  # (C4)
+    b = sum(bias(weights, side, "bias", beside=w_h) for side in ("dense_i", "dense_h"))  # (C4)
+    return to_our_order(GATES, w_x, w_h, np.asarray(b))

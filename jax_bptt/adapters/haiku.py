@@ -1,0 +1,88 @@
+"""Haiku has a layout for each cell, the gates in another order, and a GRU with the reset before.
+
+    RNN   linear = W_x, b;  linear_1 = W_h, b_h                                           (C6)
+    LSTM  linear = the rows (W_x, W_h), b, gates i, g, f, o; b_f − 1, as it adds 1 itself (C7)
+    GRU   gates −z, r, n, reset before: h' = (1 − z) h + z n there, 1 − σ(z) = σ(−z)      (C8)
+
+hk.VanillaRNN is `elman` with activation="relu".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jax import Array
+
+from jax_bptt.adapters.weights import (
+    BEFORE,
+    ELMAN,
+    LSTM,
+    GateOrders,
+    bias,
+    has,
+    leaf,
+    to_our_order,
+    to_their_order,
+)
+from jax_bptt.base.types import ArrayTree, Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+
+GATES: GateOrders = {ELMAN: [""], LSTM: [*"igfo"], BEFORE: [*"zrn"]}
+
+
+def to_haiku(params: Params | GRUParams) -> dict[str, ArrayTree]:
+    """Params become those of hk.VanillaRNN, hk.LSTM or hk.GRU, without the module's name in front.
+
+    Under a name they are {"lstm/linear": to_haiku(params)["linear"]}; a GRU has no inner module, so that its
+    are {"gru": to_haiku(params)}.
+
+    Args:
+      params: those of `elman`, `lstm` or `gru(reset_after=False)`.
+
+    Returns:
+      linear and linear_1 of an RNN, linear of an LSTM: w and b [GH]; `w_i`, `w_h` and b of a GRU.
+
+    Raises:
+      ValueError: params of another cell.
+    """
+    cell = to_their_order(params, "haiku", GATES)
+    w_x, w_h, b = cell.w_x, cell.w_h, cell.b
+    if cell.kind == ELMAN:
+        return {"linear": {"w": w_x, "b": b}, "linear_1": {"w": w_h, "b": cell.b_h}}  # (C6)
+    if cell.kind == LSTM:
+        return {"linear": {"w": np.concatenate([w_x, w_h]), "b": b - _per_gate((0, 0, 1, 0), b)}}  # (C7)
+    return {name: a * _per_gate((-1, 1, 1), a) for name, a in (("w_i", w_x), ("w_h", w_h), ("b", b))}  # (C8)
+
+
+def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
+    """The params of hk.VanillaRNN, hk.LSTM or hk.GRU become ours.
+
+    Args:
+      weights: names and arrays as in `to_haiku`, without the module's name in front.
+
+    Returns:
+      The params of `elman`, `lstm` or `gru(reset_after=False)`, of NumPy arrays.
+
+    Raises:
+      ValueError: a name that is absent, or shapes of no such cell.
+    """
+    if has(weights, "w_i"):
+        w_x, w_h = leaf(weights, "w_i"), leaf(weights, "w_h")
+        params = to_our_order({BEFORE: GATES[BEFORE]}, w_x, w_h, bias(weights, "b", beside=w_h))
+        return Params(*(a * _per_gate((1, -1, 1), a) for a in params))  # (C8)
+    w = leaf(weights, "linear", "w")
+    b = bias(weights, "linear", "b", beside=w)
+    if "linear_1" in weights:
+        w_h = leaf(weights, "linear_1", "w")
+        b_h = bias(weights, "linear_1", "b", beside=w_h)
+        return to_our_order({ELMAN: GATES[ELMAN]}, w, w_h, b, b_h)  # (C6)
+    inputs = max(0, len(w) - w.shape[1] // 4)
+    params = to_our_order({LSTM: GATES[LSTM]}, w[:inputs], w[inputs:], b)  # (C7)
+    return params._replace(b=params.b + _per_gate((0, 1, 0, 0), params.b))  # (C7)
+
+
+def _per_gate(values: tuple[int, ...], like: np.ndarray | Array) -> np.ndarray:
+    """The value of each gate is repeated for its units, as many as the last axis of an array has."""
+    return np.repeat(np.array(values, like.dtype), like.shape[-1] // len(values))

@@ -1,0 +1,74 @@
+"""Keras keeps a list of arrays, with the gates of a GRU in another order.
+
+    [W_x, W_h, b] with the gates z, r, n; the rows (b, b_h) with the reset after          (C5)
+
+Only the shape of its bias tells where the reset of a GRU is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jax_bptt.adapters.weights import (
+    AFTER,
+    BEFORE,
+    ELMAN,
+    LSTM,
+    GateOrders,
+    bias,
+    has,
+    leaf,
+    to_our_order,
+    to_their_order,
+)
+from jax_bptt.base.errors import bad, naming
+from jax_bptt.base.types import Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+
+GATES: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"zrn"], BEFORE: [*"zrn"]}
+
+
+def to_keras(params: Params | GRUParams) -> list[np.ndarray]:
+    """Params become the weights of keras.layers.SimpleRNN, LSTM or GRU, for layer.set_weights.
+
+    Args:
+      params: those of `elman`, `lstm` or `gru`, with the reset after or before.
+
+    Returns:
+      [W_x [I, GH], W_h [H, GH], b [GH], or [2, GH] with the reset after].
+
+    Raises:
+      ValueError: params of another cell.
+    """
+    cell = to_their_order(params, "keras.layers", GATES)
+    return [cell.w_x, cell.w_h, np.stack([cell.b, cell.b_h]) if cell.kind == AFTER else cell.b]  # (C5)
+
+
+def from_keras(weights: Sequence[Foreign]) -> Params | GRUParams:
+    """What layer.get_weights() of keras.layers.SimpleRNN, LSTM or GRU returns becomes params.
+
+    Args:
+      weights: arrays as in `to_keras`; without the bias where the layer has none, but not of a GRU, where
+        the shape of the bias tells whether the reset is after.
+
+    Returns:
+      The params of `elman`, `lstm` or `gru`, of NumPy arrays.
+
+    Raises:
+      ValueError: not two or three arrays, or shapes of no such layer.
+    """
+    if not isinstance(weights, Sequence) or len(weights) not in (2, 3):
+        raise bad("weights", "[W_x, W_h, b]", weights, "pass layer.get_weights()")
+    named = dict(zip(("W_x", "W_h", "b"), weights, strict=False))
+    w_x, w_h = leaf(named, "W_x"), leaf(named, "W_h")
+    with naming("weights b", "an array"):
+        is_after = np.shape(named.get("b", ()))[:-1] == (2,)
+    if is_after:
+        b, b_h = leaf(named, "b")  # (C5)
+        return to_our_order({AFTER: GATES[AFTER]}, w_x, w_h, b, b_h)
+    kinds = (ELMAN, LSTM, BEFORE) if has(named, "b") else (ELMAN, LSTM)
+    orders = {kind: GATES[kind] for kind in kinds}
+    return to_our_order(orders, w_x, w_h, bias(named, "b", beside=w_h))  # (C5)

@@ -1,0 +1,50 @@
+"""Calls that are right, for a type checker alone: it must find nothing wrong here. Nobody runs this file."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jax_bptt as jb
+
+
+class Two(NamedTuple):
+    h: jax.Array
+    c: jax.Array
+
+
+def own_step(units: dict[str, jax.Array], s: Two, u: tuple[jax.Array, ...], v: tuple[jax.Array, ...]) -> Two:
+    c = jax.nn.sigmoid(u[0] + v[0]) * s.c + u[1] + v[1]
+    return Two(jnp.tanh(c), c)
+
+
+def any_step(params: jax.Array, s: jb.Carry, x: jax.Array) -> jb.Carry:
+    return jb.Carry(jnp.tanh(x @ params + s.h))
+
+
+key = jax.random.key(0)
+xs, targets, mask = jnp.ones((7, 2, 3)), jnp.ones((7, 2, 4)), jnp.ones((7, 2), bool)
+
+elman = jb.elman(3, 5, activation="relu", recurrent=jb.identity())
+lstm, gru = jb.lstm(3, 5), jb.gru(3, 5)
+own = jb.make_cell(3, 5, own_step, gates=("forget", "input"), carry_type=Two)
+general = jb.step_cell(5, 5, any_step, lambda key: jax.random.normal(key, (5, 5)))
+params = lstm.init(key)
+carry, hs = jb.unroll(lstm, params, None, xs, gradient=jb.truncated(3), mask=mask)
+again, hs = jb.unroll(lstm, params, carry, xs)
+cell_state: jax.Array = again.c
+reset_weights: jax.Array = gru.init(key).b_h
+own_state: jax.Array = jb.unroll(own, own.init(key), None, xs)[0].c
+learned = jb.learn_carry(jb.lstm(3, 5))
+learned_state: jax.Array = jb.unroll(learned, learned.init(key), None, xs, reverse=True)[0].c
+
+net = jb.network([lstm, jb.layer(jb.gru(5, 5), residual=True)], jb.readout(5, 4))
+value_and_grad = jb.value_and_grad(net, jb.squared_error)
+(loss, state_of_layers), grads = value_and_grad(net.init(key), None, xs, targets, gradient=jb.full(), mask=mask)
+w_y: jax.Array = grads.readout.w_y
+optimizer = optax.adam(1e-3)
+state = jb.init_train_state(key, net, optimizer, (2,))
+state, metrics = jb.make_train_step(net, jb.squared_error, optimizer)(state, jb.Batch(xs, targets))
+terms = jb.credit(net, jb.squared_error, net.init(key), None, xs, targets, lags=3).of_all.share
+report = jb.check_gradient(net, gradient=jb.checkpointed(slots=4)).ok
