@@ -33,11 +33,11 @@ import tyro
 from jax import Array
 
 import jax_bptt as jb
-from experiments.learning import Learner
-from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
-from experiments.seeds import Curves, ends, learn_seeds, plot, seconds, updates
+from experiments.support.curves import Curves, ends, learn_seeds, plot, seconds, updates
+from experiments.support.learning import Learner
+from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.runs import Run, StopRequest, writing
 
 BASELINE = 1 / 6
 SOLVED = 0.002

@@ -55,11 +55,11 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from experiments.benchmark_peers import Problem, problem_of
-from experiments.benchmark_programs import LANES, Program, program_of
-from experiments.benchmark_table import draw, judge, table
 from experiments.gradient_methods import farthest, seconds
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.benchmark_peers import Problem, problem_of
+from experiments.support.benchmark_programs import LANES, Program, program_of
+from experiments.support.benchmark_table import draw, judge, table
+from experiments.support.runs import Run, StopRequest, writing
 
 SIZES = (
     "128x32x64x128",

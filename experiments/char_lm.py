@@ -3,7 +3,7 @@
     python -m experiments.char_lm                         the help texts of Python (pydoc_data.topics)
     python -m experiments.char_lm --text FILE             a text of your own, UTF-8
     python -m experiments.char_lm --cell lstm --layers 2  another cell, more layers, a longer run
-    python -m experiments.char_lm --processes 2           rows shared by two processes, see processes.py
+    python -m experiments.char_lm --processes 2           rows shared by two; see support/processes.py
 
 The text is cut into rows that are read side by side, `window` characters a step; the carry goes on
 from chunk to chunk, the gradient does not. The last tenth is kept for validation. Beside the network
@@ -38,10 +38,10 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments import processes
-from experiments.checkpoints import Checkpoints
-from experiments.kgrams import kgram_nats
-from experiments.runs import Run, StopRequest, writing
+from experiments.support import processes
+from experiments.support.checkpoints import Checkpoints
+from experiments.support.kgrams import kgram_nats
+from experiments.support.runs import Run, StopRequest, writing
 
 REPORT = 20  # steps between two lines of metrics.jsonl
 

@@ -40,10 +40,10 @@ import tyro
 from jax import Array
 
 import jax_bptt as jb
-from experiments.learning import Learner, learn
-from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.learning import Learner, learn
+from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.runs import Run, StopRequest, writing
 
 BITS, WINDOW, ROWS = 3000, 60, 5  # to learn and to test; of a row; in a batch
 SHOWN = 12  # bits in a row

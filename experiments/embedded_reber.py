@@ -43,11 +43,11 @@ import tyro
 from jax import Array
 
 import jax_bptt as jb
-from experiments.learning import Learner, learn
-from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
-from experiments.seeds import Curves, seconds
+from experiments.support.curves import Curves, seconds
+from experiments.support.learning import Learner, learn
+from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.runs import Run, StopRequest, writing
 
 LETTERS = "BTPSXVE"
 REBER = {  # state -> what may come, and the state after it; 7 is the end

@@ -37,9 +37,9 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, writing
+from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.runs import Run, writing
 
 STEPS, TARGET = 50, 0.7
 W, B = (3.0, 7.0), (-3.2, -0.8)  # the plane that is shown

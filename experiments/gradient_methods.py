@@ -49,8 +49,8 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.gradient_costs import draw, part, table, titled
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.gradient_costs_table import draw, part, table, titled
+from experiments.support.runs import Run, StopRequest, writing
 from jax_bptt.engine.chunks import chunk_of
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.autodiff import plain_scan

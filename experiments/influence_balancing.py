@@ -43,8 +43,8 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.options import settings
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.options import settings
+from experiments.support.runs import Run, StopRequest, writing
 
 A = np.eye(23) / 2 + np.eye(23, k=1) / 2
 SIGNS = np.where(np.arange(23) < 10, 1.0, -1.0)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments.options import given
-from experiments.runs import Run
+from experiments.support.options import given
+from experiments.support.runs import Run
 
 
 class Row(NamedTuple):

@@ -56,10 +56,10 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.collectives import Collective, collectives
-from experiments.options import check_counts, check_positive, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run
+from experiments.support.collectives import Collective, collectives
+from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.runs import Run
 
 SIMULATED = (1, 2, 4, 8)
 PROJECTED = (8, 256, 4096)

@@ -40,11 +40,11 @@ import tyro
 from jax import Array
 
 import jax_bptt as jb
-from experiments.learning import Learner, learn
-from experiments.options import check_counts, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
-from experiments.seeds import Curve, seconds
+from experiments.support.curves import Curve, seconds
+from experiments.support.learning import Learner, learn
+from experiments.support.options import check_counts, settings
+from experiments.support.runs import Run, StopRequest, writing
 
 Curves = dict[tuple[str, int], list[Curve]]
 

@@ -40,10 +40,10 @@ import tyro
 from jax import Array
 
 import jax_bptt as jb
-from experiments.learning import Learner, learn, learnt
-from experiments.options import check_counts, check_positive, refusal, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.learning import Learner, learn, learnt
+from experiments.support.options import check_counts, check_positive, refusal, settings
+from experiments.support.runs import Run, StopRequest, writing
 
 FIRST, LAST_LEARNT = 1700, 1920
 VARIANCE = 1535.0  # of the record, as in the paper

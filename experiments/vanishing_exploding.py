@@ -35,9 +35,9 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.options import check_counts, settings
 from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.options import check_counts, settings
+from experiments.support.runs import Run, StopRequest, writing
 
 INPUTS, OUTPUTS = 8, 4
 NOISE = 0.5  # of the inputs: as strong as the weights' own activity it puts an end to chaos

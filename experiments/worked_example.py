@@ -30,7 +30,7 @@ import tyro
 from jax import Array
 
 import jax_bptt as jb
-from experiments.runs import Run, writing
+from experiments.support.runs import Run, writing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import error_surface, results, runs, vanishing_exploding
+from experiments import error_surface, results, vanishing_exploding
 from experiments.results import Row
+from experiments.support import runs
 
 CONFIG = vanishing_exploding.Config(hidden=3, steps=10, rows=1)
 

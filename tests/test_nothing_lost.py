@@ -18,8 +18,9 @@ import pytest
 from optimizers import ADAM
 
 import jax_bptt as jb
-from experiments import char_lm, learning, results, runs
-from experiments.checkpoints import Checkpoints
+from experiments import char_lm, results
+from experiments.support import learning, runs
+from experiments.support.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 KILLS = 20

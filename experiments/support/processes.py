@@ -35,7 +35,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 
 import jax_bptt as jb
-from experiments.runs import StopRequest
+from experiments.support.runs import StopRequest
 
 GRACE = 10.0  # seconds in which processes end by themselves once one has
 REFUSED, LOST = 1, 3  # exit codes: it has said why; another process gave no answer

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-from experiments.gradient_costs import markdown
+from experiments.support.gradient_costs_table import markdown
 
 MIB = 2**20
 JAX_PEERS = "scan", "hoisted", "flax", "equinox"

@@ -19,8 +19,8 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.checkpoints import Checkpoints
-from experiments.runs import Run, StopRequest
+from experiments.support.checkpoints import Checkpoints
+from experiments.support.runs import Run, StopRequest
 
 Scores = dict[str, float]
 

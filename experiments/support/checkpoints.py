@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import jax_bptt as jb
-from experiments.processes import agree
-from experiments.runs import replace, writing
+from experiments.support.processes import agree
+from experiments.support.runs import replace, writing
 
 KEPT = 2
 SUMS = "sha256.json"

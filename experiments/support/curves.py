@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.learning import Learner, learn
-from experiments.runs import Run, StopRequest
+from experiments.support.learning import Learner, learn
+from experiments.support.runs import Run, StopRequest
 
 Curve = list[dict[str, Any]]  # what `learn` returns, one line a score
 Curves = dict[str, list[Curve]]  # by the name of the network, one for each seed
