@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from matplotlib.figure import Figure
 
 PACKAGES = ("jax", "jaxlib", "optax", "chex", "jax_bptt")
 
@@ -77,6 +78,12 @@ class Run:
             return
         with writing(self.folder):
             replace(self.folder / name, text)
+
+    def save_figure(self, name: str, figure: Figure, dpi: int = 120) -> None:
+        """A figure of the folder; prints where it is."""
+        with writing(self.folder):
+            figure.savefig(self.folder / name, dpi=dpi)
+        print(self.folder / name)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics so far; a line torn by a kill is left out."""
