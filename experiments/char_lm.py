@@ -234,9 +234,9 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, jb.Trai
 
 
 def report(run: Run, state: jb.TrainState, metrics: jb.Metrics, bar: tqdm, before: int) -> int:
-    """A line of metrics, without a loss where it is not finite; returns how many steps were skipped so far.
+    """Record metrics, without a loss that is not finite. Returns how many steps were skipped so far.
 
-    SystemExit where all were since the last line, when `before` of them had been.
+    SystemExit if every step since the last line was skipped; `before` had been skipped until then.
     """
     done, skipped = int(state.step), int(state.skipped)
     if skipped - before == REPORT:
@@ -251,7 +251,7 @@ def report(run: Run, state: jb.TrainState, metrics: jb.Metrics, bar: tqdm, befor
 
 
 def look(config: Config, run: Run, corpus: Corpus, net: jb.Network, state: jb.TrainState, bar: tqdm) -> None:
-    """Validation, every fifth time with a sample; SystemExit where it is not finite, before that is saved."""
+    """Validate, every fifth time with a sample. SystemExit if the loss is not finite, before a checkpoint."""
     done = int(state.step)
     nats = validate(net, state.params, corpus, config)
     if not math.isfinite(nats):
@@ -297,7 +297,7 @@ def main(config: Config) -> None:
 
 
 def compare(config: Config) -> bool:
-    """Train, then say how the network compares with counting; whether it came to that."""
+    """Train, then compare the network with the k-grams. False if it was stopped before its end."""
     began = time.monotonic()
     processes.check_rows(config.rows)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal cannot

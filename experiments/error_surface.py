@@ -25,7 +25,7 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ class Descent(NamedTuple):
 def descend(optimizer: optax.GradientTransformation, updates: Array, start: Array) -> Descent:
     """One path; updates is anything of its length."""
 
-    def update(state: tuple[Array, Any], _: Array) -> tuple[tuple[Array, Any], Descent]:
+    def update(state: tuple[Array, optax.OptState], _: Array) -> tuple[tuple[Array, optax.OptState], Descent]:
         point, opt_state = state
         value, slope = jax.value_and_grad(error)(point)
         change, opt_state = optimizer.update(slope, opt_state, point)

@@ -237,7 +237,7 @@ def blocks(config: Config) -> int:
     return -(-config.steps // FAR)
 
 
-def _bar(things: Iterable[Any], name: str, unit_scale: int = 1) -> Any:
+def _bar(things: Iterable[int], name: str, unit_scale: int = 1) -> tqdm:
     return tqdm(things, desc=f"{name:16}", unit="step" if unit_scale > 1 else "", unit_scale=unit_scale)
 
 

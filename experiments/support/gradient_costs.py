@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,11 +42,14 @@ class Size(NamedTuple):
     outputs: int
 
 
+Arguments = tuple[jb.NetworkParams, chex.ArrayTree, Array, Array]  # params, carry, xs, targets
+
+
 class Program(NamedTuple):
     """A compiled value and gradient, and how far the gradient is from the baseline's."""
 
     name: str
-    call: Callable[[], Any]
+    call: Callable[[], object]
     temporaries: int
     distance: float
     calls: int
@@ -58,7 +62,7 @@ def programs_of(size: Size, methods: tuple[jb.GradientMethod, ...], stop: StopRe
     value_and_grads = {BASELINE: functools.partial(plain, net)}
     value_and_grads |= {repr(m): functools.partial(net_and_loss, gradient=m) for m in methods}
     programs: list[Program] = []
-    wanted: Any = None
+    wanted: chex.ArrayTree = None
     for name, value_and_grad in tqdm(value_and_grads.items(), desc=f"compile {size.cell:8}", unit="program"):
         stop.leave()
         compiled = jax.jit(value_and_grad).lower(*arguments).compile()
@@ -82,8 +86,8 @@ def is_exact(name: str) -> bool:
     return not name.startswith("truncated")
 
 
-def problem(size: Size) -> tuple[jb.Network, tuple[Any, ...]]:
-    """The network, and the arguments (params, carry, xs, targets) of its value and gradient."""
+def problem(size: Size) -> tuple[jb.Network, Arguments]:
+    """The network, and the arguments of its value and gradient."""
     cell = getattr(jb, size.cell)(size.inputs, size.hidden)
     net = jb.network([cell], jb.readout(size.hidden, size.outputs))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -95,10 +99,12 @@ def problem(size: Size) -> tuple[jb.Network, tuple[Any, ...]]:
     return net, (params, net.initial_carry(params, (size.rows,)), xs, targets)
 
 
-def plain(net: jb.Network, params: Any, carry: Any, xs: Array, targets: Array) -> Any:
+def plain(
+    net: jb.Network, params: jb.NetworkParams, carry: chex.ArrayTree, xs: Array, targets: Array
+) -> tuple[tuple[Array, chex.ArrayTree], jb.NetworkParams]:
     """The baseline: jax.value_and_grad of the plain scan, the readout and the squared error."""
 
-    def loss(params: Any) -> tuple[Array, Any]:
+    def loss(params: jb.NetworkParams) -> tuple[Array, chex.ArrayTree]:
         last, hs = plain_scan(net.layers[0].forward, params.cells[0], carry[0], None, Sequence(xs))
         ys = hs @ params.readout.w_y
         ys = ys + jnp.broadcast_to(params.readout.b_y, ys.shape)
