@@ -1,1 +1,1 @@
-"""Scripts a person runs: `python -m experiments.NAME`, each with --help."""
+"""Scripts a person runs: `python -m experiments.NAME`, each with --help. What they share is in `support`."""

@@ -22,26 +22,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.learning import Learner
-from experiments.options import check_counts, check_positive, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
-from experiments.seeds import Curves, ends, learn_seeds, plot, seconds, updates
+from experiments.support.curves import ends, plot, updates
+from experiments.support.findings import Row
+from experiments.support.learning import TEST_SEED, Curves, Learner
+from experiments.support.options import check_counts, check_positive, refusal
+from experiments.support.tasks import run_task
+from jax_bptt.cell.step_cell import AnyCell
 
 BASELINE = 1 / 6
 SOLVED = 0.002
-TEST = 2**31  # the seed of the test data, and of no training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +72,11 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
+    """SystemExit where an option cannot be meant."""
     check_counts(config, short=4, long=4, hidden=1, updates=1, rows=1, test_rows=1, every=1, seeds=1)
     check_positive(config, "learning_rate", "clip")
     if config.short == config.long:
-        raise SystemExit(f"--long {config.long}: give another number than --short")
+        raise refusal(config, "long", "another number than --short")
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -97,12 +96,12 @@ def mean_squared_error(ys: Array, targets: Array) -> Array:
     return jb.squared_error(ys, targets) / len(ys)
 
 
-def learner(config: Config, name: str, cell: Any, steps: int) -> Learner:
+def learner(config: Config, name: str, cell: AnyCell, steps: int) -> Learner:
     """A network that reads T steps."""
     net = jb.network([cell], jb.last(jb.readout(config.hidden, 1)))
-    test = sequences(jax.random.key(TEST), config.test_rows, steps)
+    test = sequences(jax.random.key(TEST_SEED), config.test_rows, steps)
 
-    def score(params: Any) -> dict[str, Array]:
+    def score(params: jb.NetworkParams) -> dict[str, Array]:
         return {"mse": mean_squared_error(net.apply(params, None, test.xs)[1], test.targets)}
 
     return Learner(
@@ -150,12 +149,10 @@ def judge(config: Config, curves: Curves) -> list[Row]:
     return rows
 
 
-def draw(path: Path, config: Config, curves: Curves) -> None:
+def draw(config: Config, curves: Curves) -> Figure:
     """Test error over updates, one panel for each length."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     for axes, steps in zip(panels, (config.short, config.long), strict=True):
         here = {n.split(",")[0]: lines for n, lines in curves.items() if n.endswith(f" {steps}")}
         plot(axes, here, "mse")
@@ -167,20 +164,13 @@ def draw(path: Path, config: Config, curves: Curves) -> None:
         axes.set_title(f"adding problem over {steps} steps: one line a seed")
     panels[0].legend(loc="center right")
     panels[0].set_ylabel("mean squared error on test data")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
     """Train all, draw, judge."""
     check(config)
-    run = Run(config.out, settings(config))
-    with StopRequest() as stop:
-        curves = learn_seeds(run, stop, learners(config), config.seeds)
-    with writing(run.folder):
-        draw(run.folder / "adding.png", config, curves)
-    print(run.folder / "adding.png")
-    conclude(run, "adding", config, judge(config, curves), config.seeds, seconds(curves))
+    run_task("adding", config, learners, draw, judge)
 
 
 if __name__ == "__main__":

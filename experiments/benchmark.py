@@ -55,11 +55,13 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from experiments.benchmark_peers import Problem, problem_of
-from experiments.benchmark_programs import LANES, Program, program_of
-from experiments.benchmark_table import draw, judge, table
-from experiments.gradient_methods import farthest, seconds
-from experiments.runs import Run, StopRequest, writing
+import jax_bptt as jb
+from experiments.support.benchmark_peers import Problem, problem_of
+from experiments.support.benchmark_programs import LANES, Program, program_of
+from experiments.support.benchmark_table import draw, judge, table
+from experiments.support.comparisons import farthest, seconds
+from experiments.support.options import refusal
+from experiments.support.runs import Run, StopRequest
 
 SIZES = (
     "128x32x64x128",
@@ -106,7 +108,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
+    """SystemExit where an option cannot be meant."""
     for name in ("cells", "sizes", "works", "against"):
         if not getattr(config, name):
             raise SystemExit(f"--{name}: give at least one")
@@ -114,7 +116,7 @@ def check(config: Config) -> None:
         if len(size_of(text)) != 4 or min(size_of(text)) < 1 or size_of(text)[0] < 2:
             raise SystemExit(f"--sizes {text}: give T, B, I and H as in {SIZES[0]}, T at least 2")
     if config.rounds < 2:
-        raise SystemExit(f"--rounds {config.rounds}: give a number of at least 2; one has no spread")
+        raise refusal(config, "rounds", "a number of at least 2; one has no spread")
 
 
 def size_of(text: str) -> tuple[int, ...]:
@@ -189,7 +191,7 @@ def programs_of(
 
 
 @functools.cache
-def wanted(cell: str, size: tuple[int, ...]) -> Any:
+def wanted(cell: str, size: tuple[int, ...]) -> jb.NetworkParams:
     """The gradient of the scan in float32."""
     program = program_of("scan", "value_and_grad", problem_of(cell, size, "float32"))
     assert program is not None
@@ -265,9 +267,7 @@ def show(run: Run, dry_run: bool) -> None:
     run.write("table.md", text)
     run.write("table.json", json.dumps(lines, indent=1) + "\n")
     print(text)
-    with writing(run.folder):
-        draw(run.folder / "benchmark.png", lines)
-    print(run.folder / "benchmark.png")
+    run.save_figure("benchmark.png", draw(lines), dpi=150)
     programs = sum(name != "torch" for m in lines for name in m["contenders"])
     print(f"{programs} programs lowered for CUDA and run here: as expected" if dry_run else judge(lines))
 

@@ -3,7 +3,7 @@
     python -m experiments.char_lm                         the help texts of Python (pydoc_data.topics)
     python -m experiments.char_lm --text FILE             a text of your own, UTF-8
     python -m experiments.char_lm --cell lstm --layers 2  another cell, more layers, a longer run
-    python -m experiments.char_lm --processes 2           rows shared by two processes, see processes.py
+    python -m experiments.char_lm --processes 2           rows shared by two; see support/processes.py
 
 The text is cut into rows that are read side by side, `window` characters a step; the carry goes on
 from chunk to chunk, the gradient does not. The last tenth is kept for validation. Beside the network
@@ -28,20 +28,22 @@ import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments import processes
-from experiments.checkpoints import Checkpoints
-from experiments.kgrams import kgram_nats
-from experiments.runs import Run, StopRequest, writing
+from experiments.support import processes
+from experiments.support.checkpoints import Checkpoints
+from experiments.support.kgrams import kgram_nats
+from experiments.support.options import check_counts, check_positive, check_seed, refusal, settings
+from experiments.support.runs import Run, StopRequest
 
 REPORT = 20  # steps between two lines of metrics.jsonl
 
@@ -81,17 +83,12 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
-    for name in ("layers", "hidden", "window", "rows", "epochs", "every", "processes"):
-        if getattr(config, name) < 1:
-            raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least 1")
-    if not 0 <= config.seed < 2**32:
-        raise SystemExit(f"--seed {config.seed}: give a number from 0 to {2**32 - 1}")
+    """SystemExit where an option cannot be meant."""
+    check_counts(config, layers=1, hidden=1, window=1, rows=1, epochs=1, every=1, processes=1)
+    check_seed(config)
     if not 0 <= config.dropout < 1:
-        raise SystemExit(f"--dropout {config.dropout}: give a share from 0 to below 1")
-    for name in ("learning_rate", "clip"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give a positive number")
+        raise refusal(config, "dropout", "a share from 0 to below 1")
+    check_positive(config, "learning_rate", "clip")
 
 
 class Corpus(NamedTuple):
@@ -138,7 +135,7 @@ def load(config: Config) -> Corpus:
     return Corpus(sha256, alphabet, train, valid, kgram_nats(codes[:cut], scored, len(alphabet), 3))
 
 
-def build(config: Config, classes: int, steps: int) -> tuple[jb.Network, Any]:
+def build(config: Config, classes: int, steps: int) -> tuple[jb.Network, optax.GradientTransformation]:
     """The network and its optimizer."""
     make = getattr(jb, config.cell)
     sizes = [classes] + (config.layers - 1) * [config.hidden]
@@ -154,12 +151,12 @@ def chunk(rows: np.ndarray, start: int, length: int, classes: int) -> jb.Batch:
     return jb.Batch(jax.nn.one_hot(part[:-1], classes), part[1:])
 
 
-def begin(net: jb.Network, params: Any, rows: int) -> Any:
+def begin(net: jb.Network, params: jb.NetworkParams, rows: int) -> chex.ArrayTree:
     """The carry of rows that begin without memory."""
     return processes.by_rows(net.initial_carry(params, (rows,)), 0)
 
 
-def validate(net: jb.Network, params: Any, corpus: Corpus, config: Config) -> float:
+def validate(net: jb.Network, params: jb.NetworkParams, corpus: Corpus, config: Config) -> float:
     """Nats per character over the whole validation text, every row read from its beginning."""
     carry = begin(net, params, config.rows)
     nats, length = 0.0, corpus.valid.shape[1] - 1
@@ -171,14 +168,16 @@ def validate(net: jb.Network, params: Any, corpus: Corpus, config: Config) -> fl
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(net: jb.Network, params: Any, carry: Any, batch: jb.Batch) -> tuple[Array, Any]:
+def _score(
+    net: jb.Network, params: jb.NetworkParams, carry: chex.ArrayTree, batch: jb.Batch
+) -> tuple[Array, chex.ArrayTree]:
     carry, ys = net.apply(params, carry, batch.xs)
     return jb.softmax_cross_entropy(ys, batch.targets), carry
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _write(net: jb.Network, params: Any, key: Array, prompt: Array, length: int) -> Array:
-    def step(state: tuple[Any, Array], key: Array) -> tuple[tuple[Any, Array], Array]:
+def _write(net: jb.Network, params: jb.NetworkParams, key: Array, prompt: Array, length: int) -> Array:
+    def step(state: tuple[chex.ArrayTree, Array], key: Array) -> tuple[tuple[chex.ArrayTree, Array], Array]:
         carry, y = state
         code = jax.random.categorical(key, y / 0.7)  # temperature 0.7
         carry, ys = net.apply(params, carry, jax.nn.one_hot(code, len(y))[None])
@@ -190,7 +189,7 @@ def _write(net: jb.Network, params: Any, key: Array, prompt: Array, length: int)
     return jax.lax.scan(step, (carry, ys[-1]), jax.random.split(key, length))[1]
 
 
-def write_text(net: jb.Network, params: Any, corpus: Corpus, key: Array) -> str:
+def write_text(net: jb.Network, params: jb.NetworkParams, corpus: Corpus, key: Array) -> str:
     """The first characters of the validation text, and how the network goes on; in this process alone."""
     params = jax.device_get(params)
     prompt = corpus.valid[0, :40]
@@ -234,10 +233,10 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, jb.Trai
     return net, state, True
 
 
-def report(run: Run, state: jb.TrainState, metrics: jb.Metrics, bar: Any, before: int) -> int:
-    """A line of metrics, without a loss where it is not finite; returns how many steps were skipped so far.
+def report(run: Run, state: jb.TrainState, metrics: jb.Metrics, bar: tqdm, before: int) -> int:
+    """Record metrics, without a loss that is not finite. Returns how many steps were skipped so far.
 
-    SystemExit where all were since the last line, when `before` of them had been.
+    SystemExit if every step since the last line was skipped; `before` had been skipped until then.
     """
     done, skipped = int(state.step), int(state.skipped)
     if skipped - before == REPORT:
@@ -251,8 +250,8 @@ def report(run: Run, state: jb.TrainState, metrics: jb.Metrics, bar: Any, before
     return skipped
 
 
-def look(config: Config, run: Run, corpus: Corpus, net: jb.Network, state: jb.TrainState, bar: Any) -> None:
-    """Validation, every fifth time with a sample; SystemExit where it is not finite, before that is saved."""
+def look(config: Config, run: Run, corpus: Corpus, net: jb.Network, state: jb.TrainState, bar: tqdm) -> None:
+    """Validate, every fifth time with a sample. SystemExit if the loss is not finite, before a checkpoint."""
     done = int(state.step)
     nats = validate(net, state.params, corpus, config)
     if not math.isfinite(nats):
@@ -264,13 +263,10 @@ def look(config: Config, run: Run, corpus: Corpus, net: jb.Network, state: jb.Tr
         bar.write(f"--- step {done}\n{write_text(net, state.params, corpus, key)}")
 
 
-def draw(run: Run, corpus: Corpus, title: str) -> None:
-    """learning_curve.png: training and validation loss over the steps, k-grams as levels."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    lines = run.metrics()
+def draw(config: Config, corpus: Corpus, lines: list[dict[str, Any]]) -> Figure:
+    """Training and validation loss over the steps, k-grams as levels."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for key, style in (("loss", {"alpha": 0.5, "lw": 1}), ("valid", {"marker": "o", "ms": 4, "lw": 2})):
         points = [(m["step"], m[key]) for m in lines if key in m]
         label = {"loss": "training chunk", "valid": "validation"}[key]
@@ -280,14 +276,12 @@ def draw(run: Run, corpus: Corpus, title: str) -> None:
         axes.annotate(
             f"k = {k}: {nats:.2f}", (0.99, nats), xycoords=("axes fraction", "data"), va="bottom", ha="right"
         )
-    axes.set(
-        xlabel="step",
-        ylabel="nats per character",
-        title=f"{title} trained by BPTT, and k-grams (dashed) on the same text",
-    )
+    layers = "1 layer" if config.layers == 1 else f"{config.layers} layers"
+    network = f"{config.cell}, {layers} of {config.hidden} units"
+    axes.set_title(f"{network}, trained by BPTT, and k-grams (dashed) on the same text")
+    axes.set(xlabel="step", ylabel="nats per character")
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
-    figure.savefig(run.folder / "learning_curve.png", dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -303,16 +297,14 @@ def main(config: Config) -> None:
 
 
 def compare(config: Config) -> bool:
-    """Train, then say how the network compares with counting; whether it came to that."""
+    """Train, then compare the network with the k-grams. False if it was stopped before its end."""
     began = time.monotonic()
     processes.check_rows(config.rows)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal can not
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal cannot
     corpus = load(config)
-    apart = ("out", "text", "processes")
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in apart}
-    settings["text_sha256"] = corpus.sha256
-    processes.agree("their options", settings)
-    run = Run(config.out, settings)
+    depends_on = settings(config, "text", "processes") | {"text_sha256": corpus.sha256}
+    processes.agree("their options", depends_on)
+    run = Run(config.out, depends_on)
     sizes = f"{corpus.train.size} training and {corpus.valid.size} validation characters"
     print(f"{sizes}, {len(corpus.alphabet)} different; results in {run.folder}")
     net, state, ended = train(config, run, corpus)
@@ -327,13 +319,10 @@ def compare(config: Config) -> bool:
     digest = hashlib.sha256(b"".join(np.asarray(p).tobytes() for p in jax.tree.leaves(params))).hexdigest()
     summary = {"valid": nats, "kgrams": corpus.kgrams.tolist(), "skipped": skipped, "params_sha256": digest}
     run.write("summary.json", json.dumps(summary, indent=2) + "\n")
-    layers = "1 layer" if config.layers == 1 else f"{config.layers} layers"
-    with writing(run.folder):
-        draw(run, corpus, f"{config.cell}, {layers} of {config.hidden} units,")
     key = jax.random.key(config.seed)
     print(f"--- a sample\n{write_text(net, params, corpus, key)}\n---")
     print(f"parameters sha256 {digest[:16]}, {skipped} chunks skipped, {time.monotonic() - began:.0f} s")
-    print(run.folder / "learning_curve.png")
+    run.save_figure("learning_curve.png", draw(config, corpus, run.metrics()), dpi=150)
     met = (
         "beats the bigram (k=1), as expected"
         if nats < corpus.kgrams[1]

@@ -25,25 +25,24 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import optax
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.learning import Learner
-from experiments.options import check_counts, check_positive, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
-from experiments.seeds import Curves, ends, learn_seeds, plot, seconds, updates
+from experiments.support.curves import ends, plot, updates
+from experiments.support.findings import Row
+from experiments.support.learning import TEST_SEED, Curves, Learner
+from experiments.support.options import check_counts, check_positive
+from experiments.support.tasks import run_task
+from jax_bptt.cell.step_cell import AnyCell
 
 SYMBOLS, KEPT = 8, 10  # of how many, and how many
 BLANK, GO = 8, 9
-TEST = 2**31  # the seed of the test data, and of no training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
+    """SystemExit where an option cannot be meant."""
     check_counts(config, steps=1, hidden=1, updates=1, rows=1, test_rows=1, every=1, seeds=1)
     check_positive(config, "learning_rate", "clip")
 
@@ -95,12 +94,12 @@ def sequences(key: Array, rows: int, steps: int) -> jb.Batch:
     return jb.Batch(jax.nn.one_hot(xs, 10), jnp.concatenate([times(steps + KEPT, BLANK), symbols]))
 
 
-def learner(config: Config, name: str, cell: Any) -> Learner:
+def learner(config: Config, name: str, cell: AnyCell) -> Learner:
     """A network that answers at every step."""
     net = jb.network([cell], jb.readout(config.hidden, 9))
-    test = sequences(jax.random.key(TEST), config.test_rows, config.steps)
+    test = sequences(jax.random.key(TEST_SEED), config.test_rows, config.steps)
 
-    def score(params: Any) -> dict[str, Array]:
+    def score(params: jb.NetworkParams) -> dict[str, Array]:
         ys = net.apply(params, None, test.xs)[1]
         right = ys[-KEPT:].argmax(-1) == test.targets[-KEPT:]
         return {"nats": jb.softmax_cross_entropy(ys, test.targets), "recalled": right.mean(dtype=ys.dtype)}
@@ -149,12 +148,10 @@ def judge(config: Config, curves: Curves) -> list[Row]:
     ]
 
 
-def draw(path: Path, config: Config, curves: Curves) -> None:
+def draw(config: Config, curves: Curves) -> Figure:
     """Nats and share of symbols recalled, over updates."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     plot(left, curves, "nats")
     chance = baseline(config.steps)
     left.axhline(chance, color="0.3", lw=1, ls="--")
@@ -173,20 +170,13 @@ def draw(path: Path, config: Config, curves: Curves) -> None:
     right.set(xlabel="updates", ylabel="symbols recalled, %", ylim=(0, 102))
     right.set_xlim(0, 1.02 * config.updates)
     right.set_title(f"share of the {KEPT} symbols that are repeated rightly")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
     """Train both, draw, judge."""
     check(config)
-    run = Run(config.out, settings(config))
-    with StopRequest() as stop:
-        curves = learn_seeds(run, stop, learners(config), config.seeds)
-    with writing(run.folder):
-        draw(run.folder / "copy_memory.png", config, curves)
-    print(run.folder / "copy_memory.png")
-    conclude(run, "copy_memory", config, judge(config, curves), config.seeds, seconds(curves))
+    run_task("copy_memory", config, learners, draw, judge)
 
 
 if __name__ == "__main__":

@@ -29,21 +29,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.learning import Learner, learn
-from experiments.options import check_counts, check_positive, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.findings import Row, conclude
+from experiments.support.learning import Curve, Learner, learn, seconds_of_training
+from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.runs import Run, StopRequest
 
 BITS, WINDOW, ROWS = 3000, 60, 5  # to learn and to test; of a row; in a batch
 SHOWN = 12  # bits in a row
@@ -55,8 +54,6 @@ KINDS: dict[str, tuple[int, jb.GradientMethod]] = {
     "6 units, gradient of one step": (6, jb.truncated(1)),
     "2 units": (2, jb.full()),
 }
-
-Curves = dict[str, list[dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +127,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> dict[str, np.ndarray]:
     }
 
 
-def errors(lines: list[dict[str, Any]]) -> np.ndarray:
+def errors(lines: Curve) -> np.ndarray:
     """Squared errors of twelve bits in a row, [scores, 12]."""
     return np.array([[line[f"bit {i + 1}"] for i in range(SHOWN)] for line in lines])
 
@@ -157,12 +154,10 @@ def judge(found: dict[str, np.ndarray]) -> list[Row]:
     return rows
 
 
-def draw_figure(path: Path, config: Config, found: dict[str, np.ndarray]) -> None:
+def draw_figure(config: Config, found: dict[str, np.ndarray]) -> Figure:
     """The error by place while learning, and over twelve bits at the end."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     of_seeds = by_place(found["6 units"])
     passes = config.passes * np.arange(1, 1 + of_seeds.shape[1]) / of_seeds.shape[1]
     places = ("first bit of a triple", "C0"), ("second bit", "C1"), ("third bit, the XOR", "C3")
@@ -188,8 +183,7 @@ def draw_figure(path: Path, config: Config, found: dict[str, np.ndarray]) -> Non
         axis.set_ylim(-0.01, 0.36)
     left.text(passes[-1], 0.246, "¼, a bit at random", color="0.3", ha="right", va="top")
     right.legend(loc="upper center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -198,11 +192,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = train(config, run, stop)
-    with writing(run.folder):
-        draw_figure(run.folder / "elman_xor.png", config, found)
-    print(run.folder / "elman_xor.png")
-    ends = {m["curve"]: m["seconds"] for m in run.metrics()}
-    conclude(run, "elman_xor", config, judge(found), config.seeds, sum(ends.values()))
+    run.save_figure("elman_xor.png", draw_figure(config, found))
+    conclude(run, "elman_xor", config, judge(found), config.seeds, seconds_of_training(run))
 
 
 if __name__ == "__main__":

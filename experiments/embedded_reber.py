@@ -32,22 +32,21 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.learning import Learner, learn
-from experiments.options import check_counts, check_positive, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
-from experiments.seeds import Curves, seconds
+from experiments.support.findings import Row, conclude
+from experiments.support.learning import Curve, Curves, Learner, learn, seconds_of_training
+from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.runs import Run, StopRequest
 from jax_bptt.cell.step_cell import AnyCell
 
 LETTERS = "BTPSXVE"
@@ -191,7 +190,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> Curves:
     }
 
 
-def presented(lines: list[dict[str, Any]]) -> int | None:
+def presented(lines: Curve) -> int | None:
     """Sequences until success, None without."""
     last = lines[-1]
     return ROWS * last["step"] if last["learnt"] == last["tested"] == 1 else None
@@ -212,12 +211,10 @@ def judge(config: Config, curves: Curves) -> list[Row]:
     return rows
 
 
-def draw_figure(path: Path, config: Config, curves: Curves) -> None:
+def draw_figure(curves: Curves) -> Figure:
     """For every kind the test strings that are right, and the letter that needs the memory."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained", sharey=True)
+    figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     panels = {
         "tested": "every letter of a test string",
         "memory": "the last but one: T or P, as at the start",
@@ -245,8 +242,7 @@ def draw_figure(path: Path, config: Config, curves: Curves) -> None:
     figure.suptitle(
         f"Embedded Reber grammar: who keeps the letter in memory ({len(curves['LSTM'])} seeds; dots: solved)"
     )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -255,10 +251,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         curves = train(config, run, stop)
-    with writing(run.folder):
-        draw_figure(run.folder / "embedded_reber.png", config, curves)
-    print(run.folder / "embedded_reber.png")
-    conclude(run, "embedded_reber", config, judge(config, curves), config.seeds, seconds(curves))
+    run.save_figure("embedded_reber.png", draw_figure(curves))
+    conclude(run, "embedded_reber", config, judge(config, curves), config.seeds, seconds_of_training(run))
 
 
 if __name__ == "__main__":

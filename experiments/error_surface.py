@@ -25,21 +25,21 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.options import check_counts, check_positive, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, writing
+from experiments.support.findings import Row, conclude
+from experiments.support.options import check_counts, check_positive, check_seed, settings
+from experiments.support.runs import Run
 
 STEPS, TARGET = 50, 0.7
 W, B = (3.0, 7.0), (-3.2, -0.8)  # the plane that is shown
@@ -69,8 +69,9 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
-    check_counts(config, grid=2, updates=2, starts=2, seed=0)
+    """SystemExit where an option cannot be meant."""
+    check_counts(config, grid=2, updates=2, starts=2)
+    check_seed(config)
     check_positive(config, "learning_rate", "max_norm")
 
 
@@ -94,7 +95,7 @@ class Descent(NamedTuple):
 def descend(optimizer: optax.GradientTransformation, updates: Array, start: Array) -> Descent:
     """One path; updates is anything of its length."""
 
-    def update(state: tuple[Array, Any], _: Array) -> tuple[tuple[Array, Any], Descent]:
+    def update(state: tuple[Array, optax.OptState], _: Array) -> tuple[tuple[Array, optax.OptState], Descent]:
         point, opt_state = state
         value, slope = jax.value_and_grad(error)(point)
         change, opt_state = optimizer.update(slope, opt_state, point)
@@ -158,14 +159,10 @@ def rows(found: Found) -> list[Row]:
     ]
 
 
-def draw(path: Path, found: Found) -> None:
+def draw(found: Found) -> Figure:
     """E with both paths over it, the gradient's size, and E along the paths."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(15, 5.4), layout="constrained")
-    panels: Any = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 1))
-    surface, slope, along = panels
+    figure = Figure(figsize=(15, 5.4), layout="constrained")
+    surface, slope, along = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 1))
     colours = {"plain": "C3", "clipped": "C2"}
     for axes, z, title in (
         (surface, np.log10(found.errors), "log₁₀ E: the wall, and two descents"),
@@ -185,8 +182,7 @@ def draw(path: Path, found: Found) -> None:
     along.axhline(FOUND, color="0.5", lw=1, ls="--")
     along.set_title("at the wall one step decides")
     along.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -199,9 +195,7 @@ def main(config: Config) -> None:
     run.keep_metrics(lambda m: False)
     for name, of in found.paths.items():
         run.record(path=name, errors=np.asarray(of.errors).tolist(), ends=found.ends[name].tolist())
-    with writing(run.folder):
-        draw(run.folder / "error_surface.png", found)
-    print(run.folder / "error_surface.png")
+    run.save_figure("error_surface.png", draw(found), dpi=110)
     conclude(run, "error_surface", config, rows(found), config.starts, time.monotonic() - began)
 
 

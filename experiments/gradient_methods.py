@@ -27,35 +27,19 @@ measures the rest anew.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import json
-import math
-import resource
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import tyro
-from jax import Array
-from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.gradient_costs import draw, part, table, titled
-from experiments.runs import Run, StopRequest, writing
-from jax_bptt.engine.chunks import chunk_of
-from jax_bptt.engine.run import Run as CellRun
-from jax_bptt.engine.sequence import Sequence
-from jax_bptt.gradients.autodiff import plain_scan
-from jax_bptt.gradients.schedule import advances, schedule
+from experiments.support.gradient_costs import Size, count_advances, measure
+from experiments.support.gradient_costs_table import draw, part, table
+from experiments.support.million_steps import OF_A_MILLION, step_of, take_the_million
+from experiments.support.options import check_counts, refusal, settings
+from experiments.support.runs import Run, StopRequest
 
 METHODS = (
     jb.full(),
@@ -69,27 +53,8 @@ METHODS = (
     jb.autodiff(),
 )
 AT_SMALL_SIZE = jb.full(), jb.parallel(), jb.rtrl()
-OF_A_MILLION = jb.checkpointed(slots=16), jb.checkpointed(), jb.truncated(1000), jb.full()
 BY_NAME = {repr(m): m for m in (*METHODS, *AT_SMALL_SIZE, *OF_A_MILLION)}
-SLOTS = {"checkpointed(slots=4)": 4, "checkpointed(slots=16)": 16, "checkpointed()": None}
-SCHEDULES = (10, 3), (100, 10), (1000, 10), (1000, 50)  # leaves n, slots m
-BASELINE = "jax.grad of the scan"
-MILLION = 1_000_000
-AGREE = 1e-4
 GIB = 2**30
-
-
-class Size(NamedTuple):
-    """What is measured: T steps of B rows, from I inputs through H units to O outputs."""
-
-    cell: str
-    steps: int
-    rows: int
-    inputs: int
-    hidden: int
-    outputs: int
-
-
 SMALL = Size("elman", 1000, 1, 4, 8, 8)
 
 
@@ -120,231 +85,14 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
+    """SystemExit where an option cannot be meant."""
     if config.steps < 2:
-        raise SystemExit(f"--steps {config.steps}: give a number of at least 2; one has no gradient by W_h")
-    for name in ("rows", "inputs", "hidden", "outputs", "repeats"):
-        if getattr(config, name) < 1:
-            raise SystemExit(f"--{name} {getattr(config, name)}: give a number of at least 1")
+        raise refusal(config, "steps", "a number of at least 2; one has no gradient by W_h")
+    check_counts(config, rows=1, inputs=1, hidden=1, outputs=1, repeats=1)
     if not config.cells:
         raise SystemExit("--cells: give at least one of lstm, gru, elman")
     if config.peak is not None and config.peak not in BY_NAME:
-        raise SystemExit(f"--peak {config.peak}: give one of {', '.join(BY_NAME)}")
-
-
-# One size: the programs, their gradients, their times.
-
-
-class Program(NamedTuple):
-    """A compiled value and gradient, and how far the gradient is from the baseline's."""
-
-    name: str
-    call: Callable[[], Any]
-    temporaries: int
-    distance: float
-    calls: int
-
-
-def programs_of(size: Size, methods: tuple[jb.GradientMethod, ...], stop: StopRequest) -> list[Program]:
-    """The baseline and the methods, compiled; SystemExit where an exact one has another gradient."""
-    net, arguments = problem(size)
-    net_and_loss = jb.value_and_grad(net, jb.squared_error)
-    value_and_grads = {BASELINE: functools.partial(plain, net)}
-    value_and_grads |= {repr(m): functools.partial(net_and_loss, gradient=m) for m in methods}
-    programs: list[Program] = []
-    wanted: Any = None
-    for name, value_and_grad in tqdm(value_and_grads.items(), desc=f"compile {size.cell:8}", unit="program"):
-        stop.leave()
-        compiled = jax.jit(value_and_grad).lower(*arguments).compile()
-        call = functools.partial(compiled, *arguments)
-        _, grads = jax.block_until_ready(call())
-        wanted = grads if name == BASELINE else wanted
-        distance = farthest(grads, wanted)
-        if is_exact(name) and not distance < AGREE:
-            raise SystemExit(
-                f"{name}: its gradient is {distance:.0e} from the baseline's ({titled(size._asdict())})"
-            )
-        used = compiled.memory_analysis()
-        assert used is not None
-        calls = min(100, math.ceil(0.02 / seconds(call, 1)))  # of some 20 ms at least
-        programs.append(Program(name, call, used.temp_size_in_bytes, distance, calls))
-    return programs
-
-
-def is_exact(name: str) -> bool:
-    """Whether a method of this name has the whole gradient."""
-    return not name.startswith("truncated")
-
-
-def problem(size: Size) -> tuple[jb.Network, tuple[Any, ...]]:
-    """The network, and the arguments (params, carry, xs, targets) of its value and gradient."""
-    cell = getattr(jb, size.cell)(size.inputs, size.hidden)
-    net = jb.network([cell], jb.readout(size.hidden, size.outputs))
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = net.init(keys[0])
-    xs, targets = (
-        jax.random.normal(key, (size.steps, size.rows, features))
-        for key, features in zip(keys[1:], (size.inputs, size.outputs), strict=True)
-    )
-    return net, (params, net.initial_carry(params, (size.rows,)), xs, targets)
-
-
-def plain(net: jb.Network, params: Any, carry: Any, xs: Array, targets: Array) -> Any:
-    """The baseline: jax.value_and_grad of the plain scan, the readout and the squared error."""
-
-    def loss(params: Any) -> tuple[Array, Any]:
-        run = CellRun(params.cells[0], carry[0], None, Sequence(xs))
-        last, hs = plain_scan(net.layers[0].forward, run)
-        ys = hs @ params.readout.w_y
-        ys = ys + jnp.broadcast_to(params.readout.b_y, ys.shape)
-        return jnp.sum((targets - ys) ** 2), (last,)
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-
-def farthest(grads: Any, wanted: Any) -> float:
-    """The largest ‖difference‖ / ‖wanted‖ of an array; NaN if there is one."""
-    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True)
-    return float(np.max([np.linalg.norm(g - w) / np.linalg.norm(w) for g, w in pairs]))
-
-
-def seconds(call: Callable[[], Any], calls: int) -> float:
-    """Of one call, the mean over some."""
-    began = time.perf_counter()
-    for _ in range(calls):
-        jax.block_until_ready(call())
-    return (time.perf_counter() - began) / calls
-
-
-def measure(
-    size: Size, methods: tuple[jb.GradientMethod, ...], repeats: int, stop: StopRequest
-) -> list[dict[str, Any]]:
-    """A line of metrics for the baseline and for each method."""
-    programs = programs_of(size, methods, stop)
-    timed = [*programs, programs[0]]  # the baseline once more, to see the noise
-    times: list[list[float]] = [[] for _ in timed]
-    rounds = itertools.product(range(repeats), zip(timed, times, strict=True))
-    total = repeats * len(timed)
-    for _, (program, of_program) in tqdm(rounds, desc=f"measure {size.cell:8}", total=total, unit="run"):
-        stop.leave()
-        of_program.append(seconds(program.call, program.calls))
-    base, *_, again = times
-    ratios = [np.divide(again if t is base else t, base) for t in times[:-1]]
-    return [
-        {
-            "size": size._asdict(),
-            "method": program.name,
-            "milliseconds": 1e3 * statistics.median(of_program),
-            "time_ratio": float(np.median(ratio)),
-            "quartiles": np.quantile(ratio, (0.25, 0.75)).tolist(),
-            "temporaries": program.temporaries,
-            "temporaries_ratio": program.temporaries / programs[0].temporaries,
-            "forward_runs": forward_runs(size, program.name),
-            "distance": program.distance,
-        }
-        for program, of_program, ratio in zip(programs, times, ratios, strict=False)
-    ]
-
-
-# How often a step is run forward.
-
-
-def leaves(size: Size, slots: int | None) -> tuple[int, int]:
-    """K and n: the steps of a leaf of `checkpointed`, and how many leaves there are."""
-    params, _, xs, _ = jax.eval_shape(lambda: problem(size)[1])
-    root = math.isqrt(size.steps)
-    leaf = root if slots is None else min(root, chunk_of(Sequence(xs), params))
-    return leaf, size.steps // leaf
-
-
-def forward_runs(size: Size, name: str) -> float | None:
-    """Forward runs of a step by `checkpointed`, on average; None for other methods."""
-    if name not in SLOTS:
-        return None
-    leaf, n = leaves(size, SLOTS[name])
-    again = leaf * advances(n, min(n, SLOTS[name] or n)) + size.steps - leaf * n
-    return 1 + again / size.steps  # once to be reversed
-
-
-def closed_form(n: int, m: int) -> int:
-    """t(n, m) = r n − C(m + r, r − 1), r the least with C(m + r, m) >= n (Griewank & Walther 2000)."""
-    r = next(r for r in itertools.count() if math.comb(m + r, m) >= n)
-    return r * n - (math.comb(m + r, r - 1) if r else 0)
-
-
-def count_advances() -> list[dict[str, int]]:
-    """For some n and m: `advances`, the advances that the schedule has, and the closed form."""
-    return [
-        {
-            "leaves": n,
-            "slots": m,
-            "advances": advances(n, m),
-            "counted": sum(not action.reverse for action in schedule(n, m)),
-            "closed_form": closed_form(n, m),
-        }
-        for n, m in SCHEDULES
-    ]
-
-
-# A million steps.
-
-
-def step_of(name: str, steps: int) -> dict[str, Any]:
-    """One training step of an LSTM in this process: seconds, and the most memory that was resident."""
-    net, optimizer = jb.network([jb.lstm(1, 64)], jb.readout(64, 1)), optax.adam(1e-3)
-    train_step = jb.make_train_step(net, jb.squared_error, optimizer, gradient=BY_NAME[name])
-    state = jb.init_train_state(jax.random.key(0), net, optimizer, (1,))
-    batch = jb.Batch(jax.random.normal(jax.random.key(1), (steps, 1, 1)), jnp.zeros((steps, 1, 1)))
-    compiled = train_step.lower(state, batch).compile()  # type: ignore[attr-defined] # it is jitted
-    before, began = peak_memory(), time.perf_counter()
-    _, metrics = jax.block_until_ready(compiled(state, batch))
-    took = time.perf_counter() - began
-    norm = float(metrics.grad_norm)
-    return {"seconds": took, "peak": peak_memory(), "before": before, "grad_norm": norm}
-
-
-def peak_memory() -> int:
-    """The most bytes that this process had resident."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def take_the_million(run: Run, stop: StopRequest) -> list[dict[str, Any]]:
-    """A training step by each method, each in a process of its own; those found are not done again."""
-    found = {m["million"]: m for m in run.metrics() if "million" in m}
-    for name in tqdm([repr(m) for m in OF_A_MILLION], desc="a million steps ", unit="process"):
-        if name not in found:
-            found[name] = {"million": name, "steps": MILLION, **_in_a_process(name, stop)}
-            run.record(**found[name])
-    wanted = found["full()"]["grad_norm"]
-    for name, m in found.items():
-        distance = abs(m["grad_norm"] / wanted - 1)
-        if is_exact(name) and not distance < AGREE:
-            raise SystemExit(f"{name}: after a million steps the gradient is {distance:.0e} from full()'s")
-    return list(found.values())
-
-
-def _in_a_process(name: str, stop: StopRequest) -> dict[str, Any]:
-    """`step_of` in a new process, which Ctrl-C does not reach but by way of this one."""
-    command = [sys.executable, "-m", "experiments.gradient_methods", "--peak", name, "--steps", str(MILLION)]
-    pipe, root = subprocess.PIPE, Path(__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=pipe, stderr=pipe, start_new_session=True) as process:
-        try:
-            while True:
-                try:
-                    printed, errors = process.communicate(timeout=0.1)
-                    break
-                except subprocess.TimeoutExpired:
-                    stop.leave()
-        finally:
-            process.kill()
-    if process.returncode:
-        said = errors.decode(errors="replace").strip().splitlines()[-1:]
-        raise SystemExit(f"{name}: its process ended with {process.returncode} {' '.join(said)}")
-    return json.loads(printed.splitlines()[-1])
-
-
-# What came out.
+        raise refusal(config, "peak", f"one of {', '.join(BY_NAME)}")
 
 
 def judge(
@@ -387,13 +135,12 @@ def main(config: Config) -> None:
         if config.peak is None:
             compare(config)
         else:
-            print(json.dumps(step_of(config.peak, config.steps)))
+            print(json.dumps(step_of(BY_NAME[config.peak], config.steps)))
 
 
 def compare(config: Config) -> None:
     """All but `--peak`."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "peak")}
-    run = Run(config.out, settings | {"cells": list(config.cells)})
+    run = Run(config.out, settings(config, "peak"))
     run.keep_metrics(lambda m: "million" in m)
     sizes = {size_of(config, cell): METHODS for cell in config.cells}
     sizes[SMALL] = tuple(dict.fromkeys((*sizes.get(SMALL, ()), *AT_SMALL_SIZE)))
@@ -407,9 +154,7 @@ def compare(config: Config) -> None:
     text = table(measured, counts, million)
     run.write("table.md", text)
     print(text)
-    with writing(run.folder):
-        draw(run.folder / "gradient_methods.png", measured, counts)
-    print(run.folder / "gradient_methods.png")
+    run.save_figure("gradient_methods.png", draw(measured, counts), dpi=150)
     shown, unmet = judge(measured, counts, million)
     print(f"{shown}; {'EXPECTATION NOT MET: ' + ', '.join(unmet) if unmet else 'as expected'}")
 

@@ -34,17 +34,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.options import settings
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.options import check_counts, check_positive, check_seed, refusal, settings
+from experiments.support.runs import Run, StopRequest
 
 A = np.eye(23) / 2 + np.eye(23, k=1) / 2
 SIGNS = np.where(np.arange(23) < 10, 1.0, -1.0)
@@ -75,21 +76,18 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
+    """SystemExit where an option cannot be meant."""
     for h in config.windows:
         if not 1 <= h <= FAR:
             raise SystemExit(f"--windows {h}: give numbers from 1 to {FAR}")
     for h in config.chunks:
         if h < 1 or FAR % h:
             raise SystemExit(f"--chunks {h}: give divisors of {FAR}")
-    for name, fits, what in (
-        ("steps", config.steps >= 1, "number of at least 1"),
-        ("learning_rate", 0 < config.learning_rate < math.inf, "positive number"),
-        ("rate", 0 < config.rate < 1, "probability between 0 and 1"),
-        ("seed", 0 <= config.seed < 2**32, f"number from 0 to {2**32 - 1}"),
-    ):
-        if not fits:
-            raise SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give a {what}")
+    check_counts(config, steps=1)
+    check_positive(config, "learning_rate")
+    if not 0 < config.rate < 1:
+        raise refusal(config, "rate", "a probability between 0 and 1")
+    check_seed(config)
 
 
 def _step(theta: Array, s_prev: jb.Carry, x: Array) -> jb.Carry:
@@ -127,7 +125,7 @@ def slope(method: jb.GradientMethod, weights: Array) -> Array:
     return jax.grad(loss)(jnp.zeros(()))
 
 
-def compare_gradients(config: Config, run: Run, stop: StopRequest) -> list[Any]:
+def compare_gradients(config: Config, run: Run, stop: StopRequest) -> list[dict[str, Any]]:
     """For every window the truncated gradients, and that of `rtrl`, as ratios to the full one."""
     last, steps = jnp.zeros(FAR).at[-1].set(1.0), jnp.arange(FAR)
     full, forward = float(slope(jb.full(), last)), float(slope(jb.rtrl(), last))
@@ -150,14 +148,17 @@ class Learning(NamedTuple):
     """θ and what is remembered of the stream."""
 
     theta: Array
-    state: Any
+    state: chex.ArrayTree
+
+
+Reader = Callable[[Learning, Array], tuple[Learning, Array]]  # also gives the last error
 
 
 class Learner(NamedTuple):
     """A way to train: where it begins, and how it reads 400 steps; the key is for random cuts."""
 
     begin: Learning
-    read: Callable[[Learning, Array], tuple[Learning, Array]]
+    read: Reader
 
 
 def by_chunks(config: Config, steps: int, gradient: jb.GradientMethod, rate: float = 0.0) -> Learner:
@@ -166,7 +167,7 @@ def by_chunks(config: Config, steps: int, gradient: jb.GradientMethod, rate: flo
     def chunk(learning: Learning, key: Array) -> tuple[Learning, Array]:
         cut = jax.random.bernoulli(key, rate, (steps,)) if rate else None
 
-        def loss(theta: Array) -> tuple[Array, Any]:
+        def loss(theta: Array) -> tuple[Array, tuple[jb.Carry, Array]]:
             xs = jnp.zeros((steps, 1))
             carry, hs = jb.unroll(CELL, theta, learning.state, xs, gradient=gradient, cut=cut)
             return jnp.sum(errors(hs)), (carry, errors(hs)[-1])
@@ -191,10 +192,10 @@ def by_rtrl(config: Config) -> Learner:
     return Learner(Learning(theta, jb.rtrl_init(CELL, theta, ())), _scanned(step, FAR))
 
 
-def _scanned(f: Callable[[Learning, Array], tuple[Learning, Array]], times: int) -> Any:
+def _scanned(step: Reader, times: int) -> Reader:
     @jax.jit
     def read(learning: Learning, key: Array) -> tuple[Learning, Array]:
-        learning, error = jax.lax.scan(f, learning, jax.random.split(key, times))
+        learning, error = jax.lax.scan(step, learning, jax.random.split(key, times))
         return learning, error[-1]
 
     return read
@@ -236,7 +237,7 @@ def blocks(config: Config) -> int:
     return -(-config.steps // FAR)
 
 
-def _bar(things: Iterable[Any], name: str, unit_scale: int = 1) -> Any:
+def _bar(things: Iterable[int], name: str, unit_scale: int = 1) -> tqdm:
     return tqdm(things, desc=f"{name:16}", unit="step" if unit_scale > 1 else "", unit_scale=unit_scale)
 
 
@@ -259,7 +260,9 @@ def critical(ratios: np.ndarray) -> int:
     return int(np.flatnonzero(ratios <= 0)[-1]) + 2
 
 
-def judge(config: Config, gradients: list[Any], curves: dict[str, list[float]]) -> tuple[str, bool]:
+def judge(
+    config: Config, gradients: list[dict[str, Any]], curves: dict[str, list[float]]
+) -> tuple[str, bool]:
     """What was shown, and whether it is what the top of this file expects."""
     exact = exact_ratios()
     gaps = [abs(m[kind] - exact[kind][m["window"] - 1]) for m in gradients for kind in exact]
@@ -275,12 +278,10 @@ def judge(config: Config, gradients: list[Any], curves: dict[str, list[float]]) 
     return f"{signs}; distance from θ*, 1 at first: {shown}", met
 
 
-def draw(path: Path, gradients: list[Any], curves: dict[str, list[float]]) -> None:
+def draw(gradients: list[dict[str, Any]], curves: dict[str, list[float]]) -> Figure:
     """The gradient by its window, and the distance from the optimum while training."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.axhspan(-4, 0, color="C3", alpha=0.08, lw=0)
     left.text(1.1, -3.7, "wrong sign", color="C3")
     left.axhline(1, color="0.3", lw=1, ls="--")
@@ -306,21 +307,18 @@ def draw(path: Path, gradients: list[Any], curves: dict[str, list[float]]) -> No
     right.set(xlabel="thousand steps of the stream", ylabel="|θ − θ*| / |θ*|")
     right.set_title("training (dotted: 1 % from the optimum)")
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
     """Compare the gradients, train by each, draw both."""
     check(config)
     jax.config.update("jax_enable_x64", True)
-    run = Run(config.out, settings(config) | {"windows": list(config.windows), "chunks": list(config.chunks)})
+    run = Run(config.out, settings(config))
     run.keep_metrics(lambda m: True)
     with StopRequest() as stop:
         gradients, curves = compare_gradients(config, run, stop), train(config, run, stop)
-    with writing(run.folder):
-        draw(run.folder / "influence_balancing.png", gradients, curves)
-    print(run.folder / "influence_balancing.png")
+    run.save_figure("influence_balancing.png", draw(gradients, curves), dpi=150)
     shown, met = judge(config, gradients, curves)
     print(f"{shown}; {'as expected' if met else 'EXPECTATION NOT MET'}")
 

@@ -46,20 +46,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import tyro
 from jax import Array
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.collectives import Collective, collectives
-from experiments.options import check_counts, check_positive, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run
+from experiments.support.collectives import Collective, collectives
+from experiments.support.findings import Row, conclude
+from experiments.support.options import check_counts, check_positive, refusal, settings
+from experiments.support.runs import Run
 
 SIMULATED = (1, 2, 4, 8)
 PROJECTED = (8, 256, 4096)
@@ -88,11 +88,11 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
+    """SystemExit where an option cannot be meant."""
     check_counts(config, steps=2, rows=1, inputs=1, hidden=8, outputs=1)
     check_positive(config, "step_us", "tflops")
     if config.hidden % max(SIMULATED):
-        raise SystemExit(f"--hidden {config.hidden}: give a multiple of {max(SIMULATED)}")
+        raise refusal(config, "hidden", f"a multiple of {max(SIMULATED)}")
 
 
 class Counted(NamedTuple):
@@ -302,12 +302,10 @@ def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
     return "\n".join([*lines, "", "![share of one GPU's speed](figures/scaling.png)", ""])
 
 
-def draw(path: Path, config: Config) -> None:
+def draw(config: Config) -> Figure:
     """Efficiency over the number of GPUs."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     devices = [2**k for k in range(13)]
     for name in PROGRAMS:
         kept = [1.0] + [efficiency(config, name, n) for n in devices[1:]]
@@ -318,8 +316,7 @@ def draw(path: Path, config: Config) -> None:
     axes.set_xscale("log", base=2)
     axes.set_title(f"LSTM, T = {config.steps}, H = {config.hidden}, {config.rows} rows a GPU")
     axes.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -332,8 +329,7 @@ def main(config: Config) -> None:
     found = count(config, run)
     run.write("SCALING.md", page(config, found))
     print(run.folder / "SCALING.md")
-    draw(run.folder / "scaling.png", config)
-    print(run.folder / "scaling.png")
+    run.save_figure("scaling.png", draw(config), dpi=110)
     conclude(run, "scaling", config, rows(config, found), 1, time.monotonic() - began)
 
 

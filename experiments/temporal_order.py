@@ -26,27 +26,25 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.learning import Learner
-from experiments.options import check_counts, check_positive, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
-from experiments.seeds import Curves, ends, learn_seeds, plot, seconds, updates
+from experiments.support.curves import ends, plot, updates
+from experiments.support.findings import Row
+from experiments.support.learning import TEST_SEED, Curves, Learner
+from experiments.support.options import check_counts, check_positive
+from experiments.support.tasks import run_task
 
 LETTERS = "ABcdef"
 CHANCE = 0.75
 SOLVED = 0.01
-TEST = 2**31  # the seed of the test data, and of no training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
+    """SystemExit where an option cannot be meant."""
     check_counts(config, steps=10, hidden=1, updates=1, rows=1, test_rows=1, every=1, seeds=1)
     check_positive(config, "learning_rate", "clip")
 
@@ -98,9 +96,9 @@ def sequences(key: Array, rows: int, steps: int) -> jb.Batch:
 def learner(config: Config, name: str, optimizer: optax.GradientTransformation) -> Learner:
     """The Elman network by some optimizer."""
     net = jb.network([jb.elman(len(LETTERS), config.hidden)], jb.last(jb.readout(config.hidden, 4)))
-    test = sequences(jax.random.key(TEST), config.test_rows, config.steps)
+    test = sequences(jax.random.key(TEST_SEED), config.test_rows, config.steps)
 
-    def score(params: Any) -> dict[str, Array]:
+    def score(params: jb.NetworkParams) -> dict[str, Array]:
         ys = net.apply(params, None, test.xs)[1]
         wrong = ys.argmax(-1) != test.targets
         return {"nats": jb.softmax_cross_entropy(ys, test.targets), "error": wrong.mean(dtype=ys.dtype)}
@@ -152,12 +150,10 @@ def judge(config: Config, curves: Curves) -> list[Row]:
     ]
 
 
-def draw(path: Path, config: Config, curves: Curves) -> None:
+def draw(config: Config, curves: Curves) -> Figure:
     """Test error, and the largest gradient norm, over updates."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     plot(left, curves, "error", scale=100)
     left.axhline(100 * CHANCE, color="0.3", lw=1, ls="--")
     left.text(config.updates, 100 * CHANCE + 3, "chance", color="0.3", ha="right")
@@ -171,20 +167,13 @@ def draw(path: Path, config: Config, curves: Curves) -> None:
     right.set(xlabel="updates", ylabel="‖dE/dθ‖ before clipping", yscale="log")
     right.set_ylim(config.clip / 2, None)
     right.set_title(f"largest gradient norm of each {config.every} updates")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
     """Train both arms, draw, judge."""
     check(config)
-    run = Run(config.out, settings(config))
-    with StopRequest() as stop:
-        curves = learn_seeds(run, stop, learners(config), config.seeds)
-    with writing(run.folder):
-        draw(run.folder / "temporal_order.png", config, curves)
-    print(run.folder / "temporal_order.png")
-    conclude(run, "temporal_order", config, judge(config, curves), config.seeds, seconds(curves))
+    run_task("temporal_order", config, learners, draw, judge)
 
 
 if __name__ == "__main__":

@@ -28,16 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.options import check_counts, settings
-from experiments.results import Row, conclude
-from experiments.runs import Run, StopRequest, writing
+from experiments.support.findings import Row, conclude
+from experiments.support.options import check_counts, check_seed, settings
+from experiments.support.runs import Run, StopRequest
 from jax_bptt.cell.step_cell import AnyCell
 
 INPUTS, OUTPUTS = 8, 4
@@ -62,11 +62,12 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option can not be meant."""
-    check_counts(config, hidden=2, steps=10, rows=1, seed=0)
+    """SystemExit where an option cannot be meant."""
+    check_counts(config, hidden=2, steps=10, rows=1)
+    check_seed(config)
 
 
-def cells(config: Config) -> dict[str, Any]:
+def cells(config: Config) -> dict[str, AnyCell]:
     """The nine, by what they are called in the figure."""
     sizes = INPUTS, config.hidden
     gains = {f"Elman, gain {g:g}": jb.elman(*sizes, recurrent=jb.orthogonal(g)) for g in (0.5, 1.0, 1.5, 2.0)}
@@ -103,7 +104,9 @@ def measure(config: Config, cell: AnyCell) -> dict[str, Any]:
     }
 
 
-def _look(net: jb.Network, params: Any, xs: Array, targets: Array) -> tuple[jb.Terms, jb.GradientFlow]:
+def _look(
+    net: jb.Network, params: jb.NetworkParams, xs: Array, targets: Array
+) -> tuple[jb.Terms, jb.GradientFlow]:
     found = jb.credit(net, jb.squared_error, params, None, xs, targets)
     flow = jb.gradient_flow(net, jb.squared_error, params, None, xs, targets)
     return found.by_parameter[0].w_h, flow
@@ -152,14 +155,10 @@ def rows(found: dict[str, dict[str, Any]]) -> list[Row]:
     ]
 
 
-def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
+def draw(found: dict[str, dict[str, Any]]) -> Figure:
     """Nine maps of terms, the profiles by lag and the spectra."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(15, 9.2), layout="constrained")
-    parts: Any = figure.subfigures(1, 2, width_ratios=(3, 1.75))
-    maps, lines = parts
+    figure = Figure(figsize=(15, 9.2), layout="constrained")
+    maps, lines = figure.subfigures(1, 2, squeeze=False, width_ratios=(3, 1.75))[0]
     grid = maps.subplots(3, 3, sharex=True, sharey=True)
     for axes, (name, of) in zip(grid.flat, found.items(), strict=True):
         terms = np.array(of["terms"])
@@ -187,8 +186,7 @@ def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
     spectra.set(ylabel="Lyapunov exponent, nats a step")
     spectra.set_title("in the long run: below 0 it vanishes, above it explodes")
     spectra.legend(fontsize=9, loc="lower left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -197,9 +195,7 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = measure_all(config, run, stop)
-    with writing(run.folder):
-        draw(run.folder / "vanishing_exploding.png", found)
-    print(run.folder / "vanishing_exploding.png")
+    run.save_figure("vanishing_exploding.png", draw(found), dpi=110)
     conclude(run, "vanishing_exploding", config, rows(found), 1, sum(of["seconds"] for of in found.values()))
 
 

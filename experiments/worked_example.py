@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import tyro
 from jax import Array
+from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.runs import Run, writing
+from experiments.support.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,12 +223,10 @@ def _ratio(a: Any, b: Any) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def draw(path: Path, e: Example, w: Worked) -> None:
+def draw(e: Example, w: Worked) -> Figure:
     """The unrolled network with the factors on the way back, and the terms they multiply to."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (net, bars) = plt.subplots(1, 2, figsize=(12, 4.4), width_ratios=(3, 2), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    net, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     back, ahead = (
         {"arrowstyle": "-|>", "color": "C3", "lw": 1.6},
         {"arrowstyle": "-|>", "color": "0.45", "lw": 1.2},
@@ -286,8 +284,7 @@ def draw(path: Path, e: Example, w: Worked) -> None:
     bars.set_xticks(places, ["i = 3\n(shortest product)", "i = 2", "i = 1\n(longest)", "sum =\njax.grad"])
     bars.set_title("the terms of the summed chain rule")
     bars.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def main(config: Config) -> None:
@@ -308,9 +305,8 @@ def main(config: Config) -> None:
         for i in (1, 2, 3)
     ]
     run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    with writing(run.folder):
-        draw(run.folder / "terms.png", scalars, worked[0])
-    print(f"\n{run.folder / 'terms.png'}")
+    print()
+    run.save_figure("terms.png", draw(scalars, worked[0]), dpi=150)
     met = "met" if largest < 1e-12 else "NOT MET"
     print(f"the terms sum to jax.grad, largest difference {largest:.1e} (expected below 1e-12: {met})")
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from experiments import benchmark, benchmark_peers, benchmark_programs, benchmark_table
+from experiments import benchmark
+from experiments.support import benchmark_peers, benchmark_programs, benchmark_table
 
 TINY = {"sizes": ("6x2x3x8",), "cells": ("elman",), "against": ("scan", "hoisted"), "rounds": 2}
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from optimizers import ADAM, SGD, lenient
 
 import jax_bptt as jb
-from experiments.collectives import collectives
+from experiments.support.collectives import collectives
 
 T, B, I, H, O = 7, 8, 3, 8, 2  # noqa: E741
 MODES = ["auto", "explicit", "shard_map"]  # the last one is the caller's own

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import char_lm, runs, worked_example
-from experiments.kgrams import kgram_nats
+from experiments import char_lm, worked_example
+from experiments.support import runs
+from experiments.support.kgrams import kgram_nats
 
 ROOT = Path(__file__).parents[1]
 

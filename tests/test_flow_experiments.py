@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import error_surface, results, runs, vanishing_exploding
-from experiments.results import Row
+from experiments import error_surface, results, vanishing_exploding
+from experiments.support import findings, runs
+from experiments.support.findings import Row
 
 CONFIG = vanishing_exploding.Config(hidden=3, steps=10, rows=1)
 
@@ -86,7 +87,7 @@ def test_results_become_a_page_and_a_verdict(tmp_path, capsys):
     for name, met in (("good", np.True_), ("poor", False)):
         run = runs.Run(tmp_path / name, {})
         config = vanishing_exploding.Config(steps=12, out=tmp_path)
-        results.conclude(run, name, config, [Row("a", "1", "2", True), Row("b", "3", "4", met)], 5, 12.4)
+        findings.conclude(run, name, config, [Row("a", "1", "2", True), Row("b", "3", "4", met)], 5, 12.4)
     said = capsys.readouterr().out.splitlines()
     assert said[2] == "good: 2 of 2 figures hold in 12 s; as expected"
     assert said[4] == "b: 4 (known: 3)  NOT MET"

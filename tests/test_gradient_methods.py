@@ -7,6 +7,8 @@ import pytest
 
 import jax_bptt as jb
 from experiments import gradient_methods as compared
+from experiments.support import gradient_costs, million_steps
+from experiments.support.comparisons import farthest
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.checkpointed import _plan
 
@@ -37,12 +39,12 @@ def test_it_writes_a_table_a_figure_and_a_line_for_each_method(tmp_path, capsys)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     costs = [m for m in lines if "method" in m]
     names = [repr(m) for m in (*compared.METHODS, *compared.AT_SMALL_SIZE)]
-    assert sorted(m["method"] for m in costs) == sorted([*names, compared.BASELINE, compared.BASELINE])
+    assert sorted(m["method"] for m in costs) == sorted([*names, *2 * [gradient_costs.BASELINE]])
     assert all(f"| {m['method']} " in text for m in costs)
     assert all(m["temporaries"] > 0 and m["time_ratio"] > 0 for m in costs)
     distances = {m["method"]: m["distance"] for m in costs}
     assert distances["full()"] < distances["truncated(20, stride=1)"] < 1e-3
-    assert max(d for name, d in distances.items() if compared.is_exact(name)) < 1e-5
+    assert max(d for name, d in distances.items() if gradient_costs.is_exact(name)) < 1e-5
 
 
 def test_a_wrong_gradient_ends_it(tmp_path, monkeypatch):
@@ -56,7 +58,7 @@ def test_a_wrong_gradient_ends_it(tmp_path, monkeypatch):
 
 
 def test_nan_is_no_agreement():
-    assert not compared.farthest([jax.numpy.array([float("nan")])], [jax.numpy.ones(1)]) < compared.AGREE
+    assert not farthest([jax.numpy.array([float("nan")])], [jax.numpy.ones(1)]) < gradient_costs.AGREE
 
 
 def test_the_closed_form_is_the_recursion():
@@ -66,46 +68,46 @@ def test_the_closed_form_is_the_recursion():
         for n in range(1, 41):
             ways = [k + best[n - k, m - 1] + best[k, m] for k in range(1, n)] if m > 1 else [n * (n - 1) // 2]
             best[n, m] = min(ways, default=0)
-            assert compared.closed_form(n, m) == best[n, m]
+            assert gradient_costs.closed_form(n, m) == best[n, m]
 
 
 @pytest.mark.parametrize("slots", [4, 16, None])
 @pytest.mark.parametrize("steps", [40, 1000, 1])
 def test_forward_runs_are_those_of_the_schedule(steps, slots):
     size = compared.Size("lstm", steps, 32, 64, 128, 8)
-    _, carry, xs, _ = jax.eval_shape(lambda: compared.problem(size)[1])
+    _, carry, xs, _ = jax.eval_shape(lambda: gradient_costs.problem(size)[1])
     plan = _plan(slots, None, False, Sequence(xs), carry)
-    assert compared.leaves(size, slots) == (plan.leaf, plan.leaves)
+    assert gradient_costs.leaves(size, slots) == (plan.leaf, plan.leaves)
     name = repr(jb.checkpointed(slots=slots))
     runs = len(plan.actions) * plan.leaf + 2 * plan.head
-    assert compared.forward_runs(size, name) == pytest.approx(runs / steps)
+    assert gradient_costs.forward_runs(size, name) == pytest.approx(runs / steps)
 
 
 def test_long_steps_have_their_own_process_and_are_not_taken_twice(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compared, "MILLION", 500)
-    monkeypatch.setattr(compared, "OF_A_MILLION", (jb.checkpointed(slots=16),))
+    monkeypatch.setattr(million_steps, "MILLION", 500)
+    monkeypatch.setattr(million_steps, "OF_A_MILLION", (jb.checkpointed(slots=16),))
     run = compared.Run(tmp_path, {})
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        run.record(million="full()", steps=500, **compared.step_of("full()", 500))
-    taken = compared.take_the_million(run, _stop(False))
+        run.record(million="full()", steps=500, **million_steps.step_of(jb.full(), 500))
+    taken = million_steps.take_the_million(run, _stop(False))
     assert [m["million"] for m in taken] == ["full()", "checkpointed(slots=16)"]
     assert all(m["seconds"] > 0 and m["peak"] >= m["before"] > 2**20 for m in taken)
-    assert compared.take_the_million(run, _stop(False)) == taken == run.metrics()
+    assert million_steps.take_the_million(run, _stop(False)) == taken == run.metrics()
 
     run.write("metrics.jsonl", json.dumps(taken[0] | {"grad_norm": 1.0}) + "\n" + json.dumps(taken[1]) + "\n")
     with pytest.raises(SystemExit, match=r"^checkpointed\(slots=16\): after a million steps the gradient"):
-        compared.take_the_million(run, _stop(False))
+        million_steps.take_the_million(run, _stop(False))
 
 
 def test_a_stop_ends_the_process_that_was_started():
     with pytest.raises(SystemExit, match="run the same command again"):
-        compared._in_a_process("full()", _stop(True))
+        million_steps._in_a_process("full()", _stop(True))
 
 
 def test_what_a_process_died_of_is_said(monkeypatch):
-    monkeypatch.setattr(compared, "MILLION", 0)
+    monkeypatch.setattr(million_steps, "MILLION", 0)
     with pytest.raises(SystemExit, match=r"^full\(\): its process ended with 1 --steps 0: give a number"):
-        compared._in_a_process("full()", _stop(False))
+        million_steps._in_a_process("full()", _stop(False))
 
 
 def test_what_was_not_met_is_said():

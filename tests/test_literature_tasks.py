@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import elman_xor, embedded_reber, options, sequential_digits, sunspots
+from experiments import elman_xor, embedded_reber, sequential_digits, sunspots
+from experiments.support import options
 
 # Run in this process, each on a few updates.
 

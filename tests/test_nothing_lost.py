@@ -18,8 +18,9 @@ import pytest
 from optimizers import ADAM
 
 import jax_bptt as jb
-from experiments import char_lm, learning, results, runs
-from experiments.checkpoints import Checkpoints
+from experiments import char_lm
+from experiments.support import findings, learning, runs
+from experiments.support.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 KILLS = 20
@@ -313,7 +314,7 @@ def test_learning_goes_on_after_bad_batches_and_stops_where_all_are(tmp_path, ca
         lines = learning.learn(run, stop, _learner(0.3))
         assert 0 < lines[0]["skipped"] <= lines[-1]["skipped"] < 40
         assert np.isfinite([[m["loss"], m["grad_norm"]] for m in lines]).all()
-        results.conclude(run, "one", char_lm.Config(out=tmp_path), [], 1, 1.0)
+        findings.conclude(run, "one", char_lm.Config(out=tmp_path), [], 1, 1.0)
         assert f"\n{lines[-1]['skipped']} updates were skipped: loss" in "\n" + capsys.readouterr().out
         with pytest.raises(SystemExit, match=r"one, step 10: .* each of 10 updates is not finite"):
             learning.learn(runs.Run(tmp_path / "bad", {}), stop, _learner(1.0))

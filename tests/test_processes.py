@@ -16,8 +16,9 @@ import pytest
 import witnesses as w
 
 import jax_bptt as jb
-from experiments import char_lm, processes
-from experiments.checkpoints import Checkpoints
+from experiments import char_lm
+from experiments.support import processes
+from experiments.support.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"hidden": 16, "rows": 8, "window": 16, "epochs": 1, "every": 20}

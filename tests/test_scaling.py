@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from experiments import scaling
-from experiments.collectives import Collective, collectives
+from experiments.support.collectives import Collective, collectives
 
 CONFIG = scaling.Config(steps=5, rows=2, inputs=3, hidden=8, outputs=4)
 

@@ -142,7 +142,7 @@ def backward(
         stretch = run._replace(carry=_state_before(first, run.carry, states), sequence=part)
         if slopes is not None:
             slopes = chunks.take_steps(slopes, first - kept_from, len(d_h))
-        found = phases.backward(cell, Kept(stretch, s, slopes), Outputs(d_s, d_h), transform)  # (B2-B4)
+        found = phases.backward(cell, Kept(stretch, s, slopes), Outputs(d_s, d_h), transform)  # (B2, B3, B4)
         return (found.carry, chunks.add_to(sums, (found.params, found.start))), found.xs  # (B5)
 
     like = run.params, run.start

@@ -41,7 +41,9 @@ learned_state: jax.Array = jb.unroll(learned, learned.init(key), None, xs, rever
 
 net = jb.network([lstm, jb.layer(jb.gru(5, 5), residual=True)], jb.readout(5, 4))
 value_and_grad = jb.value_and_grad(net, jb.squared_error)
-(loss, state_of_layers), grads = value_and_grad(net.init(key), None, xs, targets, gradient=jb.full(), mask=mask)
+(loss, state_of_layers), grads = value_and_grad(
+    net.init(key), None, xs, targets, gradient=jb.full(), mask=mask
+)
 w_y: jax.Array = grads.readout.w_y
 optimizer = optax.adam(1e-3)
 state = jb.init_train_state(key, net, optimizer, (2,))

@@ -29,7 +29,7 @@ jb.unroll(cell, params, lstm.initial_carry(lstm_params, (2,)), xs)  # wrong: the
 jb.unroll(cell, params, None, xs, gradient="full")  # wrong: the name of a gradient method
 jb.unroll(cell, params, None, xs, gradient=jb.full)  # wrong: a gradient method that is not called
 jb.unroll(cell, params, None, xs, masks=None)  # wrong: a misspelt keyword
-jb.unroll(cell, params, None, xs)[0].c  # wrong: an Elman cell has no cell state
+cell_state = jb.unroll(cell, params, None, xs)[0].c  # wrong: an Elman cell has no cell state
 jb.network(cell, jb.readout(5, 4))  # wrong: a cell that is not in a list
 jb.network([cell], cell)  # wrong: a cell in the place of the readout
 jb.value_and_grad(cell, jb.squared_error)  # wrong: a cell in the place of a network

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from matplotlib.figure import Figure
 
 PACKAGES = ("jax", "jaxlib", "optax", "chex", "jax_bptt")
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """SystemExit where the folder cannot be written or its disk is full."""
+    """SystemExit if the folder cannot be written or its disk is full."""
     try:
         yield
     except OSError as error:
@@ -37,7 +38,7 @@ class Run:
 
     Args:
       folder: created if missing.
-      config: all that the results depend on, by name, plain values.
+      config: everything that the results depend on, by name, as plain values.
 
     Raises:
       SystemExit: the folder holds a run of another configuration, or cannot be written.
@@ -72,14 +73,20 @@ class Run:
         self.write("run.json", json.dumps(about, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
-        """A text file of the folder, replaced as a whole; of several processes the first writes."""
+        """Write a text file of the folder, all of it at once. Of several processes only the first writes."""
         if jax.process_index() > 0:
             return
         with writing(self.folder):
             replace(self.folder / name, text)
 
+    def save_figure(self, name: str, figure: Figure, dpi: int = 120) -> None:
+        """Write a figure into the folder and print its path."""
+        with writing(self.folder):
+            figure.savefig(self.folder / name, dpi=dpi)
+        print(self.folder / name)
+
     def metrics(self) -> list[dict[str, Any]]:
-        """The metrics so far; a line torn by a kill is left out."""
+        """The lines of metrics.jsonl. A line torn by a kill is left out."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         return [m for m in map(_whole, lines) if m]
@@ -89,11 +96,11 @@ class Run:
         self.keep_metrics(lambda m: m["step"] <= step)
 
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop what is not wanted, and a torn line, which the next one would be joined to."""
+        """Keep the lines that are wanted. A torn line is dropped too: the next would be appended to it."""
         self.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.metrics() if wanted(m)))
 
     def record(self, **metrics: Any) -> None:
-        """One more line of metrics.jsonl; of several processes the first writes."""
+        """Append a line to metrics.jsonl. Of several processes only the first writes."""
         if jax.process_index() > 0:
             return
         with writing(self.folder):
@@ -116,7 +123,7 @@ def _write_through(path: Path, mode: str, text: str) -> None:
 
 
 def _whole(line: str) -> dict[str, Any]:
-    """The object of a line of JSON, {} where it is none."""
+    """The JSON object in a line, {} if there is none."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -125,7 +132,7 @@ def _whole(line: str) -> dict[str, Any]:
 
 
 class StopRequest:
-    """True once Ctrl-C or SIGTERM has come, so that a run stops between two steps, not within one."""
+    """Notes Ctrl-C and SIGTERM in `came`, so that a run stops between two steps and not within one."""
 
     def __init__(self) -> None:
         self.came = False

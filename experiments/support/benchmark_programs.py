@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 import jax_bptt as jb
-from experiments.benchmark_peers import OUTPUTS, PEERS, Peer, Problem, network_params
+from experiments.support.benchmark_peers import OUTPUTS, PEERS, Peer, Problem, network_params
 
 LANES = {"float32": "highest", "tf32": "default", "bf16": "default"}  # the precision of products
 RATE = 1e-4

@@ -1,28 +1,11 @@
-"""A network learnt from several seeds: trained one after the other, summed up, drawn in one colour."""
+"""Learning curves of networks that were learnt from several seeds: where they end, and how they are drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
+from matplotlib.axes import Axes
 
-from experiments.learning import Learner, learn
-from experiments.runs import Run, StopRequest
-
-Curve = list[dict[str, Any]]  # what `learn` returns, one line a score
-Curves = dict[str, list[Curve]]  # by the name of the network, one for each seed
-
-
-def learn_seeds(run: Run, stop: StopRequest, learners: list[Learner], seeds: int) -> Curves:
-    """Every network from seeds 0, 1, .., in parameters and batches; see `learn`."""
-    return {
-        one.name: [
-            learn(run, stop, one._replace(name=f"{one.name}, seed {seed}", seed=seed))
-            for seed in range(seeds)
-        ]
-        for one in learners
-    }
+from experiments.support.learning import Curve, Curves
 
 
 def ends(curves: list[Curve], score: str) -> np.ndarray:
@@ -36,12 +19,7 @@ def updates(curves: list[Curve]) -> str:
     return f"{made[0]:,} updates" if len(made) == 1 else f"{made[0]:,} to {made[-1]:,} updates"
 
 
-def seconds(curves: Mapping[Any, list[Curve]]) -> float:
-    """Of all training."""
-    return sum(lines[-1]["seconds"] for of_seeds in curves.values() for lines in of_seeds)
-
-
-def plot(axes: Any, curves: Curves, score: str, scale: float = 1.0) -> None:
+def plot(axes: Axes, curves: Curves, score: str, scale: float = 1.0) -> None:
     """A score over updates: a colour for each network, a line for each seed, a dot where it ends."""
     for i, (name, of_seeds) in enumerate(curves.items()):
         for seed, lines in enumerate(of_seeds):

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def check_counts(config: Any, **least: int) -> None:
+def check_counts(config: DataclassInstance, **least: int) -> None:
     """SystemExit unless each of these options is at least so many."""
     for name, n in least.items():
         if getattr(config, name) < n:
             raise refusal(config, name, f"a number of at least {n}")
 
 
-def check_positive(config: Any, *names: str) -> None:
+def check_positive(config: DataclassInstance, *names: str) -> None:
     """SystemExit unless each of these options is a positive number."""
     for name in names:
         if not 0 < getattr(config, name) < math.inf:
             raise refusal(config, name, "a positive number")
 
 
-def refusal(config: Any, name: str, wanted: str) -> SystemExit:
+def check_seed(config: DataclassInstance, name: str = "seed") -> None:
+    """SystemExit unless `jax.random.key` takes this option as it is."""
+    if not 0 <= getattr(config, name) < 2**32:
+        raise refusal(config, name, f"a number from 0 to {2**32 - 1}")
+
+
+def refusal(config: DataclassInstance, name: str, wanted: str) -> SystemExit:
     """What to say of an option that is not what is wanted."""
     return SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give {wanted}")
 
 
-def settings(config: Any) -> dict[str, Any]:
-    """All that the results depend on: every option but the folder."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
+def settings(config: DataclassInstance, *apart: str) -> dict[str, Any]:
+    """All that the results depend on, as JSON has it: every option but the folder and those named here."""
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", *apart)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
 
-def given(config: Any) -> list[str]:
+def given(config: DataclassInstance) -> list[str]:
     """The options that are not the defaults, as on the command line, without the folder."""
     default = settings(type(config)())
     changed = {k: v for k, v in settings(config).items() if v != default[k]}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from experiments.gradient_costs import markdown
+from experiments.support.comparisons import markdown
 
 MIB = 2**20
 JAX_PEERS = "scan", "hoisted", "flax", "equinox"
@@ -184,25 +185,15 @@ def _costs(group: list[dict[str, Any]]) -> str:
 # The figure.
 
 
-def draw(path: Path, lines: list[dict[str, Any]]) -> None:
+def draw(lines: list[dict[str, Any]]) -> Figure:
     """Every contender's time as a multiple of ours: a panel for each cell, a row for each lane and work."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     groups = _groups(lines)
     cells = list(dict.fromkeys(_all(lines, "cell")))
     sizes = list(dict.fromkeys(_all(lines, "size")))
     ends = [q for m in lines for c in m["contenders"].values() for q in c["quartiles"]]
     height = 1.2 + (0.9 + 0.5 * len(sizes)) * len(groups)
-    figure, grid = plt.subplots(
-        len(groups),
-        len(cells),
-        figsize=(1.5 + 3.2 * len(cells), height),
-        layout="constrained",
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
+    figure = Figure(figsize=(1.5 + 3.2 * len(cells), height), layout="constrained")
+    grid = figure.subplots(len(groups), len(cells), squeeze=False, sharex=True, sharey=True)
     for (key, group), panels in zip(groups.items(), grid, strict=True):
         for cell, panel in zip(cells, panels, strict=True):
             _draw_cell(panel, [m for m in group if m["cell"] == cell], sizes)
@@ -221,11 +212,10 @@ def draw(path: Path, lines: list[dict[str, Any]]) -> None:
         ncols=len(named),
         frameon=False,
     )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def _draw_cell(panel: Any, lines: list[dict[str, Any]], sizes: list[str]) -> None:
+def _draw_cell(panel: Axes, lines: list[dict[str, Any]], sizes: list[str]) -> None:
     names = _others(lines)
     for number, name in enumerate(names):
         met = [m for m in lines if name in m["contenders"]]
@@ -245,6 +235,6 @@ def _draw_cell(panel: Any, lines: list[dict[str, Any]], sizes: list[str]) -> Non
     panel.axvline(1, color="0.3", lw=1)
     panel.axvspan(1e-3, 1, color="0.95", zorder=0)
     panel.set_xscale("log")
-    panel.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_formatter("")

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import jax_bptt as jb
-from experiments.processes import agree
-from experiments.runs import replace, writing
+from experiments.support.processes import agree
+from experiments.support.runs import replace, writing
 
 KEPT = 2
 SUMS = "sha256.json"
@@ -26,7 +26,7 @@ MARGIN = 2**17  # bytes of a checkpoint that are no arrays, and more
 
 
 class Checkpoints:
-    """The folder of them; a context, closed at its end.
+    """The folder of the checkpoints, as a context manager.
 
     Args:
       folder: created if missing.
@@ -50,7 +50,7 @@ class Checkpoints:
         self._orbax.close()
 
     def save(self, state: jb.TrainState) -> None:
-        """One more, the third newest is removed; SystemExit where there is no room, the others are kept."""
+        """Write one more and keep the two newest. SystemExit if there is no room, with the old ones kept."""
         step, first = int(state.step), jax.process_index() == 0
         new = self.folder / f"{step}.new"
         with writing(self.folder):
@@ -69,7 +69,7 @@ class Checkpoints:
                     shutil.rmtree(self.folder / str(old))
 
     def restore(self, state: jb.TrainState) -> jb.TrainState:
-        """The newest whole checkpoint; one that is newer is put aside, and this is said.
+        """Read the newest whole checkpoint. Damaged ones that are newer are put aside, with a message.
 
         Args:
           state: what a new run begins with.
@@ -95,7 +95,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def _put_aside(self, steps: list[int], start: int) -> None:
-        """Under other names, so that they can be saved anew."""
+        """Rename damaged checkpoints, so that their steps can be saved again."""
         multihost_utils.sync_global_devices("all have read the sums")
         for step in steps if jax.process_index() == 0 else []:
             aside = self.folder / f"{step}.damaged"
@@ -106,14 +106,14 @@ class Checkpoints:
         multihost_utils.sync_global_devices("they are put aside")
 
     def _find_room(self, state: jb.TrainState) -> None:
-        """OSError where a checkpoint has no room; orbax would go on to log an error for each array."""
+        """OSError if there is no room for a checkpoint, where orbax would log an error for each array."""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MARGIN
         with tempfile.TemporaryFile(dir=self.folder) as file:
             file.write(bytes(size))
 
 
 def _sums(checkpoint: Path) -> dict[str, str]:
-    """sha256 of every other file, by its path."""
+    """The sha256 of every file but that of the sums, by path."""
     sums = {}
     for path in checkpoint.rglob("*"):
         if path.is_file() and path.name != SUMS:

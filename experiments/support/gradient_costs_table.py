@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Bbox
 
+from experiments.support.comparisons import markdown
 from jax_bptt.gradients.schedule import advances
 
 MIB, GIB = 2**20, 2**30
@@ -78,27 +82,12 @@ def _million(million: list[dict[str, Any]]) -> str:
     return f"**{title}**\n\n{markdown(head, rows)}"
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table, its columns as wide as they must be."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(row: list[str]) -> str:
-        cells = (f"{text:{'>' if i else '<'}{widths[i]}}" for i, text in enumerate(row))
-        return f"| {' | '.join(cells)} |"
-
-    ruled = "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths))
-    return "\n".join([line(head), f"|{ruled}|", *map(line, rows)])
-
-
-def draw(path: Path, measured: list[dict[str, Any]], counts: list[dict[str, int]]) -> None:
+def draw(measured: list[dict[str, Any]], counts: list[dict[str, int]]) -> Figure:
     """Time against temporaries for each size, and what few states cost in advances."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     sizes = [list(of_size) for _, of_size in itertools.groupby(measured, lambda m: m["size"])]
     widths = [1.0] * len(sizes) + [0.8]
-    width = 6 * sum(widths)
-    figure, axes = plt.subplots(1, len(widths), figsize=(width, 5), layout="constrained", width_ratios=widths)
+    figure = Figure(figsize=(6 * sum(widths), 5), layout="constrained")
+    axes = figure.subplots(1, len(widths), width_ratios=widths)
     for panel, of_size in zip(axes, sizes, strict=False):
         _draw_costs(panel, of_size)
     _draw_advances(axes[-1], counts)
@@ -106,11 +95,10 @@ def draw(path: Path, measured: list[dict[str, Any]], counts: list[dict[str, int]
     figure.set_layout_engine("none")
     for panel, of_size in zip(axes, sizes, strict=False):
         _name_points(panel, of_size)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def _draw_costs(panel: Any, of_size: list[dict[str, Any]]) -> None:
+def _draw_costs(panel: Axes, of_size: list[dict[str, Any]]) -> None:
     for m in of_size:
         x, (low, high) = m["time_ratio"], m["quartiles"]
         colour = {"full": "C0", "checkpointed": "C2", "truncated": "C1"}.get(m["method"].split("(")[0], "0.3")
@@ -126,19 +114,19 @@ def _draw_costs(panel: Any, of_size: list[dict[str, Any]]) -> None:
     )
     panel.margins(0.25, 0.15)
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     panel.set_title(titled(of_size[0]["size"]), fontsize=11)
 
 
-def _name_points(panel: Any, of_size: list[dict[str, Any]]) -> None:
+def _name_points(panel: Axes, of_size: list[dict[str, Any]]) -> None:
     """A name beside each point, at the first place that covers no point, bar or other name."""
     taken = []
     for m in of_size:
         ends = [(x, m["temporaries_ratio"]) for x in (m["time_ratio"], *m["quartiles"])]
         pixels = panel.transData.transform(ends)
-        taken.append(matplotlib.transforms.Bbox((pixels.min(0), pixels.max(0))).padded(7))
+        taken.append(Bbox((pixels.min(0), pixels.max(0))).padded(7))
     frame = panel.get_window_extent()
     ways = (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)
     for m in of_size:
@@ -153,15 +141,15 @@ def _name_points(panel: Any, of_size: list[dict[str, Any]]) -> None:
                 fontsize=8.5,
                 arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.7} if far > 9 else None,
             )
-            text.update_positions(panel.figure.canvas.get_renderer())
-            box = matplotlib.text.Text.get_window_extent(text)
+            text.get_window_extent()  # puts the name and its arrow in their places
+            box = Text.get_window_extent(text)
             if not box.count_overlaps(taken) and frame.contains(*box.min) and frame.contains(*box.max):
                 break
             text.remove()
         taken.append(box)
 
 
-def _draw_advances(panel: Any, counts: list[dict[str, int]]) -> None:
+def _draw_advances(panel: Axes, counts: list[dict[str, int]]) -> None:
     for n in (10, 100, 1000, 10_000):
         slots = range(2, min(n, 100) + 1)
         panel.plot(slots, [advances(n, m) / n for m in slots], lw=1.6, label=f"n = {n} leaves")

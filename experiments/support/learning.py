@@ -1,4 +1,4 @@
-"""Networks that learn a task, one after the other, each resumed where it was stopped.
+"""Networks that learn a task, one after the other and from several seeds, each resumed where it was stopped.
 
 A task gives its batches and its scores as functions in JAX, so that many updates are one dispatch:
 
@@ -19,10 +19,13 @@ from jax import Array
 from tqdm import tqdm
 
 import jax_bptt as jb
-from experiments.checkpoints import Checkpoints
-from experiments.runs import Run, StopRequest
+from experiments.support.checkpoints import Checkpoints
+from experiments.support.runs import Run, StopRequest
 
 Scores = dict[str, float]
+Curve = list[dict[str, Any]]  # what `learn` returns: its lines of metrics.jsonl, one a score
+Curves = dict[str, list[Curve]]  # by the name of the network, one for each seed
+TEST_SEED = 2**31  # of test data: no network is trained with it
 
 
 class Learner(NamedTuple):
@@ -47,7 +50,7 @@ class Learner(NamedTuple):
     optimizer: optax.GradientTransformation
     rows: int
     draw: Callable[[Array], jb.Batch]
-    score: Callable[[Any], dict[str, Array]]
+    score: Callable[[jb.NetworkParams], dict[str, Array]]
     steps: int
     every: int = 100
     solved: Callable[[Scores], bool] = lambda scores: False
@@ -55,7 +58,7 @@ class Learner(NamedTuple):
     gradient: jb.GradientMethod = jb.full()
 
 
-def learn(run: Run, stop: StopRequest, learner: Learner) -> list[dict[str, Any]]:
+def learn(run: Run, stop: StopRequest, learner: Learner) -> Curve:
     """Train one network to the end, to success or to a request to stop.
 
     Args:
@@ -96,18 +99,33 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> list[dict[str, Any]]
     return lines
 
 
-def learnt(run: Run, learner: Learner) -> Any:
+def learn_seeds(run: Run, stop: StopRequest, learners: list[Learner], seeds: int) -> Curves:
+    """Every network from seeds 0, 1, .., in parameters and batches; see `learn`."""
+    return {
+        one.name: [
+            learn(run, stop, one._replace(name=f"{one.name}, seed {seed}", seed=seed))
+            for seed in range(seeds)
+        ]
+        for one in learners
+    }
+
+
+def seconds_of_training(run: Run) -> float:
+    """Seconds of all training in this folder, also before an interruption."""
+    return sum({m["curve"]: m["seconds"] for m in run.metrics()}.values())  # of each curve, the last
+
+
+def learnt(run: Run, learner: Learner) -> jb.NetworkParams:
     """The parameters that `learn` ended with, of the last checkpoint."""
-    state, _, _ = _compiled(learner)
     with _checkpoints(run, learner) as saved:
-        return saved.restore(state).params
+        return saved.restore(_compiled(learner).state).params
 
 
 def _checkpoints(run: Run, learner: Learner) -> Checkpoints:
     return Checkpoints(run.folder / "checkpoints" / learner.name.replace(" ", "_"))
 
 
-def _last(learner: Learner, state: jb.TrainState, of_each: jb.Metrics) -> dict[str, Any]:
+def _last(learner: Learner, state: jb.TrainState, of_each: jb.Metrics) -> Scores:
     """Loss and largest gradient norm of a block, of the updates that were made."""
     made = np.asarray(of_each.finite)
     if not made.any():
@@ -119,7 +137,7 @@ def _last(learner: Learner, state: jb.TrainState, of_each: jb.Metrics) -> dict[s
     return {"loss": float(losses[-1]), "grad_norm": float(norms.max()), "skipped": int(state.skipped)}
 
 
-def _ended(learner: Learner, lines: list[dict[str, Any]]) -> bool:
+def _ended(learner: Learner, lines: Curve) -> bool:
     return bool(lines) and (lines[-1]["step"] >= learner.steps or learner.solved(lines[-1]))
 
 
@@ -127,12 +145,18 @@ def _shown(scores: Scores) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
 
-def _compiled(learner: Learner) -> tuple[jb.TrainState, Any, Any]:
+class _Compiled(NamedTuple):
     """The state to begin with, `every` updates in one dispatch, and the scores."""
+
+    state: jb.TrainState
+    advance: Callable[[jb.TrainState], tuple[jb.TrainState, jb.Metrics]]
+    score: Callable[[jb.NetworkParams], dict[str, Array]]
+
+
+def _compiled(learner: Learner) -> _Compiled:
     net, rows = learner.net, (learner.rows,)
     train_step = jb.make_train_step(net, learner.loss, learner.optimizer, gradient=learner.gradient)
-    key = jax.random.key(learner.seed)
-    of_params, of_batches = jax.random.split(key)
+    of_params, of_batches = jax.random.split(jax.random.key(learner.seed))
 
     def update(state: jb.TrainState, _: None) -> tuple[jb.TrainState, jb.Metrics]:
         batch = learner.draw(jax.random.fold_in(of_batches, state.step))
@@ -143,4 +167,4 @@ def _compiled(learner: Learner) -> tuple[jb.TrainState, Any, Any]:
         return jax.lax.scan(update, state, None, length=learner.every)
 
     state = jb.init_train_state(of_params, net, learner.optimizer, rows)
-    return state, jax.jit(advance, donate_argnums=0), jax.jit(learner.score)
+    return _Compiled(state, jax.jit(advance, donate_argnums=0), jax.jit(learner.score))

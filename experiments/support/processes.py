@@ -26,8 +26,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+import chex
 import jax
 import numpy as np
 from jax import Array
@@ -35,7 +36,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 
 import jax_bptt as jb
-from experiments.runs import StopRequest
+from experiments.support.runs import StopRequest
 
 GRACE = 10.0  # seconds in which processes end by themselves once one has
 REFUSED, LOST = 1, 3  # exit codes: it has said why; another process gave no answer
@@ -50,9 +51,9 @@ def is_member() -> bool:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other processes, if there are any, before JAX does anything; process 0 alone prints.
+    """Join the other processes, if there are any, before JAX does anything else. Only process 0 prints.
 
-    What ends one of them early ends it at once: left to itself JAX waits at the end for all the others.
+    An error ends this process at once: JAX by itself would wait for all the others first.
     """
     if not is_member():
         yield
@@ -86,30 +87,30 @@ def _end(code: int, why: str) -> NoReturn:
 
 
 def check_rows(rows: int) -> None:
-    """SystemExit unless every device has as many rows."""
+    """SystemExit unless every device gets the same number of rows."""
     if rows % jax.device_count():
         raise SystemExit(f"--rows {rows}: give a multiple of {jax.device_count()}, the number of devices")
 
 
-def agree(what: str, value: Any) -> None:
-    """SystemExit unless all processes have the same; all have to ask."""
+def agree(what: str, value: object) -> None:
+    """SystemExit unless this value is the same in all processes. Every process has to call this."""
     own = np.frombuffer(hashlib.sha256(repr(value).encode()).digest(), np.uint8)
     if (multihost_utils.process_allgather(own) != own).any():
         raise SystemExit(f"the processes differ in {what}: start all with one command and one --out")
 
 
-def by_rows(tree: Any, axis: int) -> Any:
-    """Arrays split along their axis of rows; of each a process reads its own part."""
+def by_rows(tree: chex.ArrayTree, axis: int) -> chex.ArrayTree:
+    """Split arrays over the devices along their axis of rows. A process reads only its own part."""
     return _placed(tree, jb.by_rows(_mesh(), tree, axis))
 
 
 def data_parallel(state: jb.TrainState) -> jb.TrainState:
-    """The carry split by rows, all else on every device."""
+    """Split the carry by rows, and put all else on every device."""
     return _placed(state, jb.data_parallel(_mesh(), state))
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
-    def place(whole: Any, sharding: NamedSharding) -> Array:
+def _placed(tree: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.ArrayTree:
+    def place(whole: Array, sharding: NamedSharding) -> Array:
         array = np.asarray(whole)
         return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
@@ -122,7 +123,7 @@ def _mesh() -> jax.sharding.Mesh:
 
 
 def any_process(came: bool) -> bool:
-    """Whether a stop came to any of them, or the one that started them is gone; all have to ask."""
+    """Whether any process was asked to stop or lost its parent. Every process has to call this."""
     parent = str(os.getppid())
     alone = os.environ.get(PARENT, parent) != parent
     return bool(multihost_utils.process_allgather(np.int32(came or alone)).any())
@@ -159,7 +160,7 @@ def _free_port() -> int:
 
 
 def _process(module: str, address: str, count: int, index: int, log: Path) -> subprocess.Popen[bytes]:
-    """In a session of its own, so that Ctrl-C reaches it by way of this process only."""
+    """Start one process, in a session of its own: Ctrl-C reaches it only through this process."""
     variables = {
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(count),
