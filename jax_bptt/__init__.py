@@ -1,81 +1,134 @@
-"""Recurrent networks trained by Backpropagation Through Time, in pure-functional JAX."""
+"""Recurrent networks trained by Backpropagation Through Time, in pure-functional JAX.
 
-from jax_bptt.adapters import convert as convert
-from jax_bptt.cell.cell import Carry as Carry
-from jax_bptt.cell.cell import Cell as Cell
-from jax_bptt.cell.cell import Params as Params
-from jax_bptt.cell.cell import StepCotangent as StepCotangent
-from jax_bptt.cell.cell import make_cell as make_cell
-from jax_bptt.cell.initializers import chrono as chrono
-from jax_bptt.cell.initializers import identity as identity
-from jax_bptt.cell.initializers import orthogonal as orthogonal
-from jax_bptt.cell.step_cell import StepCell as StepCell
-from jax_bptt.cell.step_cell import step_cell as step_cell
-from jax_bptt.cells.elman import elman as elman
-from jax_bptt.cells.gru import GRUParams as GRUParams
-from jax_bptt.cells.gru import gru as gru
-from jax_bptt.cells.indrnn import indrnn as indrnn
-from jax_bptt.cells.leaky import LeakyParams as LeakyParams
-from jax_bptt.cells.leaky import leaky as leaky
-from jax_bptt.cells.learn_carry import learn_carry as learn_carry
-from jax_bptt.cells.lstm import LSTMCarry as LSTMCarry
-from jax_bptt.cells.lstm import PeepholeParams as PeepholeParams
-from jax_bptt.cells.lstm import lstm as lstm
-from jax_bptt.cells.mgu import mgu as mgu
-from jax_bptt.checking.gradient_check import check_cell as check_cell
-from jax_bptt.checking.gradient_check import check_gradient as check_gradient
-from jax_bptt.checking.report import Report as Report
-from jax_bptt.engine.sequence import mask_of_lengths as mask_of_lengths
-from jax_bptt.flow.clipped_share import clipped_share as clipped_share
-from jax_bptt.flow.credit import Credit as Credit
-from jax_bptt.flow.credit import Terms as Terms
-from jax_bptt.flow.credit import by_steps as by_steps
-from jax_bptt.flow.credit import credit as credit
-from jax_bptt.flow.gradient_flow import GradientFlow as GradientFlow
-from jax_bptt.flow.gradient_flow import LayerFlow as LayerFlow
-from jax_bptt.flow.gradient_flow import gradient_flow as gradient_flow
-from jax_bptt.flow.lag_profile import lag_profile as lag_profile
-from jax_bptt.flow.lyapunov import Lyapunov as Lyapunov
-from jax_bptt.flow.lyapunov import lyapunov_spectrum as lyapunov_spectrum
-from jax_bptt.flow.regularisers import flossing as flossing
-from jax_bptt.flow.regularisers import omega as omega
-from jax_bptt.gradients.artbp import artbp as artbp
-from jax_bptt.gradients.autodiff import autodiff as autodiff
-from jax_bptt.gradients.checkpointed import checkpointed as checkpointed
-from jax_bptt.gradients.clipped import clipped as clipped
-from jax_bptt.gradients.full import full as full
-from jax_bptt.gradients.method import GradientMethod as GradientMethod
-from jax_bptt.gradients.newton import Newton as Newton
-from jax_bptt.gradients.newton import NewtonInfo as NewtonInfo
-from jax_bptt.gradients.newton import newton as newton
-from jax_bptt.gradients.parallel import parallel as parallel
-from jax_bptt.gradients.rtrl import rtrl as rtrl
-from jax_bptt.gradients.truncated import truncated as truncated
-from jax_bptt.networks.layers import Directions as Directions
-from jax_bptt.networks.layers import Layer as Layer
-from jax_bptt.networks.layers import layer as layer
-from jax_bptt.networks.losses import softmax_cross_entropy as softmax_cross_entropy
-from jax_bptt.networks.losses import squared_error as squared_error
-from jax_bptt.networks.network import Network as Network
-from jax_bptt.networks.network import NetworkParams as NetworkParams
-from jax_bptt.networks.network import network as network
-from jax_bptt.networks.readout import Readout as Readout
-from jax_bptt.networks.readout import ReadoutParams as ReadoutParams
-from jax_bptt.networks.readout import last as last
-from jax_bptt.networks.readout import readout as readout
-from jax_bptt.networks.value_and_grad import value_and_grad as value_and_grad
-from jax_bptt.training.sharding import by_rows as by_rows
-from jax_bptt.training.sharding import data_parallel as data_parallel
-from jax_bptt.training.sharding import fully_sharded as fully_sharded
-from jax_bptt.training.train import Batch as Batch
-from jax_bptt.training.train import Metrics as Metrics
-from jax_bptt.training.train import TrainState as TrainState
-from jax_bptt.training.train import init_train_state as init_train_state
-from jax_bptt.training.train import make_train_step as make_train_step
-from jax_bptt.training.train import make_train_steps as make_train_steps
-from jax_bptt.unrolling.online_rtrl import RTRLState as RTRLState
-from jax_bptt.unrolling.online_rtrl import rtrl_gradient as rtrl_gradient
-from jax_bptt.unrolling.online_rtrl import rtrl_init as rtrl_init
-from jax_bptt.unrolling.online_rtrl import rtrl_step as rtrl_step
-from jax_bptt.unrolling.unroll import unroll as unroll
-from jax_bptt.unrolling.unroll_by_newton import unroll_by_newton as unroll_by_newton
+This is the only list of public names: what is in the folders below may change, these stay.
+"""
+
+from jax_bptt.adapters import convert
+from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, make_cell
+from jax_bptt.cell.initializers import chrono, identity, orthogonal
+from jax_bptt.cell.step_cell import StepCell, step_cell
+from jax_bptt.cells.elman import elman
+from jax_bptt.cells.gru import GRUParams, gru
+from jax_bptt.cells.indrnn import indrnn
+from jax_bptt.cells.leaky import LeakyParams, leaky
+from jax_bptt.cells.learn_carry import learn_carry
+from jax_bptt.cells.lstm import LSTMCarry, PeepholeParams, lstm
+from jax_bptt.cells.mgu import mgu
+from jax_bptt.checking.gradient_check import check_cell, check_gradient
+from jax_bptt.checking.report import Report
+from jax_bptt.engine.sequence import mask_of_lengths
+from jax_bptt.flow.clipped_share import clipped_share
+from jax_bptt.flow.credit import Credit, Terms, by_steps, credit
+from jax_bptt.flow.gradient_flow import GradientFlow, LayerFlow, gradient_flow
+from jax_bptt.flow.lag_profile import lag_profile
+from jax_bptt.flow.lyapunov import Lyapunov, lyapunov_spectrum
+from jax_bptt.flow.regularisers import flossing, omega
+from jax_bptt.gradients.artbp import artbp
+from jax_bptt.gradients.autodiff import autodiff
+from jax_bptt.gradients.checkpointed import checkpointed
+from jax_bptt.gradients.clipped import clipped
+from jax_bptt.gradients.full import full
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.gradients.newton import Newton, NewtonInfo, newton
+from jax_bptt.gradients.parallel import parallel
+from jax_bptt.gradients.rtrl import rtrl
+from jax_bptt.gradients.truncated import truncated
+from jax_bptt.networks.layers import Directions, Layer, layer
+from jax_bptt.networks.losses import softmax_cross_entropy, squared_error
+from jax_bptt.networks.network import Network, NetworkParams, network
+from jax_bptt.networks.readout import Readout, ReadoutParams, last, readout
+from jax_bptt.networks.value_and_grad import value_and_grad
+from jax_bptt.training.sharding import by_rows, data_parallel, fully_sharded
+from jax_bptt.training.train import (
+    Batch,
+    Metrics,
+    TrainState,
+    init_train_state,
+    make_train_step,
+    make_train_steps,
+)
+from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, rtrl_step
+from jax_bptt.unrolling.unroll import unroll
+from jax_bptt.unrolling.unroll_by_newton import unroll_by_newton
+
+__all__ = [
+    "Batch",
+    "Carry",
+    "Cell",
+    "Credit",
+    "Directions",
+    "GRUParams",
+    "GradientFlow",
+    "GradientMethod",
+    "LSTMCarry",
+    "Layer",
+    "LayerFlow",
+    "LeakyParams",
+    "Lyapunov",
+    "Metrics",
+    "Network",
+    "NetworkParams",
+    "Newton",
+    "NewtonInfo",
+    "Params",
+    "PeepholeParams",
+    "RTRLState",
+    "Readout",
+    "ReadoutParams",
+    "Report",
+    "StepCell",
+    "StepCotangent",
+    "Terms",
+    "TrainState",
+    "artbp",
+    "autodiff",
+    "by_rows",
+    "by_steps",
+    "check_cell",
+    "check_gradient",
+    "checkpointed",
+    "chrono",
+    "clipped",
+    "clipped_share",
+    "convert",
+    "credit",
+    "data_parallel",
+    "elman",
+    "flossing",
+    "full",
+    "fully_sharded",
+    "gradient_flow",
+    "gru",
+    "identity",
+    "indrnn",
+    "init_train_state",
+    "lag_profile",
+    "last",
+    "layer",
+    "leaky",
+    "learn_carry",
+    "lstm",
+    "lyapunov_spectrum",
+    "make_cell",
+    "make_train_step",
+    "make_train_steps",
+    "mask_of_lengths",
+    "mgu",
+    "network",
+    "newton",
+    "omega",
+    "orthogonal",
+    "parallel",
+    "readout",
+    "rtrl",
+    "rtrl_gradient",
+    "rtrl_init",
+    "rtrl_step",
+    "softmax_cross_entropy",
+    "squared_error",
+    "step_cell",
+    "truncated",
+    "unroll",
+    "unroll_by_newton",
+    "value_and_grad",
+]

@@ -3,7 +3,7 @@
 article   E = Σ_t (d_t − Y_t)²,   Y_t = g₂(W_y S_t)
 
 forward   h_t = layers(x_t)                 `network`                                     (V1)
-          E, and G_t = dE/dh_t              `reading`                                     (V2)
+          E, and G_t = dE/dh_t              `readout_and_loss`                            (V2)
 back      dE/dW_x, dE/dW_h of each layer    from G_t: the summed rule, in `gradients`;    (V3)
           G_t of the layer below            is dE/dx_t of this one
 
