@@ -2,8 +2,8 @@
 
 Everything else of the house calls these nine, so a value with other functions in it runs every gradient
 method, diagnostic and check in another way. A kernel, for instance, is the engine of pointwise cells with
-two other loops, `POINTWISE._replace(forward_loop=..., backward_loop=...)`, in the field `engine` of a cell:
-`full`, `checkpointed`, `truncated`, `artbp` and `clipped` then run it without a change.
+two other loops, `POINTWISE._replace(forward_loop=..., backward_loop=...)`. A gradient method names the
+engine that it runs on, and `full`, `checkpointed`, `truncated`, `artbp` and `clipped` run on any.
 """
 
 from __future__ import annotations

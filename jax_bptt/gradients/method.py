@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jax_bptt.base.types import ArrayTree
 from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine.engine import AnyEngine
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 
@@ -77,12 +78,19 @@ class GradientMethod(NamedTuple):
       stream: (recurrence, weights, carry, sequence, data) -> `Streamed`, for a method that runs a whole
         network chunk by chunk, loss included, and never holds the outputs of all steps; None for one
         that goes layer by layer.
+      engine: cell -> the `Engine` that this method runs it on, such as one whose loops are a kernel; None
+        for the cell's own. Any method runs on any engine: `full()._replace(name=..., engine=...)`.
     """
 
     name: str
     forward: Callable[[AnyCell, Run], tuple[Outputs, Kept]]
     backward: Callable[[AnyCell, Kept, Outputs], Cotangents] | None
     stream: Callable[[Recurrence, Weights, Carry, Sequence, Data], Streamed] | None = None
+    engine: Callable[[AnyCell], AnyEngine] | None = None
+
+    def on_engine(self, cell: AnyCell) -> AnyCell:
+        """The cell with the engine that this method runs it on."""
+        return cell if self.engine is None else cell._replace(engine=self.engine(cell))
 
     def __repr__(self) -> str:
         return self.name

@@ -261,11 +261,12 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     """All layers, readout and loss of one chunk before the next."""
     net, loss, gradient, _ = objective
     params, sequence = local.params, local.sequence
+    of_chunk = full()._replace(engine=gradient.engine)
     Chunk = tuple[Sequence, Targets, PRNGKey | None]
 
     def run(cells: tuple[Any, ...], carry: NetworkCarry, here: Chunk) -> tuple[NetworkCarry, Array]:
         sequence, _, keys = here
-        return features(net, cells, carry, sequence, full(), keys)  # (V1)
+        return features(net, cells, carry, sequence, of_chunk, keys)  # (V1)
 
     def advance(params: NetworkParams, carry: NetworkCarry, here: Chunk) -> NetworkCarry:
         return run(params.cells, carry, here)[0]

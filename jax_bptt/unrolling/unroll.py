@@ -97,6 +97,7 @@ def run_checked(
     sequence: Sequence,
 ) -> tuple[State, Array]:
     """`unroll` of arguments that have been checked, on one device or inside a jax.shard_map."""
+    cell = gradient.on_engine(cell)
     run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
     run = to_local(run, run)
     if gradient.backward is None:  # left to JAX: no custom_vjp, so that forward mode (jvp) works too
