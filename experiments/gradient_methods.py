@@ -142,7 +142,9 @@ def compare(config: Config) -> None:
     """All but `--peak`."""
     run = Run(config.out, settings(config, "peak"))
     run.keep_metrics(lambda m: "million" in m)
-    sizes = {size_of(config, cell): METHODS for cell in config.cells}
+    sizes: dict[Size, tuple[jb.GradientMethod, ...]] = {
+        size_of(config, cell): METHODS for cell in config.cells
+    }
     sizes[SMALL] = tuple(dict.fromkeys((*sizes.get(SMALL, ()), *AT_SMALL_SIZE)))
     with StopRequest() as stop:
         # first, while this process is small: Linux counts its peak in that of a process it starts

@@ -57,20 +57,29 @@ def _on_other_loops(method):
 
 @pytest.mark.parametrize(
     "method",
-    [jb.full(2), jb.full(recompute=False), jb.checkpointed(2, 2), jb.truncated(3), jb.artbp(0.2), jb.clipped(0.5)],
+    [
+        jb.full(2),
+        jb.full(recompute=False),
+        jb.checkpointed(2, 2),
+        jb.truncated(3),
+        jb.artbp(0.2),
+        jb.clipped(0.5),
+    ],
     ids=repr,
 )
 def test_a_gradient_method_runs_on_other_loops(method):
     """unroll layer by layer, and value_and_grad by chunks, with all marks."""
     case = cases.make("lstm", 5, (2,), marks=("mask", "reset", "cut"))
-    cell, net = case.row.cell, jb.network([case.row.cell], jb.readout(cases.H, 2))
+    net = jb.network([case.row.cell], jb.readout(cases.H, 2))
     params = jb.NetworkParams((case.params,), net.readout.init(jax.random.key(0)))
     targets = jnp.ones((5, 2, 2))
 
     def both(gradient):
         of_cell = jax.grad(lambda *primals: w.error(case, w.unrolled(case, gradient)(*primals)), (0, 1, 2))
         data = params, (case.carry,), case.xs, targets
-        return of_cell(*case.primals()), jb.value_and_grad(net, jb.squared_error)(*data, gradient=gradient, **case.marks)
+        return of_cell(*case.primals()), jb.value_and_grad(net, jb.squared_error)(
+            *data, gradient=gradient, **case.marks
+        )
 
     CALLS.clear()
     found = jax.jit(both, static_argnums=0)(_on_other_loops(method))
