@@ -3,6 +3,7 @@
 import ast
 import html
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ PACKAGE = ROOT / "jax_bptt"
 DOCS = ROOT / ".docs"
 sys.path.insert(0, str(DOCS))
 
+import derived  # noqa: E402
 import equations  # noqa: E402
 
 PAIRS = {"msub": "_", "msup": "^", "munder": "_", "mover": "", "msubsup": "_^", "munderover": "_^"}
@@ -65,8 +67,42 @@ def test_every_public_name_is_on_one_page(site):
             path = f"{public.__module__}.{name.name}" if callable(public) else f"{node.module}.{name.name}"
             times[path] = len(re.findall(rf'<h\d id="{re.escape(path)}"', text))
     assert len(times) > 70
-    wrong = [f"::: {path}" for path, n in times.items() if n != 1]
-    assert not wrong, "write these once, each in a page of .docs/pages/api"
+    assert [path for path, n in times.items() if n != 1] == []
+
+
+def test_what_is_new_is_derived(tmp_path):
+    files = {
+        "__init__.py": """
+            from jax_bptt.cells.toy import Toy, toy
+            from jax_bptt.rooms.room import room
+            __all__ = ["Toy", "room", "toy"]
+        """,
+        "cells/__init__.py": '"Floor 4: one cell a file."',
+        "cells/toy.py": """
+            "A toy.\\n\\n    y = 2 x    (T1)"
+            class Toy: ...
+            def toy(): ...
+            def not_public(): ...
+        """,
+        "rooms/__init__.py": "",
+        "rooms/room.py": "def room(): ...",
+    }
+    for place, text in files.items():
+        path = tmp_path / "jax_bptt" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(inspect.cleandoc(text))
+    pages = derived.pages(tmp_path)
+    assert {place: re.findall(r"^::: jax_bptt\.(\S+)", text, re.M) for place, text in pages.items()} == {
+        "derivations/cells.md": ["cells.toy"],
+        "api/cells.md": ["cells.toy.toy", "cells.toy.Toy"],
+        "api/rooms.md": ["rooms.room.room"],
+    }
+    assert pages["api/cells.md"].startswith("# Cells\n\nOne cell a file. ")
+    assert pages["api/rooms.md"].startswith("# Rooms\n\n")
+
+
+def test_a_title_belongs_to_a_folder():
+    assert [folder for folder in derived.TITLES if not (PACKAGE / folder).is_dir()] == []
 
 
 def test_every_derivation_is_on_a_page_and_its_equations_are_mathematics(site):
@@ -96,9 +132,9 @@ def test_no_equation_is_left_as_it_was_typed(site):
         ("cells", "δz_{t}=a_{t} λ_{t}"),
         ("engine", "λ~_{t−1}=(ds_{t}/ds~_{t−1})^{T} λ_{t}"),
         ("engine", "dE/dW_{h}=∑_{t} h~_{t−1}^{T} δv_{t}"),
-        ("network", "E=∑_{t} ∑ (d_{t}−Y_{t})^{2}"),
-        ("network", "Y_{t}=g_{2}(W_{y} S_{t})"),
-        ("network", "dE/dW_{y}=∑_{t} h_{t}^{T} δz_{t}"),
+        ("networks", "E=∑_{t} ∑ (d_{t}−Y_{t})^{2}"),
+        ("networks", "Y_{t}=g_{2}(W_{y} S_{t})"),
+        ("networks", "dE/dW_{y}=∑_{t} h_{t}^{T} δz_{t}"),
         ("flow", "dE_{t}/dW_{s}=∑_{k≤t} dE_{t}/dY_{t} dY_{t}/dS_{t} (∏ dS_{i}/dS_{i−1}) dS_{k}/dW_{s}"),
     ],
 )

@@ -47,6 +47,30 @@ def test_a_room_imports_only_rooms_below_it(path):
             assert package in {*sys.stdlib_module_names, "jax", "numpy", "optax", "chex"}, name
 
 
+def test_rooms_of_one_floor_do_not_import_each_other_in_a_circle():
+    below = {}
+    for path in FILES:
+        module = "jax_bptt." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        below[module] = {name for name in _imports(path) if name.startswith("jax_bptt.")}
+    for _ in below:
+        done = {module for module, names in below.items() if not names & below.keys()}
+        below = {module: names for module, names in below.items() if module not in done}
+    assert not below
+
+
+def test_a_folder_exports_nothing():
+    """The one list of public names is the package's; so no module is shadowed by a function of its name."""
+    for path in PACKAGE.glob("*/__init__.py"):
+        (docstring,) = ast.parse(path.read_text()).body
+        assert isinstance(docstring, ast.Expr), path
+    import jax_bptt as jb
+
+    public = {name for name in vars(jb) if not name.startswith("_")}
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert public - folders == set(jb.__all__)
+    assert not folders & set(jb.__all__)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_file_outgrows_one_idea(path):
     assert len(path.read_text().splitlines()) <= 350

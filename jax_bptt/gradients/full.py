@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ from jax_bptt.engine.engine import Forward, Transform
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.method import GradientMethod, method_repr
+
+_Towards: TypeAlias = tuple[State, tuple[ArrayTree, State | None]]  # dE/ds; sums dE/dparams and dE/dstart
 
 
 def _share_of_steps(argument: str, share: Foreign) -> float | None:
@@ -98,9 +101,8 @@ def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run
         def run_chunk(
             s: State, first: chunks.First, here: Sequence
         ) -> tuple[State, tuple[State, Slopes | None]]:
-            last, states, slopes = phases.forward(
-                cell, run._replace(carry=s, sequence=here), keep_slopes
-            )  # (B1)
+            stretch = run._replace(carry=s, sequence=here)
+            last, states, slopes = phases.forward(cell, stretch, keep_slopes)  # (B1)
             return last, (states, slopes)
 
         last, (states, slopes) = chunks.scan(run_chunk, carry, run.sequence, steps, begin=begin, end=end)
@@ -130,13 +132,10 @@ def backward(
     assert states is not None  # the forward pass keeps them
     steps, total = chunk or chunks.chunk_of(run.sequence, run.params), len(d.hs)
     kept_from = total if slopes is None else total - chunks.length(slopes)
-    Towards = tuple[
-        State, tuple[ArrayTree, State | None]
-    ]  # dE/ds of the chunk's begin; dE/dparams, dE/dstart
 
     def back_through_chunk(
-        slopes: Slopes | None, towards: Towards, first: chunks.First, here: tuple[Sequence, Array, State]
-    ) -> tuple[Towards, Array]:
+        slopes: Slopes | None, towards: _Towards, first: chunks.First, here: tuple[Sequence, Array, State]
+    ) -> tuple[_Towards, Array]:
         d_s, sums = towards
         part, d_h, s = here
         stretch = run._replace(carry=_state_before(first, run.carry, states), sequence=part)
@@ -146,7 +145,7 @@ def backward(
         return (found.carry, chunks.add_to(sums, (found.params, found.start))), found.xs  # (B5)
 
     like = run.params, run.start
-    towards: Towards = d.carry, chunks.zero_sums(like)
+    towards: _Towards = d.carry, chunks.zero_sums(like)
     d_xs: list[Array] = []
     for of_these, begin, end in ((slopes, kept_from, total), (None, 0, kept_from)):
         if begin < end:
