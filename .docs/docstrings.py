@@ -109,7 +109,7 @@ class _Equations(BlockProcessor):
         self.link = link
 
     def test(self, parent: etree.Element, block: str) -> bool:
-        return _is_equations(block)
+        return is_equations(block)
 
     def run(self, parent: etree.Element, blocks: list[str]) -> None:
         lines = blocks.pop(0).split("\n")
@@ -119,7 +119,7 @@ class _Equations(BlockProcessor):
         etree.SubElement(parent, "p").text = self.parser.md.htmlStash.store(html)
 
 
-def _is_equations(block: str) -> bool:
+def is_equations(block: str) -> bool:
     lines = block.rstrip().split("\n")
     if lines[0].startswith("    "):
         return True

@@ -33,6 +33,11 @@ def dot(a: ArrayTree, b: ArrayTree) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), jnp.zeros((), jax.tree.leaves(a)[0].dtype))
 
 
+def num_parameters(weights: ArrayTree) -> int:
+    """How many numbers there are in all arrays of a tree, or in their shapes."""
+    return sum(w.size for w in jax.tree.leaves(weights))
+
+
 def sum_over_first_axis(tree: Tree) -> Tree:
     """Each leaf summed over its first axis."""
     return jax.tree.map(lambda z: z.sum(0), tree)

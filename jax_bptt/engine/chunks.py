@@ -14,10 +14,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
-from jax_bptt.base.trees import wide
+from jax_bptt.base.trees import num_parameters, wide
 from jax_bptt.base.types import ArrayTree, Tree
 from jax_bptt.engine.sequence import Sequence
 
@@ -116,7 +115,7 @@ def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
     270, -, GRU there -, 179, 194, 201, -; (64, 32, 1024) -, 347, 345, 300, 300, Elman there -, 64, 74,
     78, 78.
     """
-    steps, batch, numbers = len(sequence.xs), math.prod(sequence.rows), optax.tree.size(weights)
+    steps, batch, numbers = len(sequence.xs), math.prod(sequence.rows), num_parameters(weights)
     at_once = min(max(steps * batch // 4, 512), 1024)
     if numbers >= 1e6:
         at_once = 2048 if numbers >= 4e6 else 512

@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from jax_bptt.base.checks import integer, is_array
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import plus, root, zeros_like
+from jax_bptt.base.trees import num_parameters, plus, root, zeros_like
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Slopes, State, Targets
 from jax_bptt.engine import phases
 from jax_bptt.engine.sequence import Sequence
@@ -174,7 +173,7 @@ def _weighed(layer: LayerRecord, whole: ArrayTree, found: AtLag) -> Any:
         return jax.tree.map(_squared_and_along, d_params, whole)  # (Z3)
 
     xs = layer.run.sequence.xs
-    at_once = max(1, AT_ONCE // optax.tree.size(layer.run.params))
+    at_once = max(1, AT_ONCE // num_parameters(layer.run.params))
     steps = layer.s_prev, xs, layer.slopes, found.lam, found.d_start
     return jax.lax.map(weigh_step, steps, batch_size=min(at_once, len(xs)))
 

@@ -23,12 +23,12 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number, or_none, size
 from jax_bptt.base.errors import bad
+from jax_bptt.base.trees import num_parameters
 from jax_bptt.base.types import ArrayTree, Foreign, Slopes, State
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import chunks, phases
@@ -121,7 +121,7 @@ def _share(steps: int, run: Run) -> float:
     """The share of steps whose slopes are made again, where the user does not say."""
     if steps >= len(run.sequence.xs):
         return 0
-    return 2 / 3 if optax.tree.size(run.params) >= 1e6 else 1
+    return 2 / 3 if num_parameters(run.params) >= 1e6 else 1
 
 
 def backward(

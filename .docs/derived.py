@@ -1,0 +1,92 @@
+"""The pages that are derived from the package, which is read for this and not imported.
+
+* api/FOLDER.md has the names of `jax_bptt.__all__` that are defined in the folder.
+* derivations/FOLDER.md has its modules whose docstrings hold equations; of each the docstring alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import griffe
+from docstrings import is_equations
+
+TITLES = {  # in the order of the pages; a folder that is not here comes last, under its own name
+    "cells": "Cells",
+    "cell": "Cells of your own",
+    "engine": "Backpropagation Through Time",
+    "gradients": "Gradient methods",
+    "unrolling": "Unroll",
+    "networks": "Network and losses",
+    "training": "Training",
+    "flow": "Seeing the gradient",
+    "checking": "Checking",
+    "adapters": "Converting",
+}
+SAYS = {  # on every page of a chapter, after what the docstring of the folder says
+    "derivations": "Here is what stands at the top of each module: its equations, whose numbers end the "
+    "lines of code that compute them.",
+    "api": "Every name is in `jax_bptt`, here called `jb`.",
+}
+
+
+def pages(root: Path) -> dict[str, str]:
+    """The Markdown of each page, by its place; `root` is the folder that jax_bptt is in."""
+    package = griffe.load("jax_bptt", search_paths=[root], try_relative_path=False, allow_inspection=False)
+    public = [package[name].final_target for name in package.exports]
+    folders = {name: folder for name, folder in package.modules.items() if not folder.is_alias}
+    out = {}
+    for name in [*TITLES, *sorted(folders.keys() - TITLES.keys())]:
+        if name in folders:
+            title = TITLES.get(name, name.capitalize())
+            text = re.sub(r"^Floor \d+: ", "", _docstring(folders[name]))
+            api = list(_api(folders[name], public))
+            derivations = list(_derivations(folders[name], shown="\n".join(api)))
+            for chapter, entries in (("derivations", derivations), ("api", api)):
+                if entries:
+                    introduction = f"{text[:1].upper()}{text[1:]} {SAYS[chapter]}"
+                    out[f"{chapter}/{name}.md"] = "\n\n".join([f"# {title}", introduction, *entries])
+    return out
+
+
+def _api(folder: griffe.Module, public: list[griffe.Object]) -> Iterator[str]:
+    """The public names of a folder: functions, then classes, by module and in the order of its lines."""
+    inside = [name for name in public if name.path.startswith(f"{folder.path}.")]
+    for name in sorted(inside, key=lambda name: (not name.is_function, name.filepath, name.lineno)):
+        if name.is_module:
+            yield f"`jb.{name.name}` is a module, whose functions are those below."
+            yield from _public_module(name)
+        else:
+            yield f"::: {name.path}"
+
+
+def _public_module(public: griffe.Module) -> Iterator[str]:
+    """A public module, what those beside it share, and each of them that defines names of its `__all__`."""
+    defined = {
+        module: [name for name in module.members if name in public.exports and not module[name].is_alias]
+        for module in _modules(public.parent)
+    }
+    for module in sorted(defined, key=lambda module: (module is not public, defined[module] != [])):
+        yield _entry(module, f"members: {defined[module]}")
+
+
+def _derivations(folder: griffe.Module, shown: str) -> Iterator[str]:
+    """The modules with equations that the API does not show already."""
+    for module in _modules(folder):
+        equations = any(is_equations(block) for block in _docstring(module).split("\n\n"))
+        if equations and f"::: {module.path}\n" not in shown:
+            yield _entry(module, "members: false, show_root_full_path: true")
+
+
+def _entry(module: griffe.Module, options: str) -> str:
+    return f"::: {module.path}\n    options: {{{options}}}"
+
+
+def _modules(folder: griffe.Module) -> list[griffe.Module]:
+    return [module for _, module in sorted(folder.modules.items())]
+
+
+def _docstring(module: griffe.Module) -> str:
+    return module.docstring.value if module.docstring else ""
