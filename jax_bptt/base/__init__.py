@@ -1,1 +1,1 @@
-"""Floor 1: types, errors, checks, trees and caching, for every other room."""
+"""Floor 1: types, errors, checks of single arguments, arithmetic on trees, and caching, for all rooms."""

@@ -1,1 +1,1 @@
-"""Floor 4: one cell a file."""
+"""Floor 4: the built-in cells, one a file: the step, and its derivative by hand."""

@@ -1,1 +1,1 @@
-"""Floor 7: is a gradient right?"""
+"""Floor 7: is a gradient right? Three independent witnesses, and a report."""

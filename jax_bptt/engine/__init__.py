@@ -1,1 +1,1 @@
-"""Floor 3: matrix products, time loops, memory, layout, precision and devices, written once for all cells."""
+"""Floor 3: matrix products, loops over time, memory, layout, precision and devices, once for all cells."""
