@@ -3,9 +3,9 @@
 import itertools
 import os
 
-from compiling import FLAGS
+from support.compile_options import FLAGS
 
-# Before jax is imported; what was chosen outside comes last, and counts. `compiling.OPTIMISED` undoes it.
+# Before jax is imported; what was chosen outside comes last, and counts.
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax

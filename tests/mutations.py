@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from cases import CELLS, KINDS
-from witnesses import as_dict
+from support.witnesses import as_dict
 
 import jax_bptt as jb
 from jax_bptt.engine import loops

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from public import ROWS
+from support.public_api_table import ROWS
 
 import jax_bptt as jb
 

@@ -8,8 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from compiling import OPTIMISED
-from optimizers import ADAM, SGD
+from support.compile_options import OPTIMISED
+from support.optimizers import ADAM, SGD
 
 import jax_bptt as jb
 

@@ -8,7 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import witnesses as w
+import support.witnesses as w
 
 import jax_bptt as jb
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import EXACT, KINDS, make
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from optimizers import ADAM, SGD, lenient
+from support.optimizers import ADAM, SGD, lenient
 
 import jax_bptt as jb
 from experiments.collectives import collectives

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optimizers import SGD
+from support.optimizers import SGD
 
 import jax_bptt as jb
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import witnesses as w
-from optimizers import SGD
+import support.witnesses as w
+from support.optimizers import SGD
 
 import jax_bptt as jb
 from jax_bptt.engine.loops import forward, linearise, previous

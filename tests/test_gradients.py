@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import CELLS, EXACT, KINDS, MARKS, METHODS, every_case, make
 
 import jax_bptt as jb

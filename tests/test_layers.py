@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import CELLS, METHODS, H, I
-from optimizers import SGD
+from support.optimizers import SGD
 
 import jax_bptt as jb
 

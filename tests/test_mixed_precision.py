@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import CELLS, EXACT
 
 import jax_bptt as jb

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import mutations
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import CELLS, EXACT, KINDS, make
 
 import jax_bptt as jb

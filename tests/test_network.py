@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import METHODS
 
 import jax_bptt as jb

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from cases import EXACT
-from optimizers import SGD
+from support.optimizers import SGD
 
 import jax_bptt as jb
 

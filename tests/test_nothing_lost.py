@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from optimizers import ADAM
+from support.optimizers import ADAM
 
 import jax_bptt as jb
 from experiments import char_lm, learning, results, runs
@@ -37,7 +37,8 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(tmp_path):
         "OPENBLAS_NUM_THREADS": "1",  # no threads to be forked with
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, ROOT / "tests" / "kills.py", tmp_path, str(KILLS), *options]
+    script = ROOT / "tests" / "support" / "kill_and_resume.py"
+    command = [sys.executable, script, tmp_path, str(KILLS), *options]
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
     )

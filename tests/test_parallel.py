@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import CELLS, make
 
 import jax_bptt as jb

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from witnesses import ratios
+from support.witnesses import ratios
 
 import jax_bptt as jb
 from jax_bptt.adapters import convert

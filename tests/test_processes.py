@@ -13,7 +13,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-import witnesses as w
+import support.witnesses as w
 
 import jax_bptt as jb
 from experiments import char_lm, processes

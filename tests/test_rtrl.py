@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import make
 from test_gradients import LIMIT, _assert_agreement
 

@@ -7,7 +7,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import KINDS, make
 
 import jax_bptt as jb

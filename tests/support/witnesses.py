@@ -9,9 +9,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from cases import Case, initial
-from compiling import OPTIMISED
 
 import jax_bptt as jb
+from support.compile_options import OPTIMISED
 
 
 def unrolled(case: Case, method: jb.GradientMethod) -> Any:

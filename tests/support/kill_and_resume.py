@@ -1,6 +1,6 @@
 """Training that is killed again and again, and training that is not.
 
-    python tests/kills.py FOLDER KILLS OPTIONS OF CHAR_LM
+    python tests/support/kill_and_resume.py FOLDER KILLS OPTIONS OF CHAR_LM
 
 Every run of experiments.char_lm is a process of its own, forked from this one after the imports, which are
 what takes time, and before JAX does anything. It prints a line of JSON a kill.
