@@ -192,6 +192,11 @@ MUTATIONS = {
 PAIRS = [(m, name) for name in KINDS for m, mutation in MUTATIONS.items() if mutation.spoiled(name)]
 
 
+STEPS, ROWS = 5, 3  # where every mistake matters
+_PATTERN = jnp.arange(STEPS * ROWS).reshape(STEPS, ROWS)
+PATTERNS = {"mask": _PATTERN % 4 != 1, "reset": _PATTERN % 4 == 3, "cut": _PATTERN % 4 == 2}
+
+
 def method(mutation: Mutation) -> jb.GradientMethod:
     """full() with the mutated backward pass."""
     return jb.full()._replace(name="mutated", backward=mutation.backward)
@@ -199,10 +204,8 @@ def method(mutation: Mutation) -> jb.GradientMethod:
 
 def report(mutation: Mutation, name: str) -> jb.Report:
     """What the public checker says of it."""
-    pattern = jnp.arange(15).reshape(5, 3)
-    marks = {"mask": pattern % 4 != 1, "reset": pattern % 4 == 3, "cut": pattern % 4 == 2}
-    given = {n: marks[n] for n in mutation.marks}
-    return jb.check_gradient(CELLS[name].cell, gradient=method(mutation), batch_shape=(3,), **given)
+    given = {n: PATTERNS[n] for n in mutation.marks}
+    return jb.check_gradient(CELLS[name].cell, gradient=method(mutation), batch_shape=(ROWS,), **given)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import support.witnesses as w
 from cases import make
+from support.refusals import refused
 
 import jax_bptt as jb
 from jax_bptt.engine.sequence import Sequence
@@ -195,12 +196,7 @@ BAD = {
     "recompute as text": (lambda: jb.full(recompute="all"), r"recompute: expected True, False, None or"),
 }
 
-
-@pytest.mark.parametrize("name", BAD)
-def test_message(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        call()
+test_messages = refused(BAD)
 
 
 def test_methods_are_values():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 import support.witnesses as w
 from cases import CELLS, make
+from support.refusals import refused
 
 import jax_bptt as jb
 
@@ -285,12 +286,7 @@ BAD = {
     ),
 }
 
-
-@pytest.mark.parametrize("name", BAD)
-def test_message(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        call()
+test_messages = refused(BAD)
 
 
 def test_methods_are_values():

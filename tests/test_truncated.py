@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import support.witnesses as w
 from cases import KINDS, make
+from support.refusals import refused
 
 import jax_bptt as jb
 
@@ -219,12 +220,7 @@ BAD = {
     "rate as array": (lambda: jb.artbp(np.ones(2)), r"rate: expected a probability .* got float64\[2\]"),
 }
 
-
-@pytest.mark.parametrize("name", BAD)
-def test_message(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        call()
+test_messages = refused(BAD)
 
 
 def test_methods_are_values():
