@@ -1,4 +1,4 @@
-"""Strict numerics for every test and doctest: x64, no silent promotion of dtypes or ranks."""
+"""Every test and doctest runs with strict numerics: x64, no silent promotion of dtypes or ranks."""
 
 import gc
 import itertools

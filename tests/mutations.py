@@ -1,4 +1,4 @@
-"""Right backward passes made wrong, one mistake each: the negative controls of every checker.
+"""Right backward passes made wrong by one mistake each: the negative controls of every checker.
 
 A mutation says to which cells it applies, which marks the sequence needs for the mistake to matter, and
 the leaves that it must spoil: those and no others. `python tests/mutations.py` prints the table.

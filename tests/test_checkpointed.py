@@ -1,4 +1,4 @@
-"""Memory to order: the binomial optimum counted, ragged T, compiled size, temporaries, host memory."""
+"""`checkpointed` recomputes as little as its slots allow, takes any length, and needs little memory."""
 
 import functools
 
@@ -175,7 +175,7 @@ def test_outputs_of_all_steps_never_exist(method):
     assert used < steps * rows * words * 8 / 4
 
 
-def test_states_may_wait_in_host_memory():
+def test_states_can_be_kept_in_host_memory():
     case = make("lstm", 11, (2,), marks=("mask", "reset"))
     assert not w.wrong(w.manual(case, jb.checkpointed(3, 2, host=True)), w.by_autodiff(case), 1e-12)
     run = jax.jit(lambda *p: jax.vjp(w.unrolled(case, jb.checkpointed(3, 2, host=True)), *p)[1])

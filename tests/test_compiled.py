@@ -1,4 +1,4 @@
-"""Speed guarded without a clock: what the compiled loops hold, memory, and how often tracing happens."""
+"""The compiled programs stay fast and small; wherever possible this is tested without a clock."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Weights to another framework's layout and back, without the frameworks (`test_peers` has them)."""
+"""Weights are converted to another framework's layout and back; `test_peers` runs the frameworks."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The article's sum as an array: its terms are the gradient, by lag and by (loss step, source step)."""
+"""`credit` splits the gradient into terms by lag, by loss step and by source step, which sum to it."""
 
 import functools
 

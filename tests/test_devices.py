@@ -1,4 +1,4 @@
-"""Rows over devices: the gradient of one device, whatever the mesh, and one sum over all of them."""
+"""Rows that are spread over devices have the gradient of one device, for one sum over the devices."""
 
 import functools
 import sys
@@ -157,7 +157,7 @@ def test_vmap_and_second_derivatives(mode):
 
 
 @pytest.mark.parametrize("mode", ["auto", "explicit"])
-def test_what_is_not_split_by_rows_is_right_all_the_same(mode):
+def test_functions_that_are_not_split_by_rows_are_right_too(mode):
     """What looks into the gradient, Newton's method, streams."""
     net, cell = NETS["one layer"], LEARNED
     _, (params, carry, xs, targets, _), _ = problem("one layer", jb.squared_error, jb.full())

@@ -1,4 +1,4 @@
-"""Training with rows and parameters over devices: what one device does, and where arrays lie."""
+"""Training over several devices ends where training on one does, and arrays stay where they lie."""
 
 import functools
 from typing import Any
@@ -125,7 +125,7 @@ def test_training_in_a_shard_map_of_ones_own():
     assert not w.wrong(jax.device_get((state, metrics[:2])), (wanted, of_last), 1e-12)
 
 
-def test_what_cannot_be_placed():
+def test_bad_placements_are_refused():
     mesh, state = mesh_of("auto"), jb.init_train_state(jax.random.key(0), NET, SGD, (6,))
     with pytest.raises(ValueError, match=r"tree: expected rows, axis 1, that 4 devices divide, got float64"):
         jb.by_rows(mesh, jnp.ones((T, 6, I)))

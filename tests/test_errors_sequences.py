@@ -1,4 +1,4 @@
-"""Bad masks, layers, cells of one's own and initial values: ValueErrors that say what to do."""
+"""Bad masks, layers, own cells and initial values are refused by a ValueError that says what to do."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The scripts a person runs: the worked example, k-grams, and a character model that survives a kill."""
+"""The worked example, the k-grams and the character model are right, and a stopped run resumes."""
 
 import json
 import math
@@ -206,7 +206,7 @@ def test_a_changed_text_is_refused(text, uninterrupted):
         (["--learning-rate", "1e38"], "is not finite; lower --learning-rate"),
     ],
 )
-def test_options_that_cannot_be_meant(options, message, text, tmp_path):
+def test_bad_options_are_refused(options, message, text, tmp_path):
     with pytest.raises(SystemExit, match=re.escape(message)):
         _in_this_process(text, tmp_path / "out", *options)
     assert not list((tmp_path / "out").glob("checkpoints/[0-9]*"))  # nothing that is not a number is saved

@@ -1,4 +1,4 @@
-"""The verdicts and bounds of `gradient_flow` against closed forms."""
+"""The verdicts and bounds of `gradient_flow` agree with closed forms."""
 
 import functools
 
@@ -23,7 +23,7 @@ def _flow(net, params, xs, targets, **more):
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.5, "vanishing"), (1.0, "healthy"), (2.0, "exploding")])
-def test_a_verdict_and_its_rate(gain, verdict):
+def test_verdict_rate_and_bound_of_a_linear_network(gain, verdict):
     flow = _flow(*linear_network(gain))
     assert flow.verdicts == (verdict,)
     layer = flow.layers[0]
@@ -96,12 +96,12 @@ def test_it_is_a_metric_of_training_inside_jit():
     assert len(flow.bias) == 5
 
 
-def test_a_gradient_that_is_none_is_no_verdict():
+def test_a_gradient_that_is_not_finite_is_said_to_be_so():
     net, params, xs, targets = linear_network(1.0, steps=3)
     assert _flow(net, params, xs.at[0, 0, 0].set(jnp.nan), targets).verdicts == ("not finite",)
 
 
-def test_a_reset_is_no_vanishing():
+def test_a_reset_is_not_taken_for_a_vanishing_gradient():
     """A linear orthogonal net is healthy, whatever the sequences that share a batch."""
     net, params, xs, _ = linear_network(1.0)
     net = net._replace(readout=jb.readout(4, 2))

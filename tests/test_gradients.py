@@ -1,4 +1,4 @@
-"""Every gradient method against four witnesses, over every case, leaf by leaf."""
+"""Every gradient method agrees with four independent witnesses in every leaf of every case."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Initial values: what every gradient begins with."""
+"""Initial parameters have the scales, biases and dtypes that the docstrings state."""
 
 import itertools
 

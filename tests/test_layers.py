@@ -1,4 +1,4 @@
-"""Layers, directions, residuals, readout at the last step: against a loop over time in plain JAX."""
+"""Layers, directions, residuals and the last-step readout agree with a loop over time in plain JAX."""
 
 import jax
 import pytest

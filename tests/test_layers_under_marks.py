@@ -1,4 +1,4 @@
-"""Dropout, padding, resets, cuts and learned carries in whole networks, and training with all of them."""
+"""Whole networks are right with dropout, padding, resets, cuts and learned carries, and train with them."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Lyapunov exponents against published ones and closed forms."""
+"""Lyapunov exponents agree with published values and closed forms."""
 
 import functools
 from typing import NamedTuple

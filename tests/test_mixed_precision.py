@@ -133,7 +133,7 @@ def test_second_derivatives_do_not_stand_still():
     ],
     ids=["wider", "integer", "unknown", "too narrow", "array", "step cell"],
 )
-def test_what_cannot_be_computed_in_is_refused(cell, dtype, message):
+def test_dtypes_that_do_not_fit_are_refused(cell, dtype, message):
     params = jax.tree.map(lambda p: p.astype("float32"), cell.init(jax.random.key(0)))
     with pytest.raises(ValueError, match=message):
         jb.unroll(cell, params, None, jnp.ones((T, B, 3), "float32"), dtype=dtype)

@@ -1,4 +1,4 @@
-"""The public checker and the witnesses of the tests catch every mutation and name exactly what it spoils."""
+"""The public checker and the tests' own witnesses catch every mistake and name the leaves it spoils."""
 
 import jax
 import jax.numpy as jnp

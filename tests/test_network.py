@@ -1,4 +1,4 @@
-"""The readout, the losses and value_and_grad: from the loss back to the first W_x, by hand."""
+"""The readout, the losses and value_and_grad agree with jax.grad of a loop over time."""
 
 import itertools
 

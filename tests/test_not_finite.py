@@ -1,4 +1,4 @@
-"""What is not finite, or huge, is neither hidden nor spread: every exact method says what JAX says."""
+"""Where numbers are huge or not finite, every exact method is finite exactly where JAX is."""
 
 import functools
 

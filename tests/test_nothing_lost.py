@@ -1,4 +1,4 @@
-"""No training is lost: kills, damaged files, full disks, batches that are not finite."""
+"""A run survives kills, damaged files, full disks and batches that are not finite."""
 
 import contextlib
 import json
@@ -133,7 +133,7 @@ def test_what_is_damaged_is_put_aside_and_saved_anew(saved, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "2.damaged"]
 
 
-def test_where_none_is_whole_nothing_is_begun_anew(saved, tmp_path):
+def test_if_every_checkpoint_is_damaged_the_run_refuses_to_start_over(saved, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
     for step in "12":

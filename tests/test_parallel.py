@@ -1,4 +1,4 @@
-"""Parallel in time: lambda by a prefix over Jacobians, states by Newton's method, and when neither helps."""
+"""`parallel` and `unroll_by_newton` agree with the loop, and say so where Newton does not converge."""
 
 import functools
 
@@ -74,7 +74,7 @@ def test_unit_wise_blocks_are_all_there_is_of_independent_units():
     assert len(iterations) == 1
 
 
-def test_chaos_is_said_and_not_returned_silently():
+def test_chaos_is_reported_as_not_converged():
     info, gaps = _by_newton(_elman(4.0), jb.newton(60), dtype="float32")
     assert not bool(info.converged)
     assert int(info.iterations) == 60
@@ -93,7 +93,7 @@ def test_damping_converges_where_the_undamped_form_does_not():
 
 
 @pytest.mark.parametrize("name", ["own-pointwise", "own-attention"])
-def test_an_iterate_of_enormous_numbers_is_no_solution(name):
+def test_an_iterate_of_enormous_numbers_is_not_a_solution(name):
     """A residual against the largest state of all, or a maximum that drops NaN, calls this converged."""
     case = make(name, 512, (2,))
     run = jax.jit(lambda *primals: jb.unroll_by_newton(case.row.cell, *primals, newton=jb.newton(20)))
@@ -110,7 +110,7 @@ def test_a_carry_that_is_no_number_never_converges():
     assert float(info.residual) == float("inf")
 
 
-def test_a_small_signal_that_lasts_is_no_rounding():
+def test_a_small_lasting_signal_is_not_taken_for_rounding():
     """h_t = 0.9999 h_{t−1} + 1e-6: the initial guess misses each step by 1e-6, and the last by 0.004."""
     cell = jb.elman(1, 1)
     params = jb.Params(jnp.full((1, 1), 1e-6), jnp.full((1, 1), 0.9999), jnp.zeros(1))
@@ -165,7 +165,7 @@ def test_derivatives_of_the_iteration_are_refused():
             call()
 
 
-def test_as_many_iterations_as_steps_always_do():
+def test_as_many_iterations_as_steps_always_suffice():
     """Whatever the dynamics: the first wrong step is set right by each iteration, and one more sees it."""
     for newton in (jb.newton(21), jb.newton(21, diagonal=True), jb.newton(21, damping=0.1)):
         info, gaps = _by_newton(_elman(6.0), newton, steps=20)  # with more of them rounding grows

@@ -1,4 +1,4 @@
-"""Ours against PyTorch, Flax, Keras, Haiku and Equinox: the same outputs and the same gradients.
+"""PyTorch, Flax, Keras, Haiku and Equinox have the same outputs and the same gradients as we have.
 
 Each row runs a cell of a framework on random weights in that framework's own layout, and ours on what
 `convert` makes of them: float64, nonzero initial carry, a cotangent on every output and on the final

@@ -1,4 +1,4 @@
-"""Real processes that share the rows of one training: the same numbers, also after one was killed."""
+"""Several processes that share the rows of a batch train as one does, also after one was killed."""
 
 import json
 import os

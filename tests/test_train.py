@@ -1,4 +1,4 @@
-"""The training step: optax updates, the carry from chunk to chunk, donation, metrics."""
+"""The training step makes the right update, carries the state on, donates it, and reports its metrics."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""Truncation says what it cuts: against programs with stop_gradient, frozen carries, and all patterns."""
+"""Truncated gradients are those of programs with stop_gradient; ARTBP is unbiased over all patterns."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Chunk after chunk or layer after layer: the same loss and gradient, with everything a network can have."""
+"""value_and_grad gives the same loss and gradient chunk by chunk as layer by layer."""
 
 import functools
 

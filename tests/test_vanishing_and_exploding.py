@@ -1,4 +1,4 @@
-"""What helps against a gradient that vanishes or explodes: omega, flossing, clipping, skipped updates."""
+"""Omega, flossing, clipping and skipped updates do what they promise against bad gradients."""
 
 import functools
 
@@ -54,7 +54,7 @@ def test_omega_and_its_immediate_derivative_are_the_papers():
     assert (grads.readout.w_y == 0).all()
 
 
-def test_omega_of_cut_rows_and_of_no_number():
+def test_omega_leaves_out_cut_rows_and_does_not_hide_nan():
     """A row whose gradient is cut is no part of the step, and a NaN is not left out of the sum."""
     net, params, xs, targets = linear_network(1.0)
     run = functools.partial(jb.omega, net, jb.squared_error)
@@ -141,7 +141,7 @@ def test_clipping_at_any_norm_of_half_the_width():
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), "a"])
-def test_a_norm_that_is_none_is_refused(bad):
+def test_a_bad_norm_is_refused(bad):
     with pytest.raises(ValueError, match="max_norm: expected a positive number"):
         jb.clipped(bad)
 

@@ -1,1 +1,1 @@
-"""What the tests share: no tests are in here."""
+"""Helpers that several test files share; no tests are in here."""

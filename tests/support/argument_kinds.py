@@ -1,4 +1,4 @@
-"""What an argument is: how it is spoiled, and which spoiled values are right all the same."""
+"""For each kind of argument: how it is spoiled, and which spoiled values are right all the same."""
 
 import math
 import numbers

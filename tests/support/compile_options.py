@@ -1,4 +1,4 @@
-"""How the tests' programs are compiled: most run once, and compiling them is what takes time."""
+"""How the programs of the tests are compiled: most run only once, so compiling is what takes time."""
 
 import importlib.metadata
 

@@ -1,4 +1,4 @@
-"""Meshes of several devices, what lies on them, and networks whose rows they share."""
+"""Meshes of several devices, arrays placed on them, and networks whose rows they share."""
 
 from typing import Any, NamedTuple
 

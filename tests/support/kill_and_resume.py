@@ -1,4 +1,4 @@
-"""Training that is killed again and again, and training that is not.
+"""Run char_lm once undisturbed, and once killed and resumed many times.
 
     python tests/support/kill_and_resume.py FOLDER KILLS OPTIONS OF CHAR_LM
 

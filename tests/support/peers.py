@@ -1,4 +1,4 @@
-"""The cells of other frameworks: how each is run, in its own layout, beside ours."""
+"""How the cells of other frameworks are run, in their own layout, beside ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one table of public functions: a right call of each, and what each argument is.
+"""The one table of public functions, with a right call and the kinds of the arguments of each.
 
 A new public function is one row: how it is called, its arguments with their kinds, and, if
 it can be had, the same answer found in another way.
