@@ -1,4 +1,4 @@
-"""The one table: cells x shapes x marks, over which every gradient method and every witness runs.
+"""The one table of cells, shapes and marks over which every gradient method and every witness runs.
 
 A new cell is one row of CELLS. Beside the library's cell stands `plain`, its step written again
 without the library, in terms of `np`, which is jax.numpy (for jax.grad) or numpy (complex step).

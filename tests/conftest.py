@@ -1,11 +1,12 @@
-"""Strict numerics for every test and doctest: x64, no silent promotion of dtypes or ranks."""
+"""Every test and doctest runs with strict numerics: x64, no silent promotion of dtypes or ranks."""
 
+import gc
 import itertools
 import os
 
-from compiling import FLAGS
+from support.compile_options import FLAGS
 
-# Before jax is imported; what was chosen outside comes last, and counts. `compiling.OPTIMISED` undoes it.
+# Before jax is imported; what was chosen outside comes last, and counts.
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
@@ -16,6 +17,10 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Tracing takes less time so, and no test reads a file or a line in a program.
+jax.config.update("jax_include_full_tracebacks_in_locations", False)
+gc.set_threshold(100_000, 20, 20)
 
 
 _TESTS = itertools.count(1)

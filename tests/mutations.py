@@ -1,4 +1,4 @@
-"""Right backward passes made wrong, one mistake each: the negative controls of every checker.
+"""Right backward passes made wrong by one mistake each: the negative controls of every checker.
 
 A mutation says to which cells it applies, which marks the sequence needs for the mistake to matter, and
 the leaves that it must spoil: those and no others. `python tests/mutations.py` prints the table.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from cases import CELLS, KINDS
-from witnesses import as_dict
+from support.witnesses import as_dict
 
 import jax_bptt as jb
 from jax_bptt.base.trees import zeros_like
@@ -194,6 +194,11 @@ MUTATIONS = {
 PAIRS = [(m, name) for name in KINDS for m, mutation in MUTATIONS.items() if mutation.spoiled(name)]
 
 
+STEPS, ROWS = 5, 3  # where every mistake matters
+_PATTERN = jnp.arange(STEPS * ROWS).reshape(STEPS, ROWS)
+PATTERNS = {"mask": _PATTERN % 4 != 1, "reset": _PATTERN % 4 == 3, "cut": _PATTERN % 4 == 2}
+
+
 def method(mutation: Mutation) -> jb.GradientMethod:
     """full() with the mutated backward pass."""
     return jb.full()._replace(name="mutated", backward=mutation.backward)
@@ -201,10 +206,8 @@ def method(mutation: Mutation) -> jb.GradientMethod:
 
 def report(mutation: Mutation, name: str) -> jb.Report:
     """What the public checker says of it."""
-    pattern = jnp.arange(15).reshape(5, 3)
-    marks = {"mask": pattern % 4 != 1, "reset": pattern % 4 == 3, "cut": pattern % 4 == 2}
-    given = {n: marks[n] for n in mutation.marks}
-    return jb.check_gradient(CELLS[name].cell, gradient=method(mutation), batch_shape=(3,), **given)
+    given = {n: PATTERNS[n] for n in mutation.marks}
+    return jb.check_gradient(CELLS[name].cell, gradient=method(mutation), batch_shape=(ROWS,), **given)
 
 
 if __name__ == "__main__":

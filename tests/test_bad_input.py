@@ -1,4 +1,4 @@
-"""Whatever is wrong with an argument, an error names it, or the answer is right all the same.
+"""With a spoiled argument a public function raises an error that names it, or still answers rightly.
 
 One argument of a right call of each public function is spoiled at a time (`public`, `kinds`). What is
 refused is refused before anything is compiled; what is taken is compared with the same answer found in
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from public import ROWS
+from support.public_api_table import ROWS
 
 import jax_bptt as jb
 

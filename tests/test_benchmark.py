@@ -1,4 +1,4 @@
-"""The benchmark: what it writes, whom it refuses, what it judges, and that it only needs a GPU to use one."""
+"""The benchmark writes its tables, refuses wrong gradients, judges its results, and runs without a GPU."""
 
 import json
 from types import SimpleNamespace
@@ -170,7 +170,7 @@ def test_below_is_by_more_than_the_spread():
     assert not benchmark_table.is_below(0.9, 0.9, 0.0)
 
 
-def test_what_is_met_is_said():
+def test_met_expectations_are_listed():
     lines = [_line("elman", "8x1x2x4", scan=1.6, torch=1.3), _line("gru", "8x1x2x4", scan=1.5, torch=1.2)]
     assert benchmark_table.judge(lines) == (
         "met: float32 scan >= 1 (worst 1.50 at gru 8x1x2x4), float32 scan >= 1.5 on average (1.55 of 2), "
@@ -222,7 +222,7 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, capsys):
         ({"rounds": 1}, "--rounds 1: give a number of at least 2"),
     ],
 )
-def test_options_that_cannot_be_meant(change, message, tmp_path):
+def test_bad_options_are_refused(change, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         benchmark.main(_config(tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Memory to order: the binomial optimum counted, ragged T, compiled size, temporaries, host memory."""
+"""`checkpointed` recomputes as little as its slots allow, takes any length, and needs little memory."""
 
 import functools
 
@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import make
+from support.refusals import refused
 
 import jax_bptt as jb
 from jax_bptt.engine.run import Run
@@ -95,13 +96,23 @@ def test_cell_evaluations_of_unroll():
     assert len(calls) == advances(steps, 3) + 1 + steps
 
 
-@pytest.mark.parametrize("steps", [1, 2, 11, 17])
+SLOTS_AND_CHUNKS = [(1, 1), (2, 3), (3, 5), (50, 4), (None, None), (None, 4), (4, 99)]
+
+
 @pytest.mark.parametrize(
-    "method", [(1, 1), (2, 3), (3, 5), (50, 4), (None, None), (None, 4), (4, 99)], ids=str
+    ("steps", "given"),
+    [
+        (1, [(1, 1), (2, 3), (None, None)]),
+        (2, [(1, 1), (2, 3), (None, 4)]),
+        (11, SLOTS_AND_CHUNKS),
+        (17, [(2, 3), (3, 5), (50, 4), (None, None)]),
+    ],
 )
-def test_ragged_lengths_drop_no_step(steps, method):
+def test_ragged_lengths_drop_no_step(steps, given):
     case = make("elman-tanh", steps, (2,), marks=("reset",))
-    assert not w.wrong(w.manual(case, jb.checkpointed(*method)), w.by_autodiff(case), 1e-12)
+    wanted = w.by_autodiff(case)
+    for found, of in zip(w.by_hand(case, [jb.checkpointed(*m) for m in given]), given, strict=True):
+        assert not w.wrong(found, wanted, 1e-12), of
 
 
 def test_what_is_compiled_does_not_grow_with_the_sequence():
@@ -165,7 +176,7 @@ def test_outputs_of_all_steps_never_exist(method):
     assert used < steps * rows * words * 8 / 4
 
 
-def test_states_may_wait_in_host_memory():
+def test_states_can_be_kept_in_host_memory():
     case = make("lstm", 11, (2,), marks=("mask", "reset"))
     assert not w.wrong(w.manual(case, jb.checkpointed(3, 2, host=True)), w.by_autodiff(case), 1e-12)
     run = jax.jit(lambda *p: jax.vjp(w.unrolled(case, jb.checkpointed(3, 2, host=True)), *p)[1])
@@ -186,12 +197,7 @@ BAD = {
     "recompute as text": (lambda: jb.full(recompute="all"), r"recompute: expected True, False, None or"),
 }
 
-
-@pytest.mark.parametrize("name", BAD)
-def test_message(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        call()
+test_messages = refused(BAD)
 
 
 def test_methods_are_values():

@@ -1,4 +1,4 @@
-"""Speed guarded without a clock: what the compiled loops hold, memory, and how often tracing happens."""
+"""The compiled programs stay fast and small; wherever possible this is tested without a clock."""
 
 import functools
 import re
@@ -8,8 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from compiling import OPTIMISED
-from optimizers import ADAM, SGD
+from support.compile_options import OPTIMISED
+from support.optimizers import ADAM, SGD
 
 import jax_bptt as jb
 
@@ -71,11 +71,9 @@ def _layer_norm(p, s, x):
 
 CELLS = {
     "elman": jb.elman(INPUT, HIDDEN),
-    "elman-callable": jb.elman(INPUT, HIDDEN, jnp.sin),
     "lstm": jb.lstm(INPUT, HIDDEN),
     "lstm-peephole": jb.lstm(INPUT, HIDDEN, peephole=True),
     "gru": jb.gru(INPUT, HIDDEN),
-    "leaky": jb.leaky(INPUT, HIDDEN),
     "mgu": jb.mgu(INPUT, HIDDEN),
     "own, four gates": jb.make_cell(INPUT, HIDDEN, _four_gates, gates=4),
     "own, layer norm": jb.step_cell(
@@ -84,7 +82,7 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [name for name in CELLS if name != "lstm"])  # which is below, with marks
 def test_full_has_one_dot_in_each_loop(name):
     assert _loop_dots(_compiled(CELLS[name], jb.full())) == [1, 1]
 

@@ -1,8 +1,9 @@
-"""Weights to another framework's layout and back, without the frameworks (`test_peers` has them)."""
+"""Weights are converted to another framework's layout and back; `test_peers` runs the frameworks."""
 
 import jax
 import numpy as np
 import pytest
+from support.refusals import refused
 
 import jax_bptt as jb
 from jax_bptt.adapters import convert
@@ -257,9 +258,4 @@ BAD = {
     ),
 }
 
-
-@pytest.mark.parametrize("name", BAD)
-def test_what_does_not_fit_is_refused(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        call()
+test_messages = refused(BAD)

@@ -1,4 +1,4 @@
-"""The article's sum as an array: its terms are the gradient, by lag and by (loss step, source step)."""
+"""`credit` splits the gradient into terms by lag, by loss step and by source step, which sum to it."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import witnesses as w
+import support.witnesses as w
 
 import jax_bptt as jb
 
@@ -45,7 +45,11 @@ def _net(name):
     return jb.network([cell], jb.readout(cell.hidden_size, 2, activation="tanh"))
 
 
-@pytest.mark.parametrize("name", cases.KINDS)
+# The other kinds go back by the same parts as one of these.
+KINDS = [name for name in cases.KINDS if name not in ("lstm", "gru", "leaky", "mgu")]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_all_terms_sum_to_the_gradient(name):
     """Of every kind of cell, with every mark, from the initial carry, a parameter where it is one."""
     net, (xs, targets), marks = _net(name), _data(), _marks("mask", "reset", "cut")

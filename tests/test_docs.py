@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, nothing is missing in it, and equations are mathematics."""
+"""The documentation builds without a warning, misses no public name, and shows equations as MathML."""
 
 import ast
 import html

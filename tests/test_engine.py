@@ -4,7 +4,7 @@ import cases
 import jax
 import jax.numpy as jnp
 import pytest
-import witnesses as w
+import support.witnesses as w
 
 import jax_bptt as jb
 from jax_bptt.base.trees import add_to_h, plus, select, zeros_like

@@ -1,10 +1,11 @@
-"""Bad masks, layers, cells of one's own and initial values: ValueErrors that say what to do."""
+"""Bad masks, layers, own cells and initial values are refused by a ValueError that says what to do."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optimizers import SGD
+from support.optimizers import SGD
+from support.refusals import refused
 
 import jax_bptt as jb
 
@@ -231,12 +232,7 @@ BAD = {
     ),
 }
 
-
-@pytest.mark.parametrize("name", BAD)
-def test_message(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        call()
+test_messages = refused(BAD)
 
 
 def test_a_captured_tracer_in_any_step_is_refused():

@@ -1,8 +1,9 @@
-"""The scripts a person runs: the worked example, k-grams, and a character model that survives a kill."""
+"""The worked example, the k-grams and the character model are right, and a stopped run resumes."""
 
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tyro
 
 from experiments import char_lm, worked_example
 from experiments.support import runs
@@ -95,6 +97,7 @@ def test_the_network_and_the_kgrams_score_the_same_characters():
 
 
 SMALL = ["--hidden", "24", "--rows", "8", "--window", "16", "--epochs", "3", "--every", "20"]
+SMALL += ["--cell", "lstm", "--layers", "2", "--dropout", "0.2"]
 
 
 @pytest.fixture(scope="module")
@@ -106,53 +109,41 @@ def text(tmp_path_factory):
     return path
 
 
-def _command(text, out, *more):
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.char_lm",
-        *SMALL,
-        "--text",
-        str(text),
-        "--out",
-        str(out),
-        *more,
-    ]
-    return {
-        "args": command,
-        "cwd": ROOT,
-        "env": environment,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-    }
+def _started(text, out):
+    """char_lm in a process of its own."""
+    words = [*SMALL, "--text", str(text), "--out", str(out)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.char_lm", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
-def _finish(text, out, *more):
-    return subprocess.run(**_command(text, out, *more), text=True, check=False)
-
-
-def _interrupt(text, out, number, *more):
-    """Start, wait until metrics of a later checkpoint are there, send the signal."""
-    process = subprocess.Popen(**_command(text, out, *more))
-    steps = out / "checkpoints"
-    while process.poll() is None and len(list(steps.glob("[0-9]*"))) < 2:
-        time.sleep(0.02)
-    process.send_signal(number)
+def _ended(process):
     said, _ = process.communicate()
-    return process.returncode, said.decode()
+    return process.returncode, said
+
+
+def _in_this_process(text, out, *more):
+    """The same without a new process: for what is refused, or is finished already."""
+    words = [*SMALL, "--text", str(text), "--out", str(out), *more]
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        char_lm.main(tyro.cli(char_lm.Config, args=words))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(text, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
-    return out, _finish(text, out)
+    return out, *_ended(_started(text, out))
 
 
 def test_char_lm_ends_with_what_it_showed(uninterrupted):
-    out, ended = uninterrupted
-    assert ended.returncode == 0, ended.stdout
-    assert "k-grams k=0" in ended.stdout.splitlines()[-1]
+    out, code, said = uninterrupted
+    assert code == 0, said
+    assert "k-grams k=0" in said.splitlines()[-1]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["valid"] < summary["kgrams"][0]
     assert (out / "learning_curve.png").stat().st_size > 10_000
@@ -162,34 +153,34 @@ def test_char_lm_ends_with_what_it_showed(uninterrupted):
     assert len([m for m in lines if "loss" in m]) == lines[-1]["step"] // 20
 
 
-def test_a_run_that_is_stopped_ends_with_the_same_parameters_bit_for_bit(text, tmp_path):
+def test_a_run_that_is_stopped_ends_with_the_same_parameters_bit_for_bit(text, uninterrupted, tmp_path):
     """Layers and dropout, which is drawn by the number of the step, so a run cut short draws the same."""
-    options = ["--cell", "lstm", "--layers", "2", "--dropout", "0.2"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    code, said = _interrupt(text, cut, signal.SIGTERM, *options)
+    process, cut = _started(text, tmp_path), tmp_path
+    while process.poll() is None and len(list((cut / "checkpoints").glob("[0-9]*"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, said = _ended(process)
     assert code == 1
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "stopped and saved; run the same command again to go on"
     assert not (cut / "summary.json").exists()
-    for out in (cut, whole):
-        ended = _finish(text, out, *options)
-        assert ended.returncode == 0, ended.stdout
+    code, said = _ended(_started(text, cut))
+    assert code == 0, said
     for name in ("summary.json", "metrics.jsonl"):
-        assert (cut / name).read_text() == (whole / name).read_text()
+        assert (cut / name).read_text() == (uninterrupted[0] / name).read_text()
 
 
-def test_a_finished_run_is_not_run_again(text, uninterrupted):
-    out, first = uninterrupted
+def test_a_finished_run_is_not_run_again(text, uninterrupted, capsys):
+    out, _, said = uninterrupted
     before = (out / "metrics.jsonl").read_text()
-    again = _finish(text, out)
-    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    _in_this_process(text, out)
+    assert capsys.readouterr().out.splitlines()[-1] == said.splitlines()[-1]
     assert (out / "metrics.jsonl").read_text() == before
 
 
 def test_another_configuration_is_refused(text, uninterrupted):
-    ended = _finish(text, uninterrupted[0], "--seed", "1")
-    assert ended.returncode == 1
-    assert "holds a run with seed=0 (now 1); choose another --out" in ended.stdout
+    with pytest.raises(SystemExit, match=r"holds a run with seed=0 \(now 1\); choose another --out"):
+        _in_this_process(text, uninterrupted[0], "--seed", "1")
 
 
 def test_a_changed_text_is_refused(text, uninterrupted):
@@ -199,9 +190,8 @@ def test_a_changed_text_is_refused(text, uninterrupted):
     other = uninterrupted[0].with_name("changed")
     other.mkdir()
     (other / "run.json").write_text(json.dumps(about))
-    ended = _finish(text, other)
-    assert ended.returncode == 1
-    assert "holds a run with text_sha256=another" in ended.stdout
+    with pytest.raises(SystemExit, match="holds a run with text_sha256=another"):
+        _in_this_process(text, other)
 
 
 @pytest.mark.parametrize(
@@ -217,11 +207,9 @@ def test_a_changed_text_is_refused(text, uninterrupted):
         (["--learning-rate", "1e38"], "is not finite; lower --learning-rate"),
     ],
 )
-def test_options_that_cannot_be_meant(options, message, text, tmp_path):
-    ended = _finish(text, tmp_path / "out", *options)
-    assert ended.returncode == 1
-    assert message in ended.stdout
-    assert "Traceback" not in ended.stdout
+def test_bad_options_are_refused(options, message, text, tmp_path):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        _in_this_process(text, tmp_path / "out", *options)
     assert not list((tmp_path / "out").glob("checkpoints/[0-9]*"))  # nothing that is not a number is saved
     if "finite" not in message:
         assert not (tmp_path / "out").exists()  # a slip does not claim the folder
@@ -262,9 +250,8 @@ def test_an_epoch_begins_without_memory(text, tmp_path, monkeypatch):
 def test_a_text_that_is_too_short_is_refused(tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("too short")
-    ended = _finish(short, tmp_path / "out")
-    assert ended.returncode == 1
-    assert "too few for 8 rows of 16" in ended.stdout
+    with pytest.raises(SystemExit, match="too few for 8 rows of 16"):
+        _in_this_process(short, tmp_path / "out")
 
 
 def test_a_torn_metrics_line_is_left_out(tmp_path):

@@ -1,4 +1,4 @@
-"""vanishing_exploding and error_surface: what they measure, judge and refuse."""
+"""The experiments vanishing_exploding and error_surface measure, judge and refuse what they should."""
 
 import copy
 
@@ -39,7 +39,7 @@ def test_nine_networks_are_judged():
         ("GRU, chrono", {"profile": [1.0, 1e-2]}),
     ],
 )
-def test_what_is_not_as_expected_is_said(name, spoilt):
+def test_each_unmet_expectation_is_seen(name, spoilt):
     found = copy.deepcopy(_expected())
     found[name] |= spoilt
     assert sum(not row.met for row in vanishing_exploding.rows(found)) == 1
@@ -78,7 +78,7 @@ def test_the_wall_throws_one_path_away_and_not_the_other(tmp_path, capsys):
         (vanishing_exploding, {"steps": 3}, "--steps 3: give a number of at least 10"),
     ],
 )
-def test_options_that_cannot_be_meant(module, options, message):
+def test_bad_options_are_refused(module, options, message):
     with pytest.raises(SystemExit, match=message):
         module.check(module.Config(**options))
 

@@ -1,4 +1,4 @@
-"""The comparison of gradient methods: what it writes, what it refuses, and that a wrong gradient ends it."""
+"""The comparison of gradient methods writes its table, refuses bad options, and ends at a wrong gradient."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_a_wrong_gradient_ends_it(tmp_path, monkeypatch):
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-def test_nan_is_no_agreement():
+def test_nan_is_not_taken_for_agreement():
     assert not farthest([jax.numpy.array([float("nan")])], [jax.numpy.ones(1)]) < gradient_costs.AGREE
 
 
@@ -104,13 +104,13 @@ def test_a_stop_ends_the_process_that_was_started():
         million_steps._in_a_process("full()", _stop(True))
 
 
-def test_what_a_process_died_of_is_said(monkeypatch):
+def test_the_error_of_a_process_is_reported(monkeypatch):
     monkeypatch.setattr(million_steps, "MILLION", 0)
     with pytest.raises(SystemExit, match=r"^full\(\): its process ended with 1 --steps 0: give a number"):
         million_steps._in_a_process("full()", _stop(False))
 
 
-def test_what_was_not_met_is_said():
+def test_unmet_expectations_are_named():
     size = compared.size_of(compared.Config(), "lstm")._asdict()
     costs = {"size": size, "time_ratio": 1.01, "temporaries_ratio": 0.2}
     measured = [costs | {"method": name} for name in ("full()", "checkpointed(slots=16)")]
@@ -136,7 +136,7 @@ def test_what_was_not_met_is_said():
         ({"peak": "print(1)"}, r"--peak print\(1\): give one of full\(\), full\(recompute=False\), "),
     ],
 )
-def test_options_that_cannot_be_meant(change, message, tmp_path):
+def test_bad_options_are_refused(change, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         compared.main(_config(tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()  # a slip does not claim the folder

@@ -1,4 +1,4 @@
-"""The influence balancing experiment: what it shows, that it resumes, and what it refuses."""
+"""The influence balancing experiment shows the effect, resumes, and refuses bad options."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_a_stop_between_two_blocks_leaves(tmp_path):
         balancing.follow(_config(tmp_path), "RTRL", balancing.by_rtrl(_config(tmp_path)), stop)
 
 
-def test_what_is_lost_is_said(tmp_path, capsys):
+def test_the_last_line_says_which_curves_overflowed(tmp_path, capsys):
     """A learning rate at which everything overflows: no NaN is kept, and the last line says so."""
     balancing.main(_config(tmp_path, learning_rate=10.0, windows=(1,), chunks=(50,), steps=800))
     last = capsys.readouterr().out.strip().splitlines()[-1]
@@ -88,7 +88,7 @@ def test_what_is_lost_is_said(tmp_path, capsys):
         ({"seed": -1}, "--seed -1: give a number from 0"),
     ],
 )
-def test_options_that_cannot_be_meant(change, message, tmp_path):
+def test_bad_options_are_refused(change, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         balancing.main(_config(tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()  # a slip does not claim the folder

@@ -1,4 +1,4 @@
-"""Tasks of the literature: Reber strings, temporal XOR, digits by the pixel, sunspots."""
+"""The tasks of the literature draw right data, judge rightly, resume, and refuse bad options."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_a_run_ends_with_its_rows_and_is_not_run_again(experiment, tmp_path, cap
         (sequential_digits, {"updates": 0}, "--updates 0: give a number of at least 1"),
     ],
 )
-def test_options_that_cannot_be_meant(experiment, change, message, tmp_path):
+def test_bad_options_are_refused(experiment, change, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         experiment.main(experiment.Config(out=tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()

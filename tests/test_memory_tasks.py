@@ -1,4 +1,4 @@
-"""Adding, copying memory, temporal order: their data, what is judged, that they resume, what they refuse."""
+"""The memory tasks draw right data, judge rightly, resume, and refuse bad options."""
 
 import json
 import math
@@ -119,7 +119,7 @@ def test_a_figure_that_is_not_as_expected_is_seen(judge, spoiled, row):
     assert [r.met for r in judge(**spoiled)] == [i != row for i in range(len(judge()))]
 
 
-def test_what_is_no_number_is_counted():
+def test_seeds_that_are_not_finite_are_counted():
     assert "1 not finite" in _order(nats=math.nan)[1].ours
 
 
@@ -161,7 +161,7 @@ def test_a_tiny_run_ends_and_does_nothing_twice(task, tmp_path, capsys, monkeypa
         (temporal_order, {"test_rows": 0}, "--test-rows 0: give a number of at least 1"),
     ],
 )
-def test_options_that_cannot_be_meant(task, change, message, tmp_path):
+def test_bad_options_are_refused(task, change, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         task.main(task.Config(out=tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()  # a slip does not claim the folder

@@ -1,45 +1,60 @@
-"""The public checker and the witnesses of the tests catch every mutation and name exactly what it spoils."""
+"""The public checker and the tests' own witnesses catch every mistake and name the leaves it spoils."""
 
 import jax
 import jax.numpy as jnp
 import mutations
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import CELLS, EXACT, KINDS, make
 
 import jax_bptt as jb
 
 MUTATIONS = mutations.MUTATIONS
 FIRST = {mutation: next(name for m, name in mutations.PAIRS if m == mutation) for mutation in MUTATIONS}
-SOME = sorted({*FIRST.items(), *mutations.PAIRS[::2]})  # every mistake and every cell
-
-
-@pytest.mark.parametrize(("mutation", "name"), SOME)
-def test_check_gradient_catches_it_and_names_its_leaves(mutation, name):
-    report = mutations.report(MUTATIONS[mutation], name)
-    assert not report.ok
-    assert set(report.wrong) == MUTATIONS[mutation].spoiled(name), str(report)
-
-
-@pytest.mark.parametrize(("mutation", "name"), FIRST.items())
-def test_the_tests_own_witnesses_catch_it(mutation, name):
-    mistake = MUTATIONS[mutation]
-    case = make(name, 6, (4,), marks=mistake.marks)
-    found = w.manual(case, mutations.method(mistake))
-    spoiled = mistake.spoiled(name)
-    assert set(w.wrong(found, w.by_autodiff(case), 1e-12)) == spoiled
-    assert set(w.wrong(found, w.by_complex_step(case), 1e-12)) == spoiled
-    assert w.broken_identity(case, found, 1e-12)
-    if "cut" not in mistake.marks:
-        assert set(w.wrong(found, w.by_forward_mode(case), 1e-12)) == spoiled
-        assert set(w.wrong(found, w.by_differences(case), 1e-7)) == spoiled
+SOME = {*FIRST.items(), *mutations.PAIRS[::5]}  # every mistake and every cell
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_unmutated_copy_passes(name):
-    """The mutations start from a right backward pass."""
-    right = mutations.Mutation(mutations._backward(), lambda name: set(), ("mask", "reset"))
-    assert mutations.report(right, name).ok
+def test_check_gradient_catches_every_mistake_and_names_its_leaves(name):
+    """In one test for each cell, since the programs of the witnesses are those of the cell."""
+    found = {m: mutations.report(MUTATIONS[m], name) for m in MUTATIONS if (m, name) in SOME}
+    marks = next(MUTATIONS[m].marks for m in found)
+    right = mutations.Mutation(mutations._backward(), lambda name: set(), marks)
+    assert mutations.report(right, name).ok  # the mutations start from a right backward pass
+    assert not [mistake for mistake, report in found.items() if report.ok]
+    named = {mistake: set(report.wrong) for mistake, report in found.items()}
+    assert named == {mistake: MUTATIONS[mistake].spoiled(name) for mistake in found}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_mistake_spoils_the_leaves_that_it_says_in_every_cell(name):
+    """All pairs of a mistake and a cell: what the public checker is asked above for a part of them."""
+    for marks in sorted({mutation.marks for mutation in MUTATIONS.values()}):
+        mistakes = [m for m, n in mutations.PAIRS if n == name and MUTATIONS[m].marks == marks]
+        case = make(name, mutations.STEPS, (mutations.ROWS,))
+        case = case._replace(marks={mark: mutations.PATTERNS[mark] for mark in marks})
+        wanted = w.by_autodiff(case)
+        gradients = w.by_hand(case, [mutations.method(MUTATIONS[m]) for m in mistakes])
+        found = {m: set(w.wrong(of, wanted, 1e-12)) for m, of in zip(mistakes, gradients, strict=True)}
+        assert found == {m: MUTATIONS[m].spoiled(name) for m in mistakes}
+
+
+CASES = sorted({(name, MUTATIONS[mutation].marks) for mutation, name in FIRST.items()})
+
+
+@pytest.mark.parametrize(("name", "marks"), CASES)
+def test_the_tests_own_witnesses_catch_every_mistake(name, marks):
+    """Every mistake for the first cell that it can be made in."""
+    case = make(name, 6, (4,), marks=marks)
+    witnesses = [(w.by_autodiff(case), 1e-12), (w.by_complex_step(case), 1e-12)]
+    if "cut" not in marks:
+        witnesses += [(w.by_forward_mode(case), 1e-12), (w.by_differences(case), 1e-7)]
+    mistakes = [m for m, first in FIRST.items() if (first, MUTATIONS[m].marks) == (name, marks)]
+    methods = [mutations.method(MUTATIONS[m]) for m in mistakes]
+    for mistake, found in zip(mistakes, w.by_hand(case, methods), strict=True):
+        for wanted, limit in witnesses:
+            assert set(w.wrong(found, wanted, limit)) == MUTATIONS[mistake].spoiled(name), mistake
+        assert w.broken_identity(case, found, 1e-12), mistake
 
 
 GATED = [name for name in KINDS if len(CELLS[name].cell.gate_names) > 1]
@@ -50,9 +65,9 @@ def test_the_gate_and_the_step_are_named(name):
     names, hidden = CELLS[name].cell.gate_names, CELLS[name].cell.hidden_size
 
     def spoil(gradient):
-        d_params, d_carry, d_start, d_xs = gradient
-        d_w_h = d_params.w_h.at[:, hidden : 2 * hidden].multiply(1.001)
-        return d_params._replace(w_h=d_w_h), d_carry, d_start, d_xs.at[3].multiply(0.999)
+        d_w_h = gradient.params.w_h.at[:, hidden : 2 * hidden].multiply(1.001)
+        d_params = gradient.params._replace(w_h=d_w_h)
+        return gradient._replace(params=d_params, xs=gradient.xs.at[3].multiply(0.999))
 
     mutation = mutations.Mutation(mutations._backward(of_gradient=spoil), lambda name: set())
     wrong = [(line.leaf, line.part) for line in mutations.report(mutation, name).lines if not line.ok]
@@ -92,8 +107,8 @@ def test_a_wrong_forward_pass_is_named():
     method = jb.full()
 
     def forward(*args):
-        (last, hs), residuals = method.forward(*args)
-        return (last, hs * (1 + 1e-9)), residuals
+        outputs, kept = method.forward(*args)
+        return outputs._replace(hs=outputs.hs * (1 + 1e-9)), kept
 
     report = jb.check_gradient(jb.gru(3, 4), gradient=method._replace(name="wrong", forward=forward))
     assert report.wrong == ("outputs",)

@@ -1,4 +1,4 @@
-"""What is not finite, or huge, is neither hidden nor spread: every exact method says what JAX says."""
+"""Where numbers are huge or not finite, every exact method is finite exactly where JAX is."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from cases import EXACT
-from optimizers import SGD
+from support.optimizers import SGD
 
 import jax_bptt as jb
 

@@ -1,4 +1,4 @@
-"""No training is lost: kills, damaged files, full disks, batches that are not finite."""
+"""A run survives kills, damaged files, full disks and batches that are not finite."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from optimizers import ADAM
+from support.optimizers import ADAM
 
 import jax_bptt as jb
 from experiments import char_lm
@@ -23,10 +23,10 @@ from experiments.support import findings, learning, runs
 from experiments.support.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
-KILLS = 20
+KILLS = 12  # six of them while a checkpoint is saved
 
 
-def test_killed_twenty_times_it_ends_with_the_same_bits(tmp_path):
+def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question. " * 300)
     small = {"hidden": 16, "rows": 8, "window": 16, "epochs": 1, "every": 2, "text": text}
@@ -38,7 +38,8 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(tmp_path):
         "OPENBLAS_NUM_THREADS": "1",  # no threads to be forked with
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, ROOT / "tests" / "kills.py", tmp_path, str(KILLS), *options]
+    script = ROOT / "tests" / "support" / "kill_and_resume.py"
+    command = [sys.executable, script, tmp_path, str(KILLS), *options]
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
     )
@@ -133,7 +134,7 @@ def test_what_is_damaged_is_put_aside_and_saved_anew(saved, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "2.damaged"]
 
 
-def test_where_none_is_whole_nothing_is_begun_anew(saved, tmp_path):
+def test_if_every_checkpoint_is_damaged_the_run_refuses_to_start_over(saved, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
     for step in "12":

@@ -1,4 +1,4 @@
-"""What the README shows is run."""
+"""The examples, the commands and the equation references of the README are right."""
 
 import re
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Real-time recurrent learning: the gradient made forwards, against the one made backwards."""
+"""Real-time recurrent learning gives the gradient of the backward pass, also one step at a time."""
 
 import jax
 import jax.numpy as jnp
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import make
 from test_gradients import LIMIT, _assert_agreement
 
@@ -174,6 +174,6 @@ def _step(cell=CELL, params=PARAMS, state=STATE, x=X, **marks):
         ),
     ],
 )
-def test_what_does_not_fit_is_named(call, message):
+def test_arguments_that_do_not_fit_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

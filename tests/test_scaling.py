@@ -1,4 +1,4 @@
-"""What devices send, as counted in compiled programs and as the formulas say."""
+"""The number of bytes that devices send agrees with the formulas."""
 
 import types
 
@@ -49,7 +49,7 @@ ENTRY %main (p: f32[2]) -> f32[2] {
         collectives(types.SimpleNamespace(as_text=lambda: unknown))
 
 
-def test_what_is_sent_by_a_ring():
+def test_bytes_that_a_ring_sends():
     assert Collective("all-reduce", 100, 3, True).sent(4) == 3 * 2 * 0.75 * 100
     assert Collective("all-gather", 100, 1, False).sent(4) == 75
     assert Collective("reduce-scatter", 25, 1, False).sent(4) == 75

@@ -1,4 +1,4 @@
-"""The training step: optax updates, the carry from chunk to chunk, donation, metrics."""
+"""The training step makes the right update, carries the state on, donates it, and reports its metrics."""
 
 import chex
 import jax
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import METHODS
-from optimizers import ADAM, SGD
+from support.optimizers import ADAM, SGD
 
 import jax_bptt as jb
 

@@ -1,4 +1,4 @@
-"""Truncation says what it cuts: against programs with stop_gradient, frozen carries, and all patterns."""
+"""Truncated gradients are those of programs with stop_gradient; ARTBP is unbiased over all patterns."""
 
 import itertools
 
@@ -7,8 +7,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import witnesses as w
+import support.witnesses as w
 from cases import KINDS, make
+from support.refusals import refused
 
 import jax_bptt as jb
 
@@ -23,44 +24,49 @@ def _blocks(window, stride):
         yield (first_loss if stride == window else max(0, end - window)), first_loss, end
 
 
-def _part(case, first, end):
-    return case._replace(
-        xs=case.xs[first:end],
-        d_hs=case.d_hs[first:end],
-        marks={name: mark[first:end] for name, mark in case.marks.items()},
-    )
-
-
 def _by_stop_gradient(case, window, stride, frozen=None):
-    """E as a sum of programs, one a block, each from a carry that is a number, of (params, carry, xs).
+    """E as a sum over blocks, each a plain scan from a carry that is a number, of (params, carry, xs).
 
     The carries are those of `frozen`, primals at which they were made, or stop_gradient of the same run.
+    Blocks of one length, with losses at the same of their steps, are one scan under vmap.
     """
+    alike = {}
+    for first, first_loss, end in _blocks(window, stride):
+        alike.setdefault((first == 0, end - first, first_loss - first), []).append(first)
 
     def run(*primals):
         params, carry, xs = primals
-        held = frozen or primals
+        states = _states(case, *(frozen or primals))
         total = 0.0
-        for first, first_loss, end in _blocks(window, stride):
-            s = carry
-            if first:
-                before = w.plain(_part(case, 0, first))(held[0], held[1], held[2][:first])[0]
-                s = jax.tree.map(jax.lax.stop_gradient, before)
-            block = _part(case, first, end)
-            last, hs = w.plain(block)(params, s, xs[first:end])
-            total += jnp.sum(block.d_hs[first_loss - first :] * hs[first_loss - first :])
-            if end == T:
-                total += sum(map(jnp.vdot, jax.tree.leaves(case.d_carry), jax.tree.leaves(last)))
+        for (from_carry, length, first_loss), firsts in alike.items():
+
+            def block(first, s, from_carry=from_carry, length=length, first_loss=first_loss):
+                x, d_hs, marks = _steps((xs, case.d_hs, case.marks), first, length)
+                last, hs = w.plain(case._replace(marks=marks))(params, carry if from_carry else s, x)
+                of_last = sum(map(jnp.vdot, jax.tree.leaves(case.d_carry), jax.tree.leaves(last)))
+                of_last = jnp.where(first + length == T, of_last, 0.0)
+                return jnp.sum(d_hs[first_loss:] * hs[first_loss:]) + of_last
+
+            firsts = np.array(firsts)
+            before = jax.tree.map(lambda z, firsts=firsts: jax.lax.stop_gradient(z[firsts]), states)
+            total += jax.vmap(block)(firsts, before).sum()
         return total
 
     return run
 
 
-def _found(case, methods):
-    def all_of_them(primals):
-        return [jax.vjp(w.unrolled(case, m), *primals)[1]((case.d_carry, case.d_hs)) for m in methods]
+def _states(case, params, carry, xs):
+    """The carry in front of every step, by a plain scan."""
 
-    return jax.jit(all_of_them)(case.primals())
+    def step(s, at_t):
+        x, marks = at_t
+        return type(s)(**w.one_step(case, jnp, w.as_dict(params), s._asdict(), x, marks)), s
+
+    return jax.lax.scan(step, carry, (xs, case.marks))[1]
+
+
+def _steps(tree, first, length):
+    return jax.tree.map(lambda z: jax.lax.dynamic_slice_in_dim(z, first, length), tree)
 
 
 def _wanted(case, programs):
@@ -69,77 +75,77 @@ def _wanted(case, programs):
 
 
 @pytest.mark.parametrize(
-    ("name", "marks"),
+    ("name", "marks", "pairs"),
     [
-        ("elman-tanh", ()),
-        ("lstm-learned-carry", ("mask", "reset", "cut")),
-        ("own-attention", ("mask", "reset")),
+        ("elman-tanh", (), WINDOWS),
+        ("lstm-learned-carry", ("mask", "reset", "cut"), [(1, 1), (3, 3), (3, 1), (5, 3)]),
+        ("own-attention", ("mask", "reset"), [(3, 3), (4, 2)]),
     ],
 )
-def test_every_window_and_stride_is_a_program_with_stop_gradient(name, marks):
+def test_every_window_and_stride_is_a_program_with_stop_gradient(name, marks, pairs):
     case = make(name, T, (3,), marks=marks)
     if "mask" in marks:
         case = case._replace(xs=jnp.nan_to_num(case.xs))
-    programs = [_by_stop_gradient(case, *pair) for pair in WINDOWS]
+    programs = [_by_stop_gradient(case, *pair) for pair in pairs]
     wanted = _wanted(case, programs)
-    found = _found(case, [jb.truncated(*pair) for pair in WINDOWS])
-    for pair, ours, theirs in zip(WINDOWS, found, wanted, strict=True):
+    found = w.by_hand(case, [jb.truncated(*pair) for pair in pairs])
+    for pair, ours, theirs in zip(pairs, found, wanted, strict=True):
         assert not w.wrong(ours, theirs, 1e-12), pair
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("elman-tanh", "own-attention")])
 def test_every_cell_is_truncated(name):
-    case, pairs = make(name, T, ()), [(3, 3), (3, 1), (5, 3)]
+    case, pairs = make(name, T, ()), [(3, 3), (5, 3)]
     programs = [_by_stop_gradient(case, *pair) for pair in pairs]
     wanted = _wanted(case, programs)
-    for ours, theirs in zip(_found(case, [jb.truncated(*pair) for pair in pairs]), wanted, strict=True):
+    for ours, theirs in zip(w.by_hand(case, [jb.truncated(*pair) for pair in pairs]), wanted, strict=True):
         assert not w.wrong(ours, theirs, 1e-12)
 
 
-@pytest.mark.parametrize("pair", [(3, 3), (3, 1), (5, 3)], ids=str)
-def test_differences_of_the_frozen_carry_function(pair):
+def test_differences_of_the_frozen_carry_function():
     """Truncated gradients can be checked by differences: of the function whose carries are held."""
-    case = make("lstm", T, (2,))
+    case, pairs = make("lstm", T, (2,)), [(3, 3), (3, 1), (5, 3)]
     flat, unflatten = jax.flatten_util.ravel_pytree(case.primals())
-    held = case.primals()
-    f = jax.jit(jax.vmap(lambda z: _by_stop_gradient(case, *pair, frozen=held)(*unflatten(z))))
+    programs = [_by_stop_gradient(case, *pair, frozen=case.primals()) for pair in pairs]
+    f = jax.jit(jax.vmap(lambda z: jnp.stack([program(*unflatten(z)) for program in programs])))
     steps = 1e-5 * jnp.eye(len(flat))
-    differences = unflatten((f(flat[None] + steps) - f(flat[None] - steps)) / 2e-5)
-    (found,) = _found(case, [jb.truncated(*pair)])
-    assert not w.wrong(found, differences, 1e-7)
+    differences = (f(flat[None] + steps) - f(flat[None] - steps)) / 2e-5
+    found = w.by_hand(case, [jb.truncated(*pair) for pair in pairs])
+    for pair, ours, theirs in zip(pairs, found, differences.T, strict=True):
+        assert not w.wrong(ours, unflatten(theirs), 1e-7), pair
 
 
-@pytest.mark.parametrize("wrong", [(3, 2), (4, 1), (2, 1)], ids=str)
-def test_another_window_is_another_gradient(wrong):
+def test_another_window_is_another_gradient():
     """Negative control: off by one in window or stride is seen in every leaf."""
     case = make("elman-tanh", T, (2,))
     (wanted,) = _wanted(case, [_by_stop_gradient(case, 3, 1)])
-    (found,) = _found(case, [jb.truncated(*wrong)])
-    assert {"params.w_x", "params.w_h", "params.b", "xs"} <= set(w.wrong(found, wanted, 1e-3))
+    for found in w.by_hand(case, [jb.truncated(3, 2), jb.truncated(4, 1), jb.truncated(2, 1)]):
+        assert {"params.w_x", "params.w_h", "params.b", "xs"} <= set(w.wrong(found, wanted, 1e-3))
 
 
 def test_chunked_is_cuts_and_sliding_is_a_sum_over_losses():
     case = make("gru", T, (2,))
     cut = jnp.zeros((T, 2), bool).at[jnp.array([3, 6])].set(True)
     by_cuts = w.manual(case._replace(marks={"cut": cut}), jb.full())
-    chunked, sliding = _found(case, [jb.truncated(3), jb.truncated(3, stride=1)])
+    chunked, sliding = w.by_hand(case, [jb.truncated(3), jb.truncated(3, stride=1)])
     assert not w.wrong(chunked, by_cuts, 1e-13)
-    total = jax.tree.map(jnp.zeros_like, case.primals())
-    for t in range(T):  # one loss at a time, cut where its window begins
-        alone = case._replace(
-            d_hs=jnp.zeros_like(case.d_hs).at[t].set(case.d_hs[t]),
-            d_carry=jax.tree.map(lambda z, on=float(t == T - 1): z * on, case.d_carry),
-            marks={"cut": jnp.zeros((T, 2), bool).at[max(t - 2, 0)].set(t >= 3)},
-        )
-        total = jax.tree.map(jnp.add, total, w.manual(alone, jb.full()))
+
+    def of_one_loss(t):  # cut where its window begins
+        cut = jnp.zeros((T, 2), bool).at[jnp.maximum(t - 2, 0)].set(t >= 3)
+        alone = case._replace(marks={"cut": cut})
+        d_hs = jnp.where((jnp.arange(T) == t)[:, None, None], case.d_hs, 0.0)
+        d_carry = jax.tree.map(lambda z: jnp.where(t == T - 1, z, 0.0), case.d_carry)
+        return jax.vjp(w.unrolled(alone, jb.full()), *case.primals())[1]((d_carry, d_hs))
+
+    total = jax.tree.map(lambda z: z.sum(0), jax.jit(jax.vmap(of_one_loss))(jnp.arange(T)))
     assert not w.wrong(sliding, total, 1e-12)
 
 
 def test_a_reversed_sequence_counts_from_its_last_step():
     case = make("elman-tanh", T, (2,), reverse=True)
     forwards = case._replace(xs=case.xs[::-1], d_hs=case.d_hs[::-1], reverse=False)
-    for method in (jb.truncated(3), jb.truncated(4, stride=2)):
-        (found,), (wanted,) = _found(case, [method]), _found(forwards, [method])
+    methods = [jb.truncated(3), jb.truncated(4, stride=2)]
+    for found, wanted in zip(w.by_hand(case, methods), w.by_hand(forwards, methods), strict=True):
         assert not w.wrong(found, (*wanted[:2], wanted[2][::-1]), 1e-13)
 
 
@@ -174,9 +180,10 @@ def test_the_expectation_of_artbp_is_the_full_gradient(name, marks):
 
     each = jax.jit(jax.vmap(of))(patterns)
     mean = jax.tree.map(lambda z: jnp.tensordot(weights, z, 1), each)
-    assert not w.wrong(mean, w.by_autodiff(case), 1e-12)
+    wanted = w.by_autodiff(case)
+    assert not w.wrong(mean, wanted, 1e-12)
     biased = jax.tree.map(lambda z: z[0] * (1 - rate) ** steps, each)  # one pattern says nothing of it
-    assert w.wrong(biased, w.by_autodiff(case), 1e-2)
+    assert w.wrong(biased, wanted, 1e-2)
 
 
 def test_artbp_in_a_network_of_two_layers():
@@ -213,12 +220,7 @@ BAD = {
     "rate as array": (lambda: jb.artbp(np.ones(2)), r"rate: expected a probability .* got float64\[2\]"),
 }
 
-
-@pytest.mark.parametrize("name", BAD)
-def test_message(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        call()
+test_messages = refused(BAD)
 
 
 def test_methods_are_values():

@@ -1,11 +1,11 @@
-"""Chunk after chunk or layer after layer: the same loss and gradient, with everything a network can have."""
+"""value_and_grad gives the same loss and gradient chunk by chunk as layer by layer."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
-import witnesses as w
+import support.witnesses as w
 
 import jax_bptt as jb
 
@@ -54,47 +54,66 @@ def _run(net, loss, method, *args, **marks):
 def test_by_chunks_equals_by_layers(name, loss):
     """A loss of one's own is not known to be a sum over steps, so it goes by layers."""
     net, method = _net(), BY_CHUNKS[name]
-    params, carry, xs, targets, marks = _problem(net, loss)
-
-    def own(ys, targets, mask):
-        return loss(ys, targets, mask)
-
-    args = params, (carry[0], None), xs, targets
-    found, wanted = (_run(net, f, method, *args, key=jax.random.key(5), **marks) for f in (loss, own))
-    assert not w.wrong(found, wanted, 1e-12)
-    if method != BY_CHUNKS["truncated"]:
-        by_jax = _run(net, own, jb.autodiff(), *args, key=jax.random.key(5), **marks)
-        assert not w.wrong(found, by_jax, 1e-12)
+    args, marks = _marked(loss)
+    found = _run(net, loss, method, *args, **marks)
+    if name == "truncated":
+        assert not w.wrong(found, _run(net, _own(loss), method, *args, **marks), 1e-12)
+    else:
+        assert not w.wrong(found, _by_layers_by_jax(loss), 1e-12)
 
 
-@pytest.mark.parametrize("method", BY_CHUNKS.values(), ids=BY_CHUNKS)
-def test_a_missing_carry_is_trained_by_chunks_too(method):
+def test_checkpointed_by_layers_is_the_gradient_of_jax():
+    args, marks = _marked(jb.squared_error)
+    found = _run(_net(), _own(jb.squared_error), BY_CHUNKS["checkpointed"], *args, **marks)
+    assert not w.wrong(found, _by_layers_by_jax(jb.squared_error), 1e-12)
+
+
+def _marked(loss):
+    """The arguments of a run with everything in it."""
+    params, carry, xs, targets, marks = _problem(_net(), loss)
+    return (params, (carry[0], None), xs, targets), marks | {"key": jax.random.key(5)}
+
+
+def _own(loss):
+    return lambda ys, targets, mask: loss(ys, targets, mask)
+
+
+@functools.cache
+def _by_layers_by_jax(loss):
+    args, marks = _marked(loss)
+    return _run(_net(), _own(loss), jb.autodiff(), *args, **marks)
+
+
+def test_a_missing_carry_is_trained_by_chunks_too():
     net = _net()
     params, _, _, targets, _ = _problem(net, jb.squared_error)
     xs = jax.random.normal(jax.random.key(1), (T, B, I))
-    found = _run(net, jb.squared_error, method, params, None, xs, targets)
-    wanted = _run(net, lambda ys, d: jb.squared_error(ys, d), method, params, None, xs, targets)
-    assert not w.wrong(found, wanted, 1e-12)
-    assert found[1].cells[0].h_0.any()
+
+    def own(ys, targets):
+        return jb.squared_error(ys, targets)
+
+    exact, truncated = (
+        _run(net, own, method, params, None, xs, targets) for method in (jb.full(), BY_CHUNKS["truncated"])
+    )
+    for name, method in BY_CHUNKS.items():
+        found = _run(net, jb.squared_error, method, params, None, xs, targets)
+        assert not w.wrong(found, truncated if name == "truncated" else exact, 1e-12), name
+        assert found[1].cells[0].h_0.any()
 
 
-@pytest.mark.parametrize("method", BY_CHUNKS.values(), ids=BY_CHUNKS)
-def test_what_does_not_run_one_way_goes_by_layers(method):
+@pytest.mark.parametrize("last", [False, True], ids=["every step", "the last step"])
+def test_what_does_not_run_one_way_goes_by_layers(last):
     """A layer that reads backwards, a readout of the last step."""
-    both = jb.layer(jb.elman(I, H), backward=jb.elman(I, H))
-    for readout, rows in ((jb.readout(2 * H, O), (T, B)), (jb.last(jb.readout(2 * H, O)), (B,))):
-        net = jb.network([both], readout)
-        params, xs = (
-            net.init(jax.random.key(0)),
-            jnp.cos(jnp.arange(T * B * I)).reshape(T, B, I).astype(float),
-        )
-        targets = jnp.ones((*rows, O))
-        found, wanted = (
-            _run(net, jb.squared_error, m, params, None, xs, targets) for m in (method, jb.full())
-        )
-        if method != BY_CHUNKS["truncated"]:
-            assert not w.wrong(found, wanted, 1e-12)
-        assert not w.wrong(found[0], wanted[0], 1e-12)
+    both, readout = jb.layer(jb.elman(I, H), backward=jb.elman(I, H)), jb.readout(2 * H, O)
+    net = jb.network([both], jb.last(readout) if last else readout)
+    params, xs = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (T, B, I))
+    targets = jnp.ones((B, O) if last else (T, B, O))
+    wanted = _run(net, jb.squared_error, jb.full(), params, None, xs, targets)
+    for name, method in BY_CHUNKS.items():
+        found = _run(net, jb.squared_error, method, params, None, xs, targets)
+        if name != "truncated":
+            assert not w.wrong(found, wanted, 1e-12), name
+        assert not w.wrong(found[0], wanted[0], 1e-12), name
 
 
 @pytest.mark.parametrize("rows", [(), (2, 2)], ids=str)

@@ -1,6 +1,6 @@
-"""Training that is killed again and again, and training that is not.
+"""Run char_lm once undisturbed, and once killed and resumed many times.
 
-    python tests/kills.py FOLDER KILLS OPTIONS OF CHAR_LM
+    python tests/support/kill_and_resume.py FOLDER KILLS OPTIONS OF CHAR_LM
 
 Every run of experiments.char_lm is a process of its own, forked from this one after the imports, which are
 what takes time, and before JAX does anything. It prints a line of JSON a kill.
@@ -78,7 +78,7 @@ def main(folder, kills, *options):
     assert end(begin(options, whole)) == NONE
     draw = random.Random(0)
     for kill in range(int(kills)):
-        when = ("saving", "any time", "starting", "any time")[kill % 4]
+        when = ("saving", "any time", "starting", "saving")[kill % 4]
         print(json.dumps({"kill": kill + 1, **kill_once(options, killed, draw, when)}), flush=True)
     assert end(begin(options, killed)) == NONE
 

@@ -1,4 +1,4 @@
-"""What can be wrong with an argument, as strategies of hypothesis, each made from the right value."""
+"""Strategies of hypothesis that make wrong arguments, each from the right value."""
 
 import math
 

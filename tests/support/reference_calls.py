@@ -1,4 +1,4 @@
-"""How the public functions are called in `public`, and the same answers found in another way."""
+"""How the public functions are called in `public_api_table`, and the same answers found in another way."""
 
 import re
 
@@ -6,10 +6,10 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from spoilers import KEY
 
 import jax_bptt as jb
 from jax_bptt.unrolling.arguments import parameter_shapes
+from support.bad_values import KEY
 
 T, B, I, H, O = 5, 2, 3, 4, 6  # noqa: E741
 cell = jb.lstm(I, H)

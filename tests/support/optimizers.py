@@ -1,4 +1,4 @@
-"""optax under strict dtype promotion: its own arithmetic mixes int32 counts with floats."""
+"""optax optimizers for strict dtype promotion: their own arithmetic mixes int32 counts with floats."""
 
 import jax
 import optax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from cases import Case, initial
-from compiling import OPTIMISED
 
 import jax_bptt as jb
 
@@ -20,13 +20,20 @@ def unrolled(case: Case, method: jb.GradientMethod) -> Any:
     return lambda params, carry, xs: jb.unroll(case.row.cell, params, carry, xs, gradient=method, **marks)
 
 
-def manual(case: Case, method: jb.GradientMethod) -> Any:
+def by_hand(
+    case: Case, methods: Sequence[jb.GradientMethod], compiler_options: dict | None = None
+) -> list[Any]:
+    """The library's gradient by each of these methods, by one program."""
+
+    def gradients(primals: Any, cotangents: Any) -> Any:
+        return [jax.vjp(unrolled(case, method), *primals)[1](cotangents) for method in methods]
+
+    return jax.jit(gradients, compiler_options=compiler_options)(case.primals(), (case.d_carry, case.d_hs))
+
+
+def manual(case: Case, method: jb.GradientMethod, compiler_options: dict | None = None) -> Any:
     """The library's gradient."""
-
-    def gradient(primals: Any, cotangents: Any) -> Any:
-        return jax.vjp(unrolled(case, method), *primals)[1](cotangents)
-
-    return jax.jit(gradient, compiler_options=OPTIMISED)(case.primals(), (case.d_carry, case.d_hs))
+    return by_hand(case, [method], compiler_options)[0]
 
 
 def one_step(case: Case, np: Any, p: dict, s: dict, x: Any, marks: dict) -> dict:

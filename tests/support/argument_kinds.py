@@ -1,4 +1,4 @@
-"""What an argument is: how it is spoiled, and which spoiled values are right all the same."""
+"""For each kind of argument: how it is spoiled, and which spoiled values are right all the same."""
 
 import math
 import numbers
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import spoilers
 
 import jax_bptt as jb
+from support import bad_values
 
 
 class Kind(NamedTuple):
@@ -67,7 +67,7 @@ def number(within=lambda value: True) -> Kind:
         except OverflowError:
             return False
 
-    return Kind(spoilers.junk, takes, float)
+    return Kind(bad_values.junk, takes, float)
 
 
 def integer(least=1, most=2**31 - 1) -> Kind:
@@ -79,12 +79,12 @@ def integer(least=1, most=2**31 - 1) -> Kind:
         except TypeError:
             return False
 
-    return Kind(spoilers.junk, takes, operator.index)
+    return Kind(bad_values.junk, takes, operator.index)
 
 
 def thing(*types, within=lambda value: True) -> Kind:
     """An object of some types: any other of them is as right."""
-    return Kind(spoilers.junk, lambda right, value: isinstance(value, types) and within(value))
+    return Kind(bad_values.junk, lambda right, value: isinstance(value, types) and within(value))
 
 
 def _is_function(right, value):
@@ -106,19 +106,19 @@ def _is_dtype(right, value):
 
 FLOATING = ["bfloat16", "float16", "float32", float, jnp.bfloat16, jnp.float32, jnp.dtype("float16")]
 SIZE, FLAG, SHARE = integer(), thing(bool), either(thing(bool), number(lambda share: 0 <= share <= 1))
-SHAPES = Kind(spoilers.junk, _has_shapes)
+SHAPES = Kind(bad_values.junk, _has_shapes)
 MESH, STATE = thing(jax.sharding.Mesh), thing(jb.TrainState)
 SHAPE = thing(tuple, within=lambda shape: all(map(_is_size, shape)))
 CELL, NET, LAYER = thing(type(jb.elman(3, 4)), jb.StepCell), thing(jb.Network), thing(jb.Layer)
 READOUT, GRADIENT, NEWTON = thing(jb.Readout), thing(jb.GradientMethod), thing(jb.Newton)
-FUNCTION, OPTIMIZER = Kind(spoilers.junk, _is_function), thing(optax.GradientTransformation)
+FUNCTION, OPTIMIZER = Kind(bad_values.junk, _is_function), thing(optax.GradientTransformation)
 ACTIVATION = either(FUNCTION, thing(str, within=("tanh", "relu", "sigmoid", "identity").__contains__))
 BIAS = either(number(), thing(type(jb.chrono(9))))
 CARRY_TYPE = thing(type, within=lambda value: "h" in getattr(value, "_fields", ()))
-DTYPE = Kind(spoilers.junk, _is_dtype, lambda dtype: None if dtype is None else jnp.dtype(dtype))
+DTYPE = Kind(bad_values.junk, _is_dtype, lambda dtype: None if dtype is None else jnp.dtype(dtype))
 NAMES = thing(tuple, list, within=lambda names: all(isinstance(name, str) for name in names))
 CELLS = Kind(
-    spoilers.lists,
+    bad_values.lists,
     lambda right, value: (
         isinstance(value, (list, tuple))
         and len(value) > 0
@@ -209,17 +209,17 @@ def _some_count(right):
     return MARK.spoilt(right).filter(lambda mask: not _is_like(right, mask) or bool(mask.any()))
 
 
-ARRAY, MARK = _data(spoilers.arrays, _is_like), or_none(_data(spoilers.arrays, _is_like))
-FLOATS = _data(spoilers.arrays, lambda right, value: _array(value, jnp.floating))
+ARRAY, MARK = _data(bad_values.arrays, _is_like), or_none(_data(bad_values.arrays, _is_like))
+FLOATS = _data(bad_values.arrays, lambda right, value: _array(value, jnp.floating))
 MARK_OF_SOME = MARK._replace(spoilt=_some_count)  # of no step the mean is NaN
-CLASSES = _data(spoilers.arrays, lambda right, value: _array(value, jnp.integer))
-NUMBERS = _data(spoilers.arrays, lambda right, value: _array(value, jnp.number, jnp.bool_))
-LENGTHS = Kind(spoilers.arrays, _are_lengths, jnp.asarray, True)
-KEY = _data(spoilers.keys, _is_key)
-TREE, CARRY = _data(spoilers.trees, _is_tree), or_none(_data(spoilers.trees, _is_tree))
-COUNT, LEAVES = _data(spoilers.trees, _has_numbers), _data(spoilers.trees, _has_leaves)
-DTYPE_OF = _data(spoilers.trees, _begins_floating)  # only their dtype is read
-PARTS = Kind(spoilers.trees, lambda right, value: isinstance(value, tuple) and len(value) == len(right))
-BATCH = _data(spoilers.trees, _is_batch)
-FLOATING_TREE = or_none(Kind(spoilers.trees, _is_floating_tree))
-WEIGHTS = Kind(spoilers.trees, _are_weights)
+CLASSES = _data(bad_values.arrays, lambda right, value: _array(value, jnp.integer))
+NUMBERS = _data(bad_values.arrays, lambda right, value: _array(value, jnp.number, jnp.bool_))
+LENGTHS = Kind(bad_values.arrays, _are_lengths, jnp.asarray, True)
+KEY = _data(bad_values.keys, _is_key)
+TREE, CARRY = _data(bad_values.trees, _is_tree), or_none(_data(bad_values.trees, _is_tree))
+COUNT, LEAVES = _data(bad_values.trees, _has_numbers), _data(bad_values.trees, _has_leaves)
+DTYPE_OF = _data(bad_values.trees, _begins_floating)  # only their dtype is read
+PARTS = Kind(bad_values.trees, lambda right, value: isinstance(value, tuple) and len(value) == len(right))
+BATCH = _data(bad_values.trees, _is_batch)
+FLOATING_TREE = or_none(Kind(bad_values.trees, _is_floating_tree))
+WEIGHTS = Kind(bad_values.trees, _are_weights)

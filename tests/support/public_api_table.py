@@ -1,4 +1,4 @@
-"""The one table of public functions: a right call of each, and what each argument is.
+"""The one table of public functions, with a right call and the kinds of the arguments of each.
 
 A new public function is one row: how it is called, its arguments with their kinds, and, if
 it can be had, the same answer found in another way.
@@ -7,16 +7,33 @@ it can be had, the same answer found in another way.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import calls
 import jax
 import jax.numpy as jnp
-import kinds as k
 import numpy as np
-from calls import B, H, I, O, T, carry, cell, classes, cut, mask, net, net_params, params, reset, targets, xs
-from optimizers import SGD
-from spoilers import KEY
 
 import jax_bptt as jb
+import support.argument_kinds as k
+from support import reference_calls as calls
+from support.bad_values import KEY
+from support.optimizers import SGD
+from support.reference_calls import (
+    B,
+    H,
+    I,
+    O,
+    T,
+    carry,
+    cell,
+    classes,
+    cut,
+    mask,
+    net,
+    net_params,
+    params,
+    reset,
+    targets,
+    xs,
+)
 
 
 class Row(NamedTuple):
