@@ -15,6 +15,7 @@ import jax_bptt as jb
 import support.argument_kinds as k
 from support import reference_calls as calls
 from support.bad_values import KEY
+from support.factories_table import ACTIVATION, OF_CELLS, OF_METHODS, SIZES, factories
 from support.optimizers import SGD
 from support.reference_calls import (
     B,
@@ -52,9 +53,6 @@ class Row(NamedTuple):
     is_traced: bool = False
 
 
-_sizes = {"input_size": (k.SIZE, I), "hidden_size": (k.SIZE, H)}
-_recurrent = {"recurrent": (k.FUNCTION, jb.orthogonal(0.5))}
-_activation = {"activation": (k.ACTIVATION, "relu")}
 _marks = {"mask": (k.MARK, mask), "reset": (k.MARK, reset), "cut": (k.MARK, cut)}
 _neutral = {"mask": (k.MARK, mask | True), "reset": (k.MARK, mask & False), "cut": (k.MARK, mask & False)}
 _cell = {"cell": (k.CELL, cell), "params": (k.TREE, params)}
@@ -116,16 +114,8 @@ _any_parts = dict.fromkeys(
 )
 
 ROWS = {
-    "elman": _cell_row(jb.elman, **_sizes, **_activation, **_recurrent),
-    "lstm": _cell_row(jb.lstm, **_sizes, forget_bias=(k.BIAS, 0.5), peephole=(k.FLAG, True), **_recurrent),
-    "gru": _cell_row(jb.gru, **_sizes, reset_after=(k.FLAG, True), update_bias=(k.BIAS, 0.5), **_recurrent),
-    "leaky": _cell_row(
-        jb.leaky, **_sizes, **_activation, rate=(k.number(lambda r: 0 < r < 1), 0.3), **_recurrent
-    ),
-    "mgu": _cell_row(jb.mgu, **_sizes, **_recurrent),
-    "indrnn": _cell_row(jb.indrnn, **_sizes, **_activation),
-    "make_cell": _cell_row(jb.make_cell, **_sizes, **_own, **_parts),
-    "step_cell": _cell_row(jb.step_cell, **_sizes, **_any, **_any_parts, gates=(k.NAMES, ("a",))),
+    "make_cell": _cell_row(jb.make_cell, **SIZES, **_own, **_parts),
+    "step_cell": _cell_row(jb.step_cell, **SIZES, **_any, **_any_parts, gates=(k.NAMES, ("a",))),
     "learn_carry": _cell_row(jb.learn_carry, cell=(k.CELL, cell)),
     "layer": Row(
         lambda **given: calls.of_layer(jb.layer(**given)),
@@ -145,7 +135,7 @@ ROWS = {
     ),
     "readout": Row(
         lambda **given: calls.of_net(jb.network([jb.elman(I, given["hidden_size"])], jb.readout(**given))),
-        {"hidden_size": (k.SIZE, H), "output_size": (k.SIZE, O), **_activation},
+        {"hidden_size": (k.SIZE, H), "output_size": (k.SIZE, O), **ACTIVATION},
     ),
     "last": Row(
         lambda **given: calls.of_net(jb.network([cell], jb.last(**given))),
@@ -154,13 +144,6 @@ ROWS = {
     "orthogonal": Row(lambda gain: calls.of_initializer(jb.orthogonal(gain)), {"gain": (k.number(), 0.5)}),
     "identity": Row(lambda gain: calls.of_initializer(jb.identity(gain)), {"gain": (k.number(), 0.5)}),
     "chrono": Row(lambda longest: jb.chrono(longest)(KEY, H, "float64"), {"longest": (k.integer(3), 9)}),
-    "artbp": _gradient_row(jb.artbp, rate=(k.number(lambda c: 0 <= c < 1), 0.25)),
-    "autodiff": _gradient_row(jb.autodiff),
-    "checkpointed": _gradient_row(
-        jb.checkpointed, slots=(k.or_none(k.SIZE), 2), chunk=(k.or_none(k.SIZE), 2), host=(k.FLAG, False)
-    ),
-    "clipped": _gradient_row(jb.clipped, max_norm=(k.number(lambda c: c > 0), 0.5)),
-    "full": _gradient_row(jb.full, chunk=(k.or_none(k.SIZE), 2), recompute=(k.or_none(k.SHARE), 0.5)),
     "newton": Row(
         lambda **given: calls.of_gradient(jb.parallel(jb.newton(**given))),
         {
@@ -170,9 +153,6 @@ ROWS = {
             "damping": (k.number(lambda k: 0 < k <= 1), 0.5),
         },
     ),
-    "parallel": _gradient_row(jb.parallel, newton=(k.or_none(k.NEWTON), jb.newton())),
-    "rtrl": _gradient_row(jb.rtrl),
-    "truncated": _gradient_row(jb.truncated, window=(k.SIZE, 3), stride=(k.or_none(k.SIZE), 1)),
     "mask_of_lengths": Row(
         jb.mask_of_lengths,
         {"lengths": (k.LENGTHS, jnp.array([T, 0, 2])), "steps": (k.SIZE, T)},
@@ -311,6 +291,11 @@ ROWS = {
     ),
     "Network.next_carry": Row(net.next_carry, {"carry": (k.PARTS, (carry,))}),
 }
+
+for name, (factory, arguments) in factories("cells", OF_CELLS).items():
+    ROWS[name] = _cell_row(factory, **arguments)
+for name, (factory, arguments) in factories("gradients", OF_METHODS).items():
+    ROWS[name] = _gradient_row(factory, **arguments)
 
 _rz = np.arange(3 * H) < 2 * H
 
