@@ -118,17 +118,17 @@ def credit(
     inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
     done = record(net, loss, inputs)
     lags = check_lags(lags, len(done.d_outputs))
-    _, whole = swept(done)
+    _, gradient = swept(done)
 
     def at_lag(total: tuple[Any, ...], lag: Array, found: tuple[AtLag, ...]) -> tuple[tuple[Any, ...], Any]:
         sums = tuple(layer.d_params for layer in found)
-        terms = tuple(map(_weighed, done.layers, whole, found))
+        terms = tuple(map(_weighed, done.layers, gradient, found))
         by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)
-        along = jax.tree.map(_squared_and_along, sums, whole)
+        along = jax.tree.map(_squared_and_along, sums, gradient)
         return plus(total, sums), (by_loss_step, along)  # (Z2)
 
-    total, (terms, of_lags) = scan_lags(done, lags, zeros_like(whole), at_lag)
-    squares = jax.tree.map(lambda g: jnp.vdot(g, g), whole)
+    total, (terms, of_lags) = scan_lags(done, lags, zeros_like(gradient), at_lag)
+    squares = jax.tree.map(lambda g: jnp.vdot(g, g), gradient)
     by_parameter = jax.tree.map(_terms, squares, terms, of_lags)
     of_all = _terms(*(_over_parameters(tree, squares) for tree in (squares, terms, of_lags)))
     return Credit(total, by_parameter, of_all)
@@ -160,7 +160,7 @@ def check_lags(lags: Foreign, steps: int) -> int:
     return steps if lags is None else integer("lags", lags, 1, steps)
 
 
-def _weighed(layer: LayerRecord, whole: ArrayTree, found: AtLag) -> Any:
+def _weighed(layer: LayerRecord, gradient: ArrayTree, found: AtLag) -> Any:
     """‖g_tk‖² and <g_tk, g> of each parameter for every k, [T], from λ of one lag."""
 
     def weigh_step(here: tuple[State, Array, Slopes, State, State | None]) -> Any:
@@ -170,7 +170,7 @@ def _weighed(layer: LayerRecord, whole: ArrayTree, found: AtLag) -> Any:
         d_params, _ = phases.contract(layer.cell, run, s_prev, slopes, lam)  # (Z1)
         if d_start is not None:
             d_params = plus(d_params, layer.d_start_to_params(d_start))
-        return jax.tree.map(_squared_and_along, d_params, whole)  # (Z3)
+        return jax.tree.map(_squared_and_along, d_params, gradient)  # (Z3)
 
     xs = layer.run.sequence.xs
     at_once = max(1, AT_ONCE // num_parameters(layer.run.params))
@@ -179,22 +179,22 @@ def _weighed(layer: LayerRecord, whole: ArrayTree, found: AtLag) -> Any:
 
 
 class _Weights(NamedTuple):
-    """‖g‖² of some term, and <g, whole>."""
+    """‖g‖² of some term, and <g, gradient>."""
 
     squared: Array
     along: Array
 
 
-def _squared_and_along(term: Array, whole: Array) -> _Weights:
-    return _Weights(jnp.vdot(term, term), jnp.vdot(term, whole))
+def _squared_and_along(term: Array, gradient: Array) -> _Weights:
+    return _Weights(jnp.vdot(term, term), jnp.vdot(term, gradient))
 
 
-def _terms(whole: Array, terms: _Weights, of_lags: _Weights) -> Terms:
+def _terms(squared: Array, terms: _Weights, of_lags: _Weights) -> Terms:
     norm, lag_norm = root(terms.squared), root(of_lags.squared)
-    lengths = norm * root(whole)
+    lengths = norm * root(squared)
     some = lengths > 0
     cosine = jnp.where(some, terms.along / jnp.where(some, lengths, 1), jnp.zeros_like(lengths))
-    return Terms(norm, cosine, lag_norm, of_lags.along / whole)  # (Z3)
+    return Terms(norm, cosine, lag_norm, of_lags.along / squared)  # (Z3)
 
 
 def _over_parameters(tree: ArrayTree, like: ArrayTree) -> Any:

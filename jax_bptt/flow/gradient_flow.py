@@ -162,7 +162,7 @@ def gradient_flow(
     if lags < 2:
         came = f"{lags} lag of {len(done.d_outputs)} steps"
         raise bad("lags", "at least 2", came, "a rate needs two steps or more")
-    _, whole = swept(done)
+    _, gradient = swept(done)
     ages = [_ages(one.run.sequence) for one in done.layers]
     Sums = tuple[tuple[Any, ...], list[Array]]  # g_0 + .. + g_l; ‖λᵗ_t‖² of each layer
 
@@ -172,13 +172,13 @@ def gradient_flow(
         total = plus(total, sums)
         squares = [squares_of_rows(layer.lam) for layer in found]
         at_lag_0 = [jnp.where(lag == 0, z, s) for z, s in zip(squares, at_lag_0, strict=True)]
-        missed = _norm(jax.tree.map(jnp.subtract, total, whole))
+        missed = _norm(jax.tree.map(jnp.subtract, total, gradient))
         growth = [_growth(z, s, age >= lag) for z, s, age in zip(squares, at_lag_0, ages, strict=True)]
-        return (total, at_lag_0), (growth, _norm(sums), missed, _norm(total), dot(total, whole))
+        return (total, at_lag_0), (growth, _norm(sums), missed, _norm(total), dot(total, gradient))
 
-    begin = zeros_like(whole), [jnp.zeros(age.shape, done.error.dtype) for age in ages]
+    begin = zeros_like(gradient), [jnp.zeros(age.shape, done.error.dtype) for age in ages]
     _, (profiles, lag_norm, missed, norm, along) = scan_lags(done, lags, begin, at_lag)
-    grad_norm = _norm(whole)
+    grad_norm = _norm(gradient)
     return GradientFlow(
         tuple(map(_of_layer, done.layers, profiles)),
         done.error,

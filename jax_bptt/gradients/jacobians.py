@@ -60,8 +60,8 @@ def _unpack_whole(z: Array, like: S) -> S:
     leaves, structure = jax.tree.flatten(like)
     shapes = [leaf.shape[like.h.ndim - 1 :] for leaf in leaves]
     parts = jnp.split(z, np.cumsum([math.prod(shape) for shape in shapes])[:-1], -1)
-    whole = [part.reshape(*z.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
-    unpacked: S = jax.tree.unflatten(structure, whole)
+    reshaped = [part.reshape(*z.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
+    unpacked: S = jax.tree.unflatten(structure, reshaped)
     return unpacked
 
 

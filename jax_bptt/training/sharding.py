@@ -113,10 +113,12 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
     _check(mesh, state)
 
     def lies(z: Array) -> NamedSharding:
-        whole = [axis for axis, n in enumerate(z.shape) if n % mesh.size == 0]
-        if not whole:
+        divisible = [axis for axis, n in enumerate(z.shape) if n % mesh.size == 0]
+        if not divisible:
             return NamedSharding(mesh, P())
-        return NamedSharding(mesh, P(*[None] * max(whole, key=lambda a: z.shape[a]), mesh.axis_names))  # (M2)
+        return NamedSharding(
+            mesh, P(*[None] * max(divisible, key=lambda a: z.shape[a]), mesh.axis_names)
+        )  # (M2)
 
     return jax.tree.map(lies, state)._replace(carry=_carry_by_rows(mesh, state.carry))
 
