@@ -116,9 +116,8 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
         divisible = [axis for axis, n in enumerate(z.shape) if n % mesh.size == 0]
         if not divisible:
             return NamedSharding(mesh, P())
-        return NamedSharding(
-            mesh, P(*[None] * max(divisible, key=lambda a: z.shape[a]), mesh.axis_names)
-        )  # (M2)
+        axis = max(divisible, key=lambda a: z.shape[a])
+        return NamedSharding(mesh, P(*[None] * axis, mesh.axis_names))  # (M2)
 
     return jax.tree.map(lies, state)._replace(carry=_carry_by_rows(mesh, state.carry))
 
