@@ -247,20 +247,16 @@ def check_run(
     params: Foreign,
     carry: Foreign,
     sequence: Sequence,
-    gradient: Foreign = None,
+    gradient: Foreign = full(),
     key: Foreign = None,
 ) -> tuple[NetworkParams, NetworkCarry | None, Sequence]:
-    """params, carry and sequence as arrays, or a ValueError that says which argument is wrong.
-
-    A gradient that is None is that of a function which differentiates by itself.
-    """
-    if gradient is not None:
-        check_method(gradient)
+    """params, carry and sequence as arrays, or a ValueError that says which argument is wrong."""
+    check_method(gradient)
     if key is not None:
         check_key(key)
     sizes = _parameter_shapes(net), net.layers[0].input_size
     params, carry, sequence = check_inputs("net", net, sizes, params, carry, sequence)
-    if gradient is None or gradient.backward is not None:
+    if gradient.backward is not None:  # to JAX any step is welcome
         for one, p in zip(net.layers, params.cells, strict=True):
             for cell, of_cell in zip(one.cells, one.parts(p), strict=True):
                 check_step(cell, of_cell, sequence.rows)

@@ -19,6 +19,7 @@ from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
 from jax_bptt.engine.phases import engine_of, is_pointwise
 from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 
 _Owner = TypeVar("_Owner")
@@ -35,20 +36,16 @@ def check_unroll(
     params: Foreign,
     carry: Foreign,
     sequence: Sequence,
-    gradient: Foreign = None,
+    gradient: Foreign = full(),
     reverse: Foreign = False,
 ) -> tuple[Any, Any, Sequence]:
-    """params, carry and sequence of `unroll` as arrays, or a ValueError that says which is wrong.
-
-    A gradient that is None is that of a function which differentiates by itself.
-    """
+    """params, carry and sequence of `unroll` as arrays, or a ValueError that says which is wrong."""
     check_cell(cell)
     flag("reverse", reverse)
-    if gradient is not None:
-        check_method(gradient)
+    check_method(gradient)
     sizes = parameter_shapes(cell), cell.input_size
     params, carry, sequence = check_inputs("cell", cell, sizes, params, carry, sequence)
-    if gradient is None or gradient.backward is not None:
+    if gradient.backward is not None:  # to JAX any step is welcome
         check_step(cell, params, sequence.rows)
     return params, carry, sequence
 
