@@ -84,3 +84,11 @@ def test_a_gradient_method_runs_on_other_loops(method, engine):
     found = jax.jit(both, static_argnums=0)(other)
     assert engine != "in Python" or {"forward", "backward"} <= set(CALLS)
     assert not w.wrong(found, jax.jit(both, static_argnums=0)(method), 1e-12)
+
+
+@pytest.mark.parametrize("engine", [lambda cell: 3, lambda cell: IN_PYTHON])
+def test_an_engine_that_cannot_run_the_cell_is_refused(engine):
+    cell = jb.gru(3, 4, reset_after=False)
+    method = jb.full()._replace(name="wrong", engine=engine)
+    with pytest.raises(ValueError, match=r"gradient\.engine: expected an Engine for StepCell"):
+        jb.unroll(cell, cell.init(jax.random.key(0)), None, jnp.ones((2, 3)), gradient=method)

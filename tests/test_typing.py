@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CALLS = ROOT / "tests" / "typing"
+ALIASES_OF_ANY = {"Foreign", "Targets", "Projected", "Carry", "Weights", "Data"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,10 @@ def _parameters():
 
 
 def test_a_bare_any_is_an_exception():
-    found = dict(_parameters())
-    bare = [where for where, annotation in found.items() if re.fullmatch(r"Any|", annotation)]
+    """At most 5 %; with the aliases that say what an unchecked value is for, 12 %."""
+    found = list(_parameters())
+    bare = [where for where, annotation in found if re.fullmatch(r"Any|", annotation)]
+    aliases = [where for where, annotation in found if annotation in ALIASES_OF_ANY]
     assert len(found) > 1000
     assert len(bare) <= 0.05 * len(found), bare
+    assert len(bare) + len(aliases) <= 0.12 * len(found), aliases

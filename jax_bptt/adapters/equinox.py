@@ -42,7 +42,7 @@ def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
     Raises:
       ValueError: params of another cell.
     """
-    cell = to_their_order(params, "equinox.nn", GATES)
+    cell = to_their_order(GATES, params, "equinox.nn")
     b, b_n = folded(cell)
     weights = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T, "bias": b}  # (C9)
     return weights | ({"bias_n": b_n} if cell.kind == AFTER else {})  # (C9)

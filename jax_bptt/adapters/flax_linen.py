@@ -44,7 +44,7 @@ def to_linen(params: Params | GRUParams) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       ValueError: params of another cell.
     """
-    cell = to_their_order(params, "flax.linen", GATES)
+    cell = to_their_order(GATES, params, "flax.linen")
     gates = GATES[cell.kind]
     b, b_n = folded(cell)
     tree: dict[str, dict[str, np.ndarray]] = {}

@@ -36,7 +36,7 @@ def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict
       ValueError: params of another cell, or a GRU's b_h that is not zero for n: nnx.GRUCell has none.
     """
     flag("optimized", optimized)
-    cell = to_their_order(params, "flax.nnx", GATES)
+    cell = to_their_order(GATES, params, "flax.nnx")
     if cell.kind == LSTM and not optimized:
         return {"if_" if name == "if" else name: part for name, part in to_linen(params).items()}  # (C4)
     b, b_n = folded(cell)

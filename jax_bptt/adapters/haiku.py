@@ -47,7 +47,7 @@ def to_haiku(params: Params | GRUParams) -> dict[str, ArrayTree]:
     Raises:
       ValueError: params of another cell.
     """
-    cell = to_their_order(params, "haiku", GATES)
+    cell = to_their_order(GATES, params, "haiku")
     w_x, w_h, b = cell.w_x, cell.w_h, cell.b
     if cell.kind == ELMAN:
         return {"linear": {"w": w_x, "b": b}, "linear_1": {"w": w_h, "b": cell.b_h}}  # (C6)

@@ -43,7 +43,7 @@ def to_keras(params: Params | GRUParams) -> list[np.ndarray]:
     Raises:
       ValueError: params of another cell.
     """
-    cell = to_their_order(params, "keras.layers", GATES)
+    cell = to_their_order(GATES, params, "keras.layers")
     return [cell.w_x, cell.w_h, np.stack([cell.b, cell.b_h]) if cell.kind == AFTER else cell.b]  # (C5)
 
 

@@ -37,7 +37,7 @@ def to_torch(params: Params | GRUParams, layer: int = 0, reverse: bool = False) 
     >>> list(to_torch(jb.lstm(3, 5).init(jax.random.key(0)), layer=1, reverse=True))[:2]
     ['weight_ih_l1_reverse', 'weight_hh_l1_reverse']
     """
-    cell = to_their_order(params, "torch.nn", GATES)
+    cell = to_their_order(GATES, params, "torch.nn")
     matrices = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T}  # (C2)
     biases = {"bias_ih": cell.b, "bias_hh": cell.b_h}  # (C2)
     return {name + _at(layer, reverse): w for name, w in (matrices | biases).items()}

@@ -45,7 +45,7 @@ class Weights(NamedTuple):
     b_h: np.ndarray
 
 
-def to_their_order(params: Foreign, framework: str, orders: GateOrders) -> Weights:
+def to_their_order(orders: GateOrders, params: Foreign, framework: str) -> Weights:
     """Params become new arrays with the gates in the order of a framework.
 
     Args:

@@ -34,7 +34,10 @@ def cached(**checks: Callable[[str, Any], Any]) -> Callable[[Callable[_P, _R]], 
 
         @functools.wraps(factory)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            bound = signature.bind(*args, **kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError:
+                return factory(*args, **kwargs)  # so that Python itself says what is missing, and of what
             bound.apply_defaults()
             bound.arguments |= {name: check(name, bound.arguments[name]) for name, check in checks.items()}
             hashable = all(isinstance(v, Hashable) for v in bound.arguments.values())

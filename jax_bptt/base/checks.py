@@ -82,12 +82,16 @@ def is_floating(value: Foreign) -> bool:
     return is_array(value) and jnp.issubdtype(value.dtype, jnp.floating)
 
 
+def is_numeric(value: Foreign) -> bool:
+    """Whether it is an array of numbers or bools."""
+    return is_array(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)
+
+
 def as_arrays(tree: Tree) -> Tree:
     """NumPy arrays of numbers as JAX arrays, in JAX's precision; everything else as it is."""
 
     def as_array(z: Foreign) -> Foreign:
-        is_numeric = isinstance(z, np.ndarray) and (jnp.issubdtype(z.dtype, jnp.number) or z.dtype == bool)
-        return jnp.asarray(z) if is_numeric else z
+        return jnp.asarray(z) if isinstance(z, np.ndarray) and is_numeric(z) else z
 
     return jax.tree.map(as_array, tree)
 

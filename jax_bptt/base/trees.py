@@ -1,6 +1,6 @@
 """Arithmetic on trees of arrays, and on the carry of a cell, leaf by leaf.
 
-What optax.tree has (sums, norms, inner products of whole trees) is taken from there.
+A function here returns the type of tree that it was given, which those of optax.tree do not say.
 """
 
 from __future__ import annotations

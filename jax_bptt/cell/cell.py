@@ -5,7 +5,7 @@
     s_t = step(s_{t−1}, u_t, v_t)  pointwise over units; h_t is a part of s_t
 
 A cell knows its step and the adjoint of that step. It knows nothing about time, batches, layout or
-gradients of matrices: those are in `loops`. Its adjoint comes in two parts, so that the engine can do
+gradients of matrices: those are in `engine`. Its adjoint comes in two parts, so that the engine can do
 the first for all time steps at once and only the second, which is linear in λ, inside the loop:
 
     a_t = linearise(s_{t−1}, u_t, v_t, s_t)            what the derivative of step needs, as arrays
@@ -220,7 +220,7 @@ def _layout(init: Callable[[PRNGKey], Any]) -> Layout:
     matrices_and_biases = {"w_x", "b", "b_h"} | ({"w_h"} if recurrent else set())
     names = params._fields
     units = tuple(n for n in names if n not in matrices_and_biases and not n.endswith(INITIAL))
-    return Layout(recurrent, "b_h" in names, units)
+    return Layout(recurrent, recurrent and "b_h" in names, units)
 
 
 def init_params(
@@ -256,8 +256,13 @@ def init_of(
 ) -> Callable[[PRNGKey], Params]:
     """`init_params` of these sizes as a function of the key alone."""
     check_initializer("recurrent", recurrent)
-    sizes = size("input_size", input_size), size("hidden_size", hidden_size)
-    return lambda key: init_params(key, *sizes, gates, recurrent)
+    return functools.partial(
+        init_params,
+        input_size=size("input_size", input_size),
+        hidden_size=size("hidden_size", hidden_size),
+        gates=gates,
+        recurrent=recurrent,
+    )
 
 
 def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, batch_shape: Shape) -> S:

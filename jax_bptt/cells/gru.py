@@ -63,6 +63,14 @@ def gru(
 def gru(
     input_size: int,
     hidden_size: int,
+    reset_after: Literal[False],
+    update_bias: float | Chrono = 0.0,
+    recurrent: Initializer = orthogonal(),
+) -> StepCell[Params, Carry]: ...
+@overload
+def gru(
+    input_size: int,
+    hidden_size: int,
     reset_after: bool = True,
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),

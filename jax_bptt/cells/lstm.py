@@ -84,6 +84,15 @@ def lstm(
     input_size: int,
     hidden_size: int,
     forget_bias: float | Chrono = 1.0,
+    *,
+    peephole: Literal[True],
+    recurrent: Initializer = orthogonal(),
+) -> Cell[PeepholeParams, LSTMCarry]: ...
+@overload
+def lstm(
+    input_size: int,
+    hidden_size: int,
+    forget_bias: float | Chrono = 1.0,
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),
 ) -> Cell[Any, LSTMCarry]: ...

@@ -1,9 +1,10 @@
 """What runs a cell: seven functions of one step or of all, and the two loops over time.
 
-Everything else of the house calls these nine, so a value with other functions in it runs every gradient
-method, diagnostic and check in another way. A kernel, for instance, is the engine of pointwise cells with
-two other loops, `POINTWISE._replace(forward_loop=..., backward_loop=...)`. A gradient method names the
-engine that it runs on, and `full`, `checkpointed`, `truncated`, `artbp` and `clipped` run on any.
+Nothing else of the house calls a cell's own functions in time. A kernel is the engine of pointwise cells with
+two other loops, `POINTWISE._replace(forward_loop=..., backward_loop=...)`; a gradient method names the engine
+that it runs on. `full`, `checkpointed`, `truncated(h)`, `artbp` and `clipped` do all their work by the two
+loops. The others read the functions of one step: sliding truncation and `rtrl` have loops of their own,
+`parallel` and Newton's method none.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ class Forward(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What the backward loop returns, or one step of it.
+    """What the backward loop returns.
 
     Attributes:
-      carry: dE/ds_0 of all steps; λ_{t−1} − G_{t−1} of one. Leaves [..., H].
+      carry: dE/ds_0, leaves [..., H].
       start: dE/dstart, into the initial carry, leaves [..., H]; None without resets.
-      lam: λ_1..λ_T, leaves [T, ..., H], or λ_t of one step; zero where the step was masked.
+      lam: λ_1..λ_T, leaves [T, ..., H], zero where a step was masked.
     """
 
     carry: State

@@ -20,7 +20,7 @@ and after the loops is in `phases`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 from jax import Array
@@ -32,7 +32,22 @@ from jax_bptt.engine.engine import AnyEngine, Forward, Swept, Transform
 from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Marks
 
-StepBack: TypeAlias = Callable[[State, Slopes, Marks], Swept]  # λ_t, a_t and the marks at t
+
+class StepBack(NamedTuple):
+    """What one step of the sweep returns.
+
+    Attributes:
+      carry: λ_{t−1} − G_{t−1}, leaves [..., H].
+      start: λ̃_{t−1} where reset, zero elsewhere, leaves [..., H]; None without resets.
+      lam: λ_t where mask, zero elsewhere, leaves [..., H].
+    """
+
+    carry: State
+    start: State | None
+    lam: State
+
+
+StepBackOf: TypeAlias = Callable[[State, Slopes, Marks], StepBack]  # of λ_t, a_t and the marks at t
 
 
 def scan_forward(engine: AnyEngine, cell: AnyCell, run: Run, u: Projected, keep_slopes: bool) -> Forward:
@@ -98,7 +113,7 @@ def scan_backward(
 
 def step_back_of(
     engine: AnyEngine, cell: AnyCell, params: ArrayTree, transform: Transform | None = None
-) -> StepBack:
+) -> StepBackOf:
     """One step of the sweep, as a function of λ_t, a_t and the marks at t.
 
     Args:
@@ -106,12 +121,11 @@ def step_back_of(
       transform: what is done to λ̃ on its way to step t − 1, None for nothing; see `artbp`, `clipped`.
 
     Returns:
-      (λ_t, a_t, marks at t) -> λ_{t−1} − G_{t−1}; λ̃_{t−1} where reset, zero elsewhere (None without
-      resets); λ_t where mask, zero elsewhere. What all steps share is made here, outside of the loop.
+      (λ_t, a_t, marks at t) -> `StepBack`. What all steps share is made here, outside of the loop.
     """
     prepared = engine.before_sweep(cell, params)
 
-    def step_back(lam: State, a: Slopes, marks: Marks) -> Swept:
+    def step_back(lam: State, a: Slopes, marks: Marks) -> StepBack:
         lam_step = select(marks.mask, lam, zeros_like(lam))  # (S5)
         back = engine.backward_step(cell, params, prepared, a, lam_step)
         lam_prev = select(marks.mask, back, lam)  # (S2)
@@ -121,7 +135,7 @@ def step_back_of(
             lam_prev = select(marks.reset, zeros_like(lam_prev), lam_prev)  # (S3)
         if marks.cut is not None:
             lam_prev = select(marks.cut, zeros_like(lam_prev), lam_prev)  # (S3)
-        return Swept(lam_prev if transform is None else transform(lam_prev), d_start, lam_step)
+        return StepBack(lam_prev if transform is None else transform(lam_prev), d_start, lam_step)
 
     return step_back
 

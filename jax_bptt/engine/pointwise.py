@@ -83,11 +83,13 @@ def _before_sweep(cell: PointwiseCell, params: PointwiseParams) -> Array | None:
     return transposed(params.w_h) if cell.layout.recurrent else None
 
 
-def _backward_step(cell: PointwiseCell, params: PointwiseParams, w_h_t: Array | None, a: Slopes, lam: S) -> S:
-    """(ds_t/ds̃_{t−1})ᵀ λ_t, leaves [..., H]."""
+def _backward_step(
+    cell: PointwiseCell, params: PointwiseParams, prepared: Array | None, a: Slopes, lam: S
+) -> S:
+    """(ds_t/ds̃_{t−1})ᵀ λ_t, leaves [..., H]; prepared is W_hᵀ."""
     towards = cell.adjoint(unit_wise(cell, params, lam.h.ndim), a, lam)  # (S6)
     d_s_prev: S = towards.carry
-    return d_s_prev if w_h_t is None else add_to_h(d_s_prev, towards_h(cell, w_h_t, towards.v))  # (S7)
+    return d_s_prev if prepared is None else add_to_h(d_s_prev, towards_h(cell, prepared, towards.v))  # (S7)
 
 
 def _contract(

@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a run returns; on the way back, the loss's derivative by each part of it.
+    """What a run returns. A value called d is the loss's derivative by each part of it instead.
 
     Attributes:
       carry: s_T, leaves [..., H]; dE/ds_T.

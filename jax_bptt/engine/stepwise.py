@@ -51,7 +51,7 @@ def _before_sweep(cell: AnyStepCell, params: ArrayTree) -> None:
     """Nothing: the parameters are all that a backward step reads."""
 
 
-def _backward_step(cell: AnyStepCell, params: ArrayTree, nothing: None, a: Slopes, lam: S) -> S:
+def _backward_step(cell: AnyStepCell, params: ArrayTree, prepared: None, a: Slopes, lam: S) -> S:
     """(ds_t/ds̃_{t−1})ᵀ λ_t."""
     back: S = vmap_leading(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
     return back

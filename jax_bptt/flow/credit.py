@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.checks import integer, is_array
+from jax_bptt.base.checks import integer, is_numeric
 from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import num_parameters, plus, root, zeros_like
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Slopes, State, Targets
@@ -146,8 +146,7 @@ def by_steps(z: Array) -> Array:
     >>> by_steps(jnp.array([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])).tolist()
     [[1.0, 0.0, 0.0], [4.0, 2.0, 0.0], [0.0, 5.0, 3.0]]
     """
-    is_numeric = is_array(z) and (jnp.issubdtype(z.dtype, jnp.number) or z.dtype == bool)
-    if not is_numeric or z.ndim != 2 or not 0 < len(z) <= z.shape[1]:
+    if not is_numeric(z) or z.ndim != 2 or not 0 < len(z) <= z.shape[1]:
         raise bad("z", "[lags, T], no more lags than steps", z, "pass one of the `Terms`, such as its norm")
     lags, steps = z.shape
     t, k = jnp.arange(steps)[:, None], jnp.arange(steps)[None]

@@ -193,11 +193,11 @@ def gradient_flow(
 
 def _ages(sequence: Sequence) -> Array:
     """How many steps λ goes back from each step and row, [T, ...]."""
-    closed = jnp.zeros(sequence.xs.shape[:-1], bool)
+    ended = jnp.zeros(sequence.xs.shape[:-1], bool)
     for mark in (sequence.reset, sequence.cut):
-        closed = closed if mark is None else closed | mark
-    t = jnp.arange(len(closed)).reshape(-1, *[1] * (closed.ndim - 1))
-    return t - jax.lax.cummax(jnp.where(closed, t, jnp.zeros_like(t)))
+        ended = ended if mark is None else ended | mark
+    t = jnp.arange(len(ended)).reshape(-1, *[1] * (ended.ndim - 1))
+    return t - jax.lax.cummax(jnp.where(ended, t, jnp.zeros_like(t)))
 
 
 def _growth(squares: Array, at_lag_0: Array, reach: Array) -> Array:

@@ -24,7 +24,7 @@ from jax import Array
 
 from jax_bptt.base.trees import add_to_h, sum_over_first_axis, zeros_like
 from jax_bptt.base.types import State
-from jax_bptt.engine.engine import Swept
+from jax_bptt.engine.loops import StepBack
 from jax_bptt.flow.record import LayerRecord, Record, contracted, every_step_back
 
 _Result = TypeVar("_Result")
@@ -84,7 +84,7 @@ def scan_lags(
     return result, out
 
 
-def shift_lag(layer: LayerRecord, lam: State) -> Swept:
+def shift_lag(layer: LayerRecord, lam: State) -> StepBack:
     """`every_step_back`, with λ of every loss at the index of the step that it has reached."""
     back = every_step_back(layer, layer.run.params, lam)
     moved = jax.tree.map(lambda z: jnp.concatenate([z[1:], jnp.zeros_like(z[:1])]), back.carry)

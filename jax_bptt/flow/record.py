@@ -1,6 +1,6 @@
 """What a network did on a batch, kept for whoever asks where its gradient comes from.
 
-    forward    s_1..s_T of every layer, and its a_1..a_T of `loops.linearise`
+    forward    s_1..s_T of every layer, and its a_1..a_T of `phases.linearise`
     loss       E, and G_t = dE/do_t by the outputs of the last layer
 
 Nothing is forgotten: questions are asked of small batches, not in every step of training.
@@ -21,7 +21,8 @@ from jax_bptt.base.types import ArrayTree, PRNGKey, Slopes, State
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import loops, phases
 from jax_bptt.engine.devices import replicate
-from jax_bptt.engine.engine import Swept, Transform
+from jax_bptt.engine.engine import Transform
+from jax_bptt.engine.loops import StepBack
 from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
 from jax_bptt.networks.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
@@ -138,8 +139,8 @@ def contracted(layer: LayerRecord, lam: State, d_start: State | None) -> tuple[A
     return d_params if d_start is None else plus(d_params, layer.d_start_to_params(d_start)), d_xs
 
 
-def every_step_back(layer: LayerRecord, params: ArrayTree, lam: State) -> Swept:
+def every_step_back(layer: LayerRecord, params: ArrayTree, lam: State) -> StepBack:
     """One step back from every step, from λ_t, leaves [T, ..., H]: what `loops.step_back_of` says of it."""
     step_back = loops.step_back_of(phases.engine_of(layer.cell), layer.cell, params)
-    found: Swept = jax.vmap(step_back)(lam, layer.slopes, layer.run.sequence.marks)
+    found: StepBack = jax.vmap(step_back)(lam, layer.slopes, layer.run.sequence.marks)
     return found

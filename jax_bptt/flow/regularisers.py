@@ -68,8 +68,8 @@ def omega(
     >>> round(float(omega(net, jb.squared_error, params, None, xs, xs)), 4)
     0.0
     """
-    inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
-    done = record(net, loss, jax.tree.map(_as_constant, inputs))
+    constant, s_0, x = jax.tree.map(_as_constant, (params, carry, xs))
+    done = record(net, loss, Inputs(constant, s_0, Sequence(x, mask, reset, cut), targets, key))
     layers = zip(done.layers, params.cells, swept(done)[0], strict=True)
     return sum((_of_layer(*one) for one in layers), jnp.zeros((), done.error.dtype))
 

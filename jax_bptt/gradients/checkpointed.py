@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,8 +122,10 @@ _PlanOf = Callable[[Sequence, ArrayTree], _Plan]
 
 def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, weights: ArrayTree) -> _Plan:
     steps = len(sequence.xs)
-    root = max(1, math.isqrt(steps))
-    leaf = min(steps, chunk or (root if slots is None else min(root, chunks.chunk_of(sequence, weights))))
+    about_sqrt = max(1, math.isqrt(steps))
+    if slots is not None:
+        about_sqrt = min(about_sqrt, chunks.chunk_of(sequence, weights))
+    leaf = min(steps, chunk or about_sqrt)
     leaves, head = divmod(steps, leaf)  # (M1)
     kept = min(leaves, slots or leaves)
     return _Plan(leaf, head, kept, host, _actions(leaves, kept))
@@ -180,9 +182,11 @@ def _backward(plan_of: _PlanOf, cell: AnyCell, kept: Kept, d: Outputs) -> Cotang
         found = phases.backward(cell, Kept(stretch, states), Outputs(d_s, d_h))
         return Reversed(last, (found.params, found.start), found.carry, found.xs)
 
-    whole = _Whole(Recurrence(advance, reverse), (run.params, run.start), run.carry, (run.sequence, d.hs))
+    reversal = _Reversal(
+        Recurrence(advance, reverse), (run.params, run.start), run.carry, (run.sequence, d.hs)
+    )
     actions = plan.actions[plan.leaves - 1 :]  # the forward pass did what comes before
-    done = _execute(plan, actions, whole, kept.extra, d.carry)
+    done = _execute(plan, actions, reversal, kept.extra, d.carry)
     d_params, d_start = done.d_weights
     of_leaves, *of_head = done.out
     d_xs = jnp.concatenate([*of_head, of_leaves.reshape(-1, *of_leaves.shape[2:])])
@@ -200,11 +204,11 @@ def _stream(
     plan, s = plan_of(sequence, weights), carry
     if plan.head:
         s = recurrence.advance(weights, s, plan.head_of(data))
-    slots, whole = _Slots(s, _empty_slots(plan, s)), _Whole(recurrence, weights, carry, data)
-    return _execute(plan, plan.actions, whole, slots, zeros_like(carry))
+    slots, reversal = _Slots(s, _empty_slots(plan, s)), _Reversal(recurrence, weights, carry, data)
+    return _execute(plan, plan.actions, reversal, slots, zeros_like(carry))
 
 
-class _Whole(NamedTuple):
+class _Reversal(NamedTuple):
     """All that is reversed: how, with which weights, from which state, over which data."""
 
     recurrence: Recurrence
@@ -224,9 +228,11 @@ class _Executed(NamedTuple):
     d_carry: Carry
 
 
-def _execute(plan: _Plan, actions: np.ndarray, whole: _Whole, slots: _Slots, d_carry: Carry) -> Streamed:
+def _execute(
+    plan: _Plan, actions: np.ndarray, reversal: _Reversal, slots: _Slots, d_carry: Carry
+) -> Streamed:
     """The actions, from the current state and what the slots hold; then the head, from s_0."""
-    recurrence, weights, s_0, data = whole
+    recurrence, weights, s_0, data = reversal
     out = jax.eval_shape(recurrence.reverse, weights, slots.current, plan.leaf_of(data, 0), d_carry).out
 
     def advance(s: Carry, d_weights: Weights, d_s: Carry, here: Data) -> Reversed:
@@ -237,21 +243,21 @@ def _execute(plan: _Plan, actions: np.ndarray, whole: _Whole, slots: _Slots, d_c
         found = recurrence.reverse(weights, s, here, d_s)  # (M6)
         return found._replace(d_weights=chunks.add_to(d_weights, found.d_weights))
 
-    def act(at: _Executed, action: Array) -> tuple[_Executed, None]:
-        load, keep, number, back = action
-        loaded = _take(plan, at.slots, load)
-        s = jax.tree.map(lambda z, kept: jnp.where(load < 0, z, kept), at.s, loaded)  # (M3)
-        slots = _put(plan, at.slots, keep, s)  # (M4)
-        here = plan.leaf_of(data, number)
-        found = jax.lax.cond(back, reverse, advance, s, at.d_weights, at.d_carry, here)
-        is_last = number == plan.leaves - 1
+    def execute(at: _Executed, action: Array) -> tuple[_Executed, None]:
+        act: Any = Action(*action)  # of traced numbers
+        loaded = _take(plan, at.slots, act.load)
+        s = jax.tree.map(lambda z, kept: jnp.where(act.load < 0, z, kept), at.s, loaded)  # (M3)
+        slots = _put(plan, at.slots, act.keep, s)  # (M4)
+        here = plan.leaf_of(data, act.step)
+        found = jax.lax.cond(act.reverse, reverse, advance, s, at.d_weights, at.d_carry, here)
+        is_last = act.step == plan.leaves - 1
         end = jax.tree.map(lambda last, z: jnp.where(is_last, z, last), at.end, found.carry)
-        outs = jax.tree.map(lambda z, new: z.at[number].set(new), at.outs, found.out)
+        outs = jax.tree.map(lambda z, new: z.at[act.step].set(new), at.outs, found.out)
         return _Executed(found.carry, end, slots, outs, found.d_weights, found.d_carry), None
 
     s, outs = slots.current, jax.tree.map(lambda z: jnp.zeros_like(z, shape=(plan.leaves, *z.shape)), out)
     begin = _Executed(s, s, slots.kept, outs, chunks.zero_sums(weights), d_carry)
-    done, _ = jax.lax.scan(act, begin, jnp.asarray(actions))
+    done, _ = jax.lax.scan(execute, begin, jnp.asarray(actions))
     d_weights, d_carry, outs = done.d_weights, done.d_carry, [done.outs]
     if plan.head:
         found = recurrence.reverse(weights, s_0, plan.head_of(data), d_carry)

@@ -97,7 +97,7 @@ def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run
     share = _share(steps, run) if recompute is None else recompute
     kept_from = min(math.ceil(share * total / steps) * steps, total)
 
-    def over(carry: State, keep_slopes: bool, begin: int, end: int) -> Forward:
+    def run_steps(carry: State, keep_slopes: bool, begin: int, end: int) -> Forward:
         def run_chunk(
             s: State, first: chunks.First, here: Sequence
         ) -> tuple[State, tuple[State, Slopes | None]]:
@@ -109,10 +109,10 @@ def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run
         return Forward(last, states, slopes)
 
     if kept_from in (0, total):
-        last, states, slopes = over(run.carry, kept_from == 0, 0, total)
+        last, states, slopes = run_steps(run.carry, kept_from == 0, 0, total)
     else:
-        early = over(run.carry, False, 0, kept_from)
-        last, late, slopes = over(early.carry, True, kept_from, total)
+        early = run_steps(run.carry, False, 0, kept_from)
+        last, late, slopes = run_steps(early.carry, True, kept_from, total)
         states = jax.tree.map(lambda z, y: jnp.concatenate([z, y]), early.states, late)
     return Outputs(last, states.h), Kept(run, states, slopes)
 

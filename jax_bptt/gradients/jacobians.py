@@ -89,10 +89,10 @@ def jacobians(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State, f
     return (_of_any_step if form is WHOLE else _blocks_of_any_step)(cell, params, slopes, states)
 
 
-def jacobians_with_marks(j: Array, mask: Mark, *closed: Mark) -> Array:
-    """M_1..M_T from J_1..J_T: identity where the carry is held, zero where any mark closes the way back."""
+def jacobians_with_marks(j: Array, mask: Mark, *ended: Mark) -> Array:
+    """M_1..M_T from J_1..J_T: identity where the carry is held, zero where any mark ends the way back."""
     m = select(mask, j, jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape))  # (J5)
-    for mark in closed:
+    for mark in ended:
         m = m if mark is None else select(mark, jnp.zeros_like(m), m)  # (J5)
     return m
 
@@ -124,7 +124,7 @@ def _of_pointwise_step(
     direct, d_v = adjoints_of_fields(cell, params, slopes, states)
     if d_v is None:
         return direct
-    is_h = jnp.eye(fields, dtype=states.h.dtype)[[leaf is states.h for leaf in leaves].index(True)]
+    is_h = jnp.eye(fields, dtype=states.h.dtype)[states._fields.index("h")]  # type: ignore[attr-defined]
     w_h = params.w_h.reshape(hidden, cell.gates, hidden)
     if form is UNITS:
         through = jnp.einsum("...kfg,kgk,e->...kfe", d_v, w_h, is_h)

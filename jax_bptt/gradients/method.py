@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+from jax_bptt.base.errors import bad
 from jax_bptt.base.types import ArrayTree
+from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell
-from jax_bptt.engine.engine import AnyEngine
+from jax_bptt.engine.engine import AnyEngine, Engine
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 
@@ -90,7 +92,13 @@ class GradientMethod(NamedTuple):
 
     def on_engine(self, cell: AnyCell) -> AnyCell:
         """The cell with the engine that this method runs it on."""
-        return cell if self.engine is None else cell._replace(engine=self.engine(cell))
+        if self.engine is None:
+            return cell
+        engine = self.engine(cell)
+        if not isinstance(engine, Engine) or engine.pointwise != isinstance(cell, Cell):
+            fix = "replace loops of the engine of such a cell, POINTWISE or STEPWISE"
+            raise bad("gradient.engine", f"an Engine for {cell}", engine, fix)
+        return cell._replace(engine=engine)
 
     def __repr__(self) -> str:
         return self.name

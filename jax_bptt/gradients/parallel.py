@@ -94,7 +94,7 @@ def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
     mask, reset, _ = run.sequence.marks
     s_prev = phases.previous(run, states)
     slopes = phases.linearise(cell, run, s_prev, states)
-    lam, d_carry = _sweep_at_once(cell, run, slopes, d, states)
+    lam, d_carry = _sweep_at_once(cell, run, slopes, states, d)
     lam_step = select(mask, lam, zeros_like(lam))  # (P6)
     d_start = None
     if reset is not None:
@@ -104,7 +104,7 @@ def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
     return Cotangents(d_params, d_carry, d_start, d_xs)
 
 
-def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, d: Outputs, states: State) -> tuple[State, State]:
+def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, states: State, d: Outputs) -> tuple[State, State]:
     """λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
     with jax.named_scope("bptt/sweep_at_once"):
         mask, reset, cut = run.sequence.marks

@@ -150,11 +150,11 @@ def _run_layer(
     layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod
 ) -> tuple[State | Directions, Array]:
     if layer.backward is None:
-        return run_checked(layer.forward, gradient, False, params, carry, sequence)  # (H1)
+        return run_checked(layer.forward, params, carry, sequence, gradient)  # (H1)
     to_right, to_left = Directions(None, None) if carry is None else carry
-    right, ahead = run_checked(layer.forward, gradient, False, params.forward, to_right, sequence)  # (H1)
+    right, ahead = run_checked(layer.forward, params.forward, to_right, sequence, gradient)  # (H1)
     ends = ends_of(sequence)
-    left, back = run_checked(layer.backward, gradient, True, params.backward, to_left, ends)  # (H2)
+    left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, reverse=True)  # (H2)
     return Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
 
 

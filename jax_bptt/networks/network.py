@@ -34,6 +34,7 @@ from jax_bptt.unrolling.arguments import (
     check_method,
     check_params,
     check_step,
+    fill_missing_carry,
     parameter_shapes,
     with_dtype,
 )
@@ -236,6 +237,14 @@ def _init_layer(layer: Layer, key: PRNGKey) -> Any:
     return layer.each(lambda cell, k: cell.init(k), keys)
 
 
+def filled_carry(
+    net: Network, params: NetworkParams, carry: NetworkCarry | None, rows: Shape
+) -> NetworkCarry:
+    """The carry of every layer, the initial one where it is None."""
+    initial = net.initial_carry(params, rows)
+    return initial if carry is None else fill_missing_carry(carry, initial)
+
+
 @cached()
 def _parameter_shapes(net: Network) -> NetworkParams:
     readout = jax.eval_shape(lambda: net.readout.init(jax.random.key(0)))
@@ -259,5 +268,5 @@ def check_run(
     if gradient.backward is not None:  # to JAX any step is welcome
         for one, p in zip(net.layers, params.cells, strict=True):
             for cell, of_cell in zip(one.cells, one.parts(p), strict=True):
-                check_step(cell, of_cell, sequence.rows)
+                check_step(gradient.on_engine(cell), of_cell, sequence.rows)
     return params, carry, sequence

@@ -1,7 +1,7 @@
 """Readout and loss together: from the features of the last layer to E, dE/dW_y and G.
 
 forward   Y_t = g₂(h_t W_y + b_y)                 `readout`                               (E1)
-          E, dE/dY_t                              `loss`                                  (E2)
+          E, dE/dY_t                              `losses`                                (E2)
 back      dE/dW_y, G_t = dE/dh_t                  `readout`, by hand                      (E3)
 
 W_y feeds no state, so each step is read on its own. Where the loss is a sum over steps, Y_t is made,

@@ -50,6 +50,7 @@ from jax_bptt.networks.network import (
     check_network,
     check_run,
     features,
+    filled_carry,
     network_with_dtype,
 )
 from jax_bptt.networks.readout import outputs_lie
@@ -280,7 +281,7 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
         return Reversed(last, NetworkParams(d_cells, found.params), d_carry, found.error)
 
     def begin(cells: tuple[Any, ...]) -> NetworkCarry:
-        s_0 = _filled_carry(net, params._replace(cells=cells), local.carry, sequence)
+        s_0 = filled_carry(net, params._replace(cells=cells), local.carry, sequence.rows)
         return to_local(s_0, sequence)
 
     assert gradient.stream is not None  # `_run` asks
@@ -291,17 +292,6 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     d_params = d_params._replace(cells=plus(d_params.cells, back_to_cells(streamed.d_carry)[0]))
     error = functools.reduce(jnp.add, [errors.sum() for errors in streamed.out])
     return error, streamed.carry, d_params
-
-
-def _filled_carry(
-    net: Network, params: NetworkParams, carry: NetworkCarry | None, sequence: Sequence
-) -> NetworkCarry:
-    """The carry of every layer, the initial one where it is None."""
-    initial = net.initial_carry(params, sequence.rows)
-    return tuple(
-        s_0 if given is None else given
-        for s_0, given in zip(initial, carry or [None] * len(initial), strict=True)
-    )
 
 
 def steps_that_count(net: Network, mask: Mark) -> Mark:

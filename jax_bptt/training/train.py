@@ -31,9 +31,9 @@ from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
-from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network
+from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network, filled_carry
 from jax_bptt.networks.value_and_grad import Inputs, Objective, run_value_and_grad
-from jax_bptt.unrolling.arguments import check_method, fill_missing_carry
+from jax_bptt.unrolling.arguments import check_method
 
 
 class TrainState(NamedTuple):
@@ -220,7 +220,8 @@ def _update(objective: Objective, optimizer: optax.GradientTransformation) -> Tr
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(found.grads)
         finite = jnp.isfinite(found.error) & jnp.isfinite(norm) & (found.nonfinite_devices == 0)
-        old_carry = _filled_carry(net, state, batch)
+        rows = batch.sequence.rows
+        old_carry = net.next_carry(filled_carry(net, state.params, state.carry, rows))
         carry = placed_like(net.next_carry(found.carry), old_carry)
         after = TrainState(state.step + 1, params, opt_state, carry, state.skipped)  # (T3)
         unchanged = state._replace(
@@ -230,13 +231,6 @@ def _update(objective: Objective, optimizer: optax.GradientTransformation) -> Tr
         return kept, Metrics(found.error, norm, finite)
 
     return train_step
-
-
-def _filled_carry(net: Network, state: TrainState, batch: Batch) -> NetworkCarry:
-    """s_0 of every layer as the step began from it, the initial carry where it is None."""
-    initial = net.initial_carry(state.params, batch.sequence.rows)
-    carry = initial if state.carry is None else fill_missing_carry(state.carry, initial)
-    return net.next_carry(carry)
 
 
 def _check_opt_state(optimizer: optax.GradientTransformation, state: TrainState) -> None:

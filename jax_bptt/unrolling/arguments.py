@@ -46,7 +46,7 @@ def check_unroll(
     sizes = parameter_shapes(cell), cell.input_size
     params, carry, sequence = check_inputs("cell", cell, sizes, params, carry, sequence)
     if gradient.backward is not None:  # to JAX any step is welcome
-        check_step(cell, params, sequence.rows)
+        check_step(gradient.on_engine(cell), params, sequence.rows)
     return params, carry, sequence
 
 

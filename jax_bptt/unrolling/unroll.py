@@ -82,7 +82,8 @@ def unroll(
     """
     sequence = Sequence(xs, mask, reset, cut)
     params, carry, sequence = check_unroll(cell, params, carry, sequence, gradient, reverse)
-    run = functools.partial(run_checked, with_dtype(dtype, cell, params), gradient, reverse)
+    cell = with_dtype(dtype, cell, params)
+    run = functools.partial(run_checked, cell, gradient=gradient, reverse=reverse)
     rows = rows_of(sequence.xs, params, carry)
     last, hs = on_devices(run, rows, (ALL, ROWS, STEPS), (ROWS, STEPS))(params, carry, sequence)
     return last, hs
@@ -90,11 +91,11 @@ def unroll(
 
 def run_checked(
     cell: AnyCell,
-    gradient: GradientMethod,
-    reverse: bool,
     params: ArrayTree,
     carry: State | None,
     sequence: Sequence,
+    gradient: GradientMethod,
+    reverse: bool = False,
 ) -> tuple[State, Array]:
     """`unroll` of arguments that have been checked, on one device or inside a jax.shard_map."""
     cell = gradient.on_engine(cell)
