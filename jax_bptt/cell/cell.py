@@ -206,8 +206,9 @@ def make_cell(
         raise bad("linearise, adjoint", "both or neither", lone, "leave both out to have jax.vjp do it")
     assert isinstance(gates, tuple)  # `_gates` made names of a number
     if init is None:
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "gates": len(gates)}
-        init = functools.partial(init_params, **sizes)  # of sizes alone, so that it can be pickled
+        init = functools.partial(  # of sizes alone, so that it can be pickled
+            init_params, input_size=input_size, hidden_size=hidden_size, gates=len(gates)
+        )
     if linearise is None or adjoint is None:
         linearise, adjoint = keep_point, functools.partial(vjp_of_step, step)
     initial_carry = functools.partial(initial_of, carry_type, hidden_size)
