@@ -105,7 +105,7 @@ def folded(cell: Weights) -> tuple[np.ndarray, np.ndarray]:
     return np.append(cell.b[:rz] + cell.b_h[:rz], cell.b[rz:]), cell.b_h[rz:]  # (C1)
 
 
-def has(weights: Foreign, name: str) -> bool:
+def has(weights: object, name: str) -> bool:
     """A name is there if what it names is not None."""
     return isinstance(weights, Mapping) and weights.get(name) is not None
 

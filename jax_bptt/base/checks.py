@@ -18,13 +18,13 @@ from jax_bptt.base.types import DType, Foreign, Shape, Tree
 _T = TypeVar("_T")
 
 
-def size(argument: str, value: Foreign) -> int:
+def size(argument: str, value: object) -> int:
     """A size as a Python int of at least 1."""
     fix = "pass a positive Python integer, of 31 bits"
     return _integer(argument, "an integer >= 1", value, 1, 2**31 - 1, fix)
 
 
-def integer(argument: str, value: Foreign, least: int, most: int) -> int:
+def integer(argument: str, value: object, least: int, most: int) -> int:
     """An integer from least to most as a Python int."""
     expected = f"an integer from {least} to {most}"
     return _integer(argument, expected, value, least, most, "pass a Python integer in this range")
@@ -57,7 +57,7 @@ def or_none(check: Callable[[str, Foreign], _T]) -> Callable[[str, Foreign], _T 
     return lambda argument, value: None if value is None else check(argument, value)
 
 
-def flag(argument: str, value: Foreign) -> bool:
+def flag(argument: str, value: object) -> bool:
     """True or False."""
     if not isinstance(value, bool):
         raise bad(argument, "True or False", value, "pass a bool")
@@ -72,7 +72,7 @@ def function(argument: str, value: Foreign) -> Callable[..., Any]:
     return found
 
 
-def is_array(value: Foreign) -> bool:
+def is_array(value: object) -> bool:
     """Whether it is an array, and not only a shape."""
     return isinstance(value, (jax.Array, np.ndarray))
 
@@ -90,7 +90,7 @@ def is_numeric(value: Foreign) -> bool:
 def as_arrays(tree: Tree) -> Tree:
     """NumPy arrays of numbers as JAX arrays, in JAX's precision; everything else as it is."""
 
-    def as_array(z: Foreign) -> Foreign:
+    def as_array(z: object) -> Foreign:
         return jnp.asarray(z) if isinstance(z, np.ndarray) and is_numeric(z) else z
 
     return jax.tree.map(as_array, tree)
@@ -105,7 +105,7 @@ def check_key(key: Foreign) -> None:
         raise bad("key", "one PRNG key", key, "pass one of the keys of jax.random.split")
 
 
-def check_batch_shape(batch_shape: Foreign) -> None:
+def check_batch_shape(batch_shape: object) -> None:
     """ValueError unless batch_shape is a tuple of positive ints."""
     if not isinstance(batch_shape, tuple):
         expected = "a tuple such as (32,), or () for no batch axis"
@@ -114,7 +114,7 @@ def check_batch_shape(batch_shape: Foreign) -> None:
         size("batch_shape", n)
 
 
-def check_like(argument: str, tree: Foreign, expected: Foreign, dtype: DType | None, fix: str) -> None:
+def check_like(argument: str, tree: object, expected: object, dtype: DType | None, fix: str) -> None:
     """ValueError unless tree is like expected in structure and shapes, and of this dtype if not None."""
     came: Any = jax.tree.structure(tree)
     structure: Any = jax.tree.structure(expected)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from jax_bptt.base.types import Foreign
 
-
-def bad(argument: str, expected: str, got: Foreign, fix: str) -> ValueError:
+def bad(argument: str, expected: str, got: object, fix: str) -> ValueError:
     """The ValueError for a bad argument.
 
     Args:
@@ -37,7 +35,7 @@ def naming(argument: str, expected: str = "a function without errors") -> Iterat
         raise bad(argument, expected, came, "see the error above, and the docs for what it is") from error
 
 
-def describe(value: Foreign) -> str:
+def describe(value: object) -> str:
     """A short text for any value: arrays as dtype and shape, small containers of them, the rest by type.
 
     >>> describe({"w": np.zeros((3, 2)), "b": None})

@@ -132,21 +132,21 @@ class Cell(NamedTuple, Generic[P, S]):
         return f"Cell(input_size={self.input_size}, hidden_size={self.hidden_size}, gates={self.gates})"
 
 
-def carry_class(argument: str, carry_type: Foreign) -> type:
+def carry_class(argument: str, carry_type: object) -> type:
     """A NamedTuple class with a field h, or a ValueError."""
     if not isinstance(carry_type, type) or "h" not in getattr(carry_type, "_fields", ()):
         raise bad(argument, "a NamedTuple class with a field h", carry_type, "name what the cell emits h")
     return carry_type
 
 
-def names_of_gates(argument: str, gates: Foreign) -> tuple[str, ...]:
+def names_of_gates(argument: str, gates: object) -> tuple[str, ...]:
     """Names of gates as a tuple, or a ValueError."""
     if not (isinstance(gates, (tuple, list)) and all(isinstance(name, str) for name in gates)):
         raise bad(argument, "a tuple of names", gates, 'pass such as ("i", "f", "g", "o")')
     return tuple(gates)
 
 
-def _gates(argument: str, gates: Foreign) -> tuple[str, ...]:
+def _gates(argument: str, gates: object) -> tuple[str, ...]:
     """The names, or numbers as names where only how many there are was said."""
     is_named = isinstance(gates, tuple) and gates
     return names_of_gates(argument, gates) if is_named else tuple(map(str, range(size(argument, gates))))

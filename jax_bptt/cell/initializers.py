@@ -22,12 +22,12 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad, naming
-from jax_bptt.base.types import DType, Foreign, PRNGKey, Shape
+from jax_bptt.base.types import DType, PRNGKey, Shape
 
 Initializer = Callable[[PRNGKey, Shape, DType], Array]
 
 
-def _gain(argument: str, value: Foreign) -> float:
+def _gain(argument: str, value: object) -> float:
     return number(argument, "a finite number", value)
 
 
@@ -119,12 +119,12 @@ def gate_biases(
     return blocks.at[keeps].set(jnp.asarray(bias, b.dtype)).reshape(-1)
 
 
-def bias(argument: str, value: Foreign) -> float | Chrono:
+def bias(argument: str, value: object) -> float | Chrono:
     """A finite number or a `Chrono`, or a ValueError."""
     return value if isinstance(value, Chrono) else number(argument, "a finite number", value)
 
 
-def check_initializer(argument: str, init: Foreign) -> None:
+def check_initializer(argument: str, init: object) -> None:
     """ValueError unless init is a hashable function."""
     if not (callable(init) and isinstance(init, Hashable)):
         fix = "pass jb.orthogonal(), jb.identity() or (key, shape, dtype) -> array"

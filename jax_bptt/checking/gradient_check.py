@@ -312,7 +312,7 @@ def _normal(key: PRNGKey, shape: Shape) -> Array:
     return jax.random.normal(key, tuple(shape), "float64")
 
 
-def _as_float64(**trees: Foreign) -> tuple[Any, ...]:
+def _as_float64(**trees: object) -> tuple[Any, ...]:
     """Each tree in float64, or a ValueError that names it."""
     for name, tree in trees.items():
         if not all(map(is_floating, jax.tree.leaves(tree))):

@@ -27,7 +27,7 @@ from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_bptt.base.types import ArrayTree, Foreign, Shape, Tree
+from jax_bptt.base.types import ArrayTree, Shape, Tree
 
 AnyMesh: TypeAlias = AbstractMesh | Mesh
 Axes: TypeAlias = tuple[str, ...] | str | None  # the mesh axes that one axis of an array is split by
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
         return {ALL: P(), ROWS: P(*self.axes), STEPS: P(None, *self.axes)}[kind]
 
 
-def rows_of(xs: Array, *others: Foreign) -> Rows | None:
+def rows_of(xs: Array, *others: object) -> Rows | None:
     """How the rows of xs, [T, ..., I], are split; None on one device, and inside a jax.shard_map.
 
     The mesh is that of xs, or else of another array, or else of jax.set_mesh.
@@ -105,7 +105,7 @@ def on_devices(
     taken, made = (tuple(map(rows.spec, kinds)) for kinds in (inputs, outputs))
     spread = jax.shard_map(f, mesh=rows.mesh, in_specs=taken, out_specs=made)
 
-    def run(*args: Foreign) -> Any:
+    def run(*args: object) -> Any:
         return spread(*(_placed(arg, rows.mesh, spec) for arg, spec in zip(args, taken, strict=True)))
 
     return run

@@ -23,7 +23,7 @@ from jax import Array
 from jax_bptt.base.checks import integer, is_numeric
 from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import num_parameters, plus, root, zeros_like
-from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Slopes, State, Targets
+from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Slopes, State, Targets
 from jax_bptt.engine import phases
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.lags import AtLag, scan_lags
@@ -154,7 +154,7 @@ def by_steps(z: Array) -> Array:
     return jnp.where(taken, z[jnp.clip(t - k, 0, lags - 1), t], jnp.zeros((), z.dtype))
 
 
-def check_lags(lags: Foreign, steps: int) -> int:
+def check_lags(lags: object, steps: int) -> int:
     """The number of lags as a Python int, or a ValueError."""
     return steps if lags is None else integer("lags", lags, 1, steps)
 

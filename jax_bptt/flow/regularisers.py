@@ -74,7 +74,7 @@ def omega(
     return sum((_of_layer(*one) for one in layers), jnp.zeros((), done.error.dtype))
 
 
-def _as_constant(z: Foreign) -> Foreign:
+def _as_constant(z: object) -> Foreign:
     return jax.lax.stop_gradient(z) if is_floating(z) else z
 
 

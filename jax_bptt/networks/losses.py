@@ -182,7 +182,7 @@ def value_and_slope(
     return error, select(mask, d_ys, zeros_like(d_ys))
 
 
-def check_targets(loss: Loss, ys: Foreign, targets: Targets, mask: Mark) -> None:
+def check_targets(loss: Loss, ys: object, targets: Targets, mask: Mark) -> None:
     """ValueError unless targets fit an additive loss of ys, which may be a mere shape."""
     given = {"targets": targets, "mask": mask}
     arrays = {name: z for name, z in given.items() if is_array(z)}
@@ -190,7 +190,7 @@ def check_targets(loss: Loss, ys: Foreign, targets: Targets, mask: Mark) -> None
     jax.eval_shape(lambda shapes: loss(**given | shapes), shapes)
 
 
-def check_loss(loss: Foreign) -> None:
+def check_loss(loss: object) -> None:
     """ValueError unless loss is a hashable function."""
     if not (callable(loss) and isinstance(loss, Hashable)):
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
@@ -202,7 +202,7 @@ def _takes_mask(loss: Loss) -> bool:
     return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _real(ys: Foreign, targets: Targets, mask: Mark) -> tuple[Array, Array]:
+def _real(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array]:
     """ys and targets, both zero where they do not count."""
     ys, targets = _outputs(ys), as_arrays(targets)
     if not is_array(targets) or targets.shape != ys.shape or targets.dtype != ys.dtype:
@@ -211,7 +211,7 @@ def _real(ys: Foreign, targets: Targets, mask: Mark) -> tuple[Array, Array]:
     return select(mask, (ys, targets), zeros_like((ys, targets)))
 
 
-def _classes(ys: Foreign, targets: Targets, mask: Mark) -> tuple[Array, Array, Array]:
+def _classes(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array, Array]:
     """ys and targets, both zero where they do not count, and one where a step counts."""
     ys = _outputs(ys)
     shape = targets.shape if is_array(targets) else None

@@ -193,7 +193,7 @@ def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
     return Network(layers, readout)
 
 
-def check_network(net: Foreign) -> None:
+def check_network(net: object) -> None:
     """ValueError unless net is a network."""
     if not isinstance(net, Network):
         raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")

@@ -133,12 +133,12 @@ def _carry_by_rows(mesh: Mesh, carry: Tree) -> Tree:
     return jax.tree.map(lambda z: NamedSharding(mesh, P(*axes)), carry)
 
 
-def _check(mesh: Foreign, state: Foreign) -> None:
+def _check(mesh: object, state: object) -> None:
     _check_mesh(mesh)
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
 
 
-def _check_mesh(mesh: Foreign) -> None:
+def _check_mesh(mesh: object) -> None:
     if not isinstance(mesh, Mesh):
         raise bad("mesh", "a Mesh", mesh, 'make one by jax.make_mesh((devices,), ("data",))')

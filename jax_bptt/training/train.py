@@ -240,12 +240,12 @@ def _check_opt_state(optimizer: optax.GradientTransformation, state: TrainState)
     check_like("state.opt_state", state.opt_state, expected, None, fix)
 
 
-def _check_optimizer(optimizer: Foreign) -> None:
+def _check_optimizer(optimizer: object) -> None:
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
-def _check_state(state: Foreign) -> None:
+def _check_state(state: object) -> None:
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
     step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -268,7 +268,7 @@ def _check_batches(net: Network, state: Foreign, batches: Foreign) -> None:
     check_like("state.carry", state.carry, carry, None, fix)
 
 
-def _check_state_and_batch(net: Network, state: Foreign, batch: Foreign) -> None:
+def _check_state_and_batch(net: Network, state: object, batch: object) -> None:
     _check_state(state)
     if not isinstance(batch, Batch):
         raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")

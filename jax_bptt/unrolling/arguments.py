@@ -25,7 +25,7 @@ from jax_bptt.gradients.method import GradientMethod
 _Owner = TypeVar("_Owner")
 
 
-def check_cell(cell: Foreign) -> None:
+def check_cell(cell: object) -> None:
     """ValueError unless cell is a cell."""
     if not isinstance(cell, (Cell, StepCell)):
         raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
@@ -76,10 +76,10 @@ def check_inputs(
     return params, carry, Sequence(sequence.xs, *marks)
 
 
-def fill_missing_carry(carry: Foreign, initial: Foreign) -> Any:
+def fill_missing_carry(carry: object, initial: object) -> Any:
     """carry with the initial one in the place of a cell's that is None, where the two have one structure."""
 
-    def filled(c: Foreign, i: Foreign) -> Foreign:
+    def filled(c: object, i: object) -> Foreign:
         return i if c is None and hasattr(i, "_fields") else c
 
     try:
@@ -98,7 +98,7 @@ def check_mark(name: str, mark: Foreign, shape: Shape) -> Mark:
     return jnp.asarray(mark)
 
 
-def with_dtype(dtype: Foreign, owner: _Owner, params: ArrayTree) -> _Owner:
+def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
     """A cell or readout whose matrix products have operands of this dtype, or a ValueError."""
     if dtype is None:
         return owner
@@ -123,7 +123,7 @@ def with_dtype(dtype: Foreign, owner: _Owner, params: ArrayTree) -> _Owner:
     return with_fields(owner, dtype=asked)
 
 
-def check_method(gradient: Foreign) -> None:
+def check_method(gradient: object) -> None:
     """ValueError unless gradient is a gradient method."""
     if not isinstance(gradient, GradientMethod):
         raise bad("gradient", "a gradient method", gradient, "pass jb.full() or another one, called")
@@ -220,7 +220,7 @@ def check_step(cell: AnyCell, params: ArrayTree, rows: Shape) -> None:
         raise bad("cell", "functions of their arguments alone", came, fix)
 
 
-def check_initial_carry(cell: AnyCell, carry: Foreign, rows: Shape, dtype: DType) -> None:
+def check_initial_carry(cell: AnyCell, carry: object, rows: Shape, dtype: DType) -> None:
     """ValueError unless every leaf has the batch axes first and this dtype, and h is [..., H]."""
     h = {"h": jax.ShapeDtypeStruct((*rows, cell.hidden_size), dtype)}
     came = {"h": getattr(carry, "h", None)}

@@ -228,7 +228,7 @@ def _check_after(state: Foreign) -> Shape:
     return rows
 
 
-def _check_state(cell: AnyCell, params: ArrayTree, state: Foreign, rows: Shape) -> None:
+def _check_state(cell: AnyCell, params: ArrayTree, state: object, rows: Shape) -> None:
     """ValueError unless the state is that of a stream of these rows."""
     expected = jax.eval_shape(lambda: _beginning(cell, params, rows))
     dtype = jax.tree.leaves(params)[0].dtype
