@@ -39,10 +39,11 @@ from jax import Array
 from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.support.findings import Row, conclude
-from experiments.support.learning import Curve, Learner, learn, seconds_of_training
-from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.findings import Row
+from experiments.support.learning import Curve, Learner, learn
+from experiments.support.options import check_counts, check_positive
 from experiments.support.runs import Run, StopRequest
+from experiments.support.tasks import run_experiment
 
 BITS, WINDOW, ROWS = 3000, 60, 5  # to learn and to test; of a row; in a batch
 SHOWN = 12  # bits in a row
@@ -189,11 +190,7 @@ def draw_figure(config: Config, found: dict[str, np.ndarray]) -> Figure:
 def main(config: Config) -> None:
     """Train, draw, judge."""
     check(config)
-    run = Run(config.out, settings(config))
-    with StopRequest() as stop:
-        found = train(config, run, stop)
-    run.save_figure("elman_xor.png", draw_figure(config, found))
-    conclude(run, "elman_xor", config, judge(found), config.seeds, seconds_of_training(run))
+    run_experiment("elman_xor", config, train, draw_figure, lambda _, found: judge(found))
 
 
 if __name__ == "__main__":

@@ -43,10 +43,11 @@ from jax import Array
 from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.support.findings import Row, conclude
-from experiments.support.learning import Curve, Curves, Learner, learn, seconds_of_training
-from experiments.support.options import check_counts, check_positive, settings
+from experiments.support.findings import Row
+from experiments.support.learning import Curve, Curves, Learner, learn
+from experiments.support.options import check_counts, check_positive
 from experiments.support.runs import Run, StopRequest
+from experiments.support.tasks import run_experiment
 from jax_bptt.cell.step_cell import AnyCell
 
 LETTERS = "BTPSXVE"
@@ -248,11 +249,7 @@ def draw_figure(curves: Curves) -> Figure:
 def main(config: Config) -> None:
     """Train, draw, judge."""
     check(config)
-    run = Run(config.out, settings(config))
-    with StopRequest() as stop:
-        curves = train(config, run, stop)
-    run.save_figure("embedded_reber.png", draw_figure(curves))
-    conclude(run, "embedded_reber", config, judge(config, curves), config.seeds, seconds_of_training(run))
+    run_experiment("embedded_reber", config, train, lambda _, curves: draw_figure(curves), judge)
 
 
 if __name__ == "__main__":

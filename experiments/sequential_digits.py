@@ -40,10 +40,11 @@ from jax import Array
 from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.support.findings import Row, conclude
-from experiments.support.learning import Curve, Learner, learn, seconds_of_training
+from experiments.support.findings import Row
+from experiments.support.learning import Curve, Learner, learn
 from experiments.support.options import check_counts, settings
 from experiments.support.runs import Run, StopRequest
+from experiments.support.tasks import run_experiment
 from jax_bptt.cell.step_cell import AnyCell
 
 Curves = dict[tuple[str, int], list[Curve]]
@@ -190,11 +191,7 @@ def draw_figure(config: Config, curves: Curves) -> Figure:
 def main(config: Config) -> None:
     """Train, draw, judge."""
     check(config)
-    run = Run(config.out, settings(config))
-    with StopRequest() as stop:
-        curves = train(config, run, stop)
-    run.save_figure("sequential_digits.png", draw_figure(config, curves))
-    conclude(run, "sequential_digits", config, judge(curves), config.seeds, seconds_of_training(run))
+    run_experiment("sequential_digits", config, train, draw_figure, lambda _, curves: judge(curves))
 
 
 if __name__ == "__main__":

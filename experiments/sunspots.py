@@ -40,10 +40,11 @@ from jax import Array
 from matplotlib.figure import Figure
 
 import jax_bptt as jb
-from experiments.support.findings import Row, conclude
-from experiments.support.learning import Learner, learn, learnt, seconds_of_training
-from experiments.support.options import check_counts, check_positive, refusal, settings
+from experiments.support.findings import Row
+from experiments.support.learning import Learner, learn, learnt
+from experiments.support.options import check_counts, check_positive, refusal
 from experiments.support.runs import Run, StopRequest
+from experiments.support.tasks import run_experiment
 from jax_bptt.cell.step_cell import AnyCell
 
 FIRST, LAST_LEARNT = 1700, 1920
@@ -239,11 +240,9 @@ def draw_figure(found: dict[str, np.ndarray]) -> Figure:
 def main(config: Config) -> None:
     """Train, draw, judge."""
     check(config)
-    run = Run(config.out, settings(config))
-    with StopRequest() as stop:
-        found = train(config, run, stop)
-    run.save_figure("sunspots.png", draw_figure(found))
-    conclude(run, "sunspots", config, judge(found), config.seeds, seconds_of_training(run))
+    run_experiment(
+        "sunspots", config, train, lambda _, found: draw_figure(found), lambda _, found: judge(found)
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The main of a task: networks are learnt from several seeds, and the curves are drawn and judged."""
+"""The mains of experiments: something is trained, and what was found is drawn and judged."""
 
 from __future__ import annotations
 
@@ -26,6 +26,30 @@ class Config(Protocol):
 
 
 C = TypeVar("C", bound=Config)
+Found = TypeVar("Found")
+
+
+def run_experiment(
+    name: str,
+    config: C,
+    train: Callable[[C, Run, StopRequest], Found],
+    draw: Callable[[C, Found], Figure],
+    judge: Callable[[C, Found], list[Row]],
+) -> None:
+    """Train, draw, judge; resumed where it was stopped.
+
+    Args:
+      name: of the experiment's module and of its figure.
+      config: its options.
+      train: what is run, and resumed, in the result folder; it ends early where a stop is requested.
+      draw: the figure of what was found.
+      judge: what it shows.
+    """
+    run = Run(config.out, settings(config))
+    with StopRequest() as stop:
+        found = train(config, run, stop)
+    run.save_figure(f"{name}.png", draw(config, found))
+    conclude(run, name, config, judge(config, found), config.seeds, seconds_of_training(run))
 
 
 def run_task(
@@ -35,17 +59,14 @@ def run_task(
     draw: Callable[[C, Curves], Figure],
     judge: Callable[[C, Curves], list[Row]],
 ) -> None:
-    """Learn, draw, judge; resumed where it was stopped.
+    """`run_experiment` of networks that are learnt from several seeds.
 
     Args:
-      name: of the experiment's module and of its figure.
-      config: its options.
+      name, config, draw, judge: as for `run_experiment`; what is found are the curves.
       learners: what is trained.
-      draw: the figure of the curves.
-      judge: what they show.
     """
-    run = Run(config.out, settings(config))
-    with StopRequest() as stop:
-        curves = learn_seeds(run, stop, learners(config), config.seeds)
-    run.save_figure(f"{name}.png", draw(config, curves))
-    conclude(run, name, config, judge(config, curves), config.seeds, seconds_of_training(run))
+
+    def train(config: C, run: Run, stop: StopRequest) -> Curves:
+        return learn_seeds(run, stop, learners(config), config.seeds)
+
+    run_experiment(name, config, train, draw, judge)
