@@ -1,4 +1,4 @@
-"""Truncated backpropagation: each loss sees some h steps of the past, and what came before as numbers.
+"""Truncated backpropagation: each loss sees some h steps of the past, and earlier carries are constants.
 
 BPTT(h; h′), Williams & Peng 1990: every h′ steps a block of h′ losses goes back, h steps from its end.
 Steps count from 1; the loss at step t is in block j = ⌈t/h′⌉, which ends at e_j = min(j h′, T), and sees
@@ -62,7 +62,7 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
 
     In a network of L layers the chunks of all layers are the same; with h′ < h each layer goes h steps back
     from the gradient that it is given, so that a loss reaches up to L (h − 1) + 1 steps. A truncated
-    gradient is that of a program in which carries are numbers: it is not the derivative of the loss.
+    gradient is that of a program in which carries are constants: it is not the derivative of the loss.
 
     Args:
       window: h, steps from the end of a block to where its gradient ends.

@@ -39,7 +39,7 @@ def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
     Args:
       ys: Y, [T, ..., O].
       targets: d, same shape and dtype.
-      mask: bool [T, ...]; where False a step does not count, whatever stands there; None: all count.
+      mask: bool [T, ...]; a step counts where it is True; what stands elsewhere is not read. None: all count.
 
     Returns:
       E, a scalar; a sum, not a mean.
@@ -71,7 +71,7 @@ def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None) -> Array
     Args:
       ys: logits Y, [T, ..., O].
       targets: classes d, integers in 0..O−1, [T, ...].
-      mask: bool [T, ...]; where False a step does not count, whatever stands there; None: all count.
+      mask: bool [T, ...]; a step counts where it is True; what stands elsewhere is not read. None: all count.
 
     Returns:
       E in nats, a scalar, the mean over the N steps that count; it and its derivative are NaN where a

@@ -2,7 +2,7 @@
 
 (E, s_T), dE/dθ = value_and_grad(θ, s_0, chunk)                                           (T1)
 θ ← θ + optimizer(dE/dθ)                                                                  (T2)
-s_0 of the next chunk = s_T, a number: the gradient is cut there                          (T3)
+s_0 of the next chunk = s_T, as a constant: the gradient ends there                       (T3)
 where E, ‖dE/dθ‖ or s_T is NaN or infinite, θ, the optimizer and s_0 stay as they were    (T4)
 
 A cell that reads backwards begins every chunk anew: its sequence ended with the chunk before.

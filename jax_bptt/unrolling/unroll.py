@@ -56,7 +56,7 @@ def unroll(
       mask: bool [T, ...]; where False the carry is held, h_t = h_{t−1}, and x_t is not read: what
         stands there, a NaN too, reaches no value and no gradient. See `mask_of_lengths`.
       reset: bool [T, ...]; where True the step begins from the initial carry of params.
-      cut: bool [T, ...]; where True the step takes s_{t−1} as a number: no gradient goes before it.
+      cut: bool [T, ...]; where True the step treats s_{t−1} as a constant: no gradient goes before it.
       reverse: from the last step to the first, as in jax.lax.scan: marks and outputs keep their places.
       dtype: jnp.bfloat16 for mixed precision: the operands of every matrix product, forward and back,
         are rounded to it; sums, states, biases, gradients and all else stay in the dtype of params.
