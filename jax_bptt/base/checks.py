@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.base.errors import bad, describe
-from jax_bptt.base.types import DType, Foreign, Shape, Tree
+from jax_bptt.base.errors import bad, describe, shown
+from jax_bptt.base.types import DType, Foreign, Tree
 
 _T = TypeVar("_T")
 
@@ -128,8 +128,3 @@ def check_like(argument: str, tree: object, expected: object, dtype: DType | Non
             raise bad(name, f"shape [{shown(wanted.shape)}]", leaf, fix)
         if dtype is not None and leaf.dtype != dtype:
             raise bad(name, f"{dtype}, one dtype throughout", leaf, f"cast it by astype({str(dtype)!r})")
-
-
-def shown(shape: Shape) -> str:
-    """The sizes of a shape, for a message."""
-    return ",".join(map(str, shape))

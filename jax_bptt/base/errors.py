@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 def bad(argument: str, expected: str, got: object, fix: str) -> ValueError:
@@ -35,6 +35,11 @@ def naming(argument: str, expected: str = "a function without errors") -> Iterat
         raise bad(argument, expected, came, "see the error above, and the docs for what it is") from error
 
 
+def shown(shape: Iterable[object]) -> str:
+    """The sizes of a shape, for a message."""
+    return ",".join(map(str, shape))
+
+
 def describe(value: object) -> str:
     """A short text for any value: arrays as dtype and shape, small containers of them, the rest by type.
 
@@ -44,7 +49,7 @@ def describe(value: object) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, type) and hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+        return f"{value.dtype}[{shown(value.shape)}]"
     if value is None or isinstance(value, (int, float)):
         return repr(value)
     name = type(value).__name__

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.checks import as_arrays, shown
-from jax_bptt.base.errors import bad
+from jax_bptt.base.checks import as_arrays
+from jax_bptt.base.errors import bad, shown
 from jax_bptt.base.trees import only_h, root, squares_of_rows
 from jax_bptt.base.types import Mark, P, S, State
 from jax_bptt.cell.cell import Cell

@@ -22,18 +22,19 @@ import jax
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
-from jax_bptt.base.types import Foreign, Tree
+from jax_bptt.base.types import Tree
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.run import Kept, Outputs, Run
 from jax_bptt.gradients.full import full, full_with
 from jax_bptt.gradients.method import GradientMethod
 
 
-def _rate(argument: str, rate: Foreign) -> float:
+def _rate(argument: str, rate: object) -> float:
     expected = "a probability in [0, 1)"
-    if not 0 <= number(argument, expected, rate) < 1:
+    found = number(argument, expected, rate)
+    if not 0 <= found < 1:
         raise bad(argument, expected, rate, "pass the one that the cuts are drawn with")
-    return float(rate)
+    return found
 
 
 @cached(rate=_rate)

@@ -18,17 +18,18 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import norm_of_rows, trailing
-from jax_bptt.base.types import DType, Foreign, S
+from jax_bptt.base.types import DType, S
 from jax_bptt.gradients.full import full, full_with
 from jax_bptt.gradients.method import GradientMethod
 
 
-def positive_norm(argument: str, max_norm: Foreign) -> float:
+def positive_norm(argument: str, max_norm: object) -> float:
     """A largest norm, or a ValueError."""
     expected = "a positive number"
-    if number(argument, expected, max_norm) <= 0:
+    found = number(argument, expected, max_norm)
+    if found <= 0:
         raise bad(argument, expected, max_norm, "pass the largest norm of a row of lambda")
-    return float(max_norm)
+    return found
 
 
 @cached(max_norm=positive_norm)

@@ -45,9 +45,10 @@ def _share_of_steps(argument: str, share: Foreign) -> float | None:
     if share is None or isinstance(share, bool):
         return share
     expected = "True, False, None or a share from 0 to 1"
-    if not 0 <= number(argument, expected, share) <= 1:
+    found = number(argument, expected, share)
+    if not 0 <= found <= 1:
         raise bad(argument, expected, share, "say which share of the slopes is made again")
-    return bool(share) if share in (0, 1) else float(share)
+    return bool(found) if found in (0, 1) else found
 
 
 @cached(chunk=or_none(size), recompute=_share_of_steps)
@@ -102,8 +103,8 @@ def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run
             s: State, first: chunks.First, here: Sequence
         ) -> tuple[State, tuple[State, Slopes | None]]:
             stretch = run._replace(carry=s, sequence=here)
-            last, states, slopes = phases.forward(cell, stretch, keep_slopes)  # (B1)
-            return last, (states, slopes)
+            found = phases.forward(cell, stretch, keep_slopes)  # (B1)
+            return found.carry, (found.states, found.slopes)
 
         last, (states, slopes) = chunks.scan(run_chunk, carry, run.sequence, steps, begin=begin, end=end)
         return Forward(last, states, slopes)

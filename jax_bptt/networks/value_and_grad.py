@@ -145,8 +145,8 @@ class Objective(NamedTuple):
 
     net: Network
     loss: Loss
-    gradient: GradientMethod = full()
-    dtype: DTypeLike | None = None
+    gradient: GradientMethod
+    dtype: DTypeLike | None
 
 
 class Inputs(NamedTuple):

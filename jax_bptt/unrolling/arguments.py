@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating, shown
-from jax_bptt.base.errors import bad, describe, naming
+from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating
+from jax_bptt.base.errors import bad, describe, naming, shown
 from jax_bptt.base.trees import with_fields
 from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape, Slopes, State
 from jax_bptt.cell.cell import Cell, StepCotangent
@@ -227,7 +227,7 @@ def check_initial_carry(cell: AnyCell, carry: object, rows: Shape, dtype: DType)
     check_like("initial_carry", came, h, dtype, "return a NamedTuple with h [..., H]")
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if leaf.shape[: len(rows)] != rows or leaf.dtype != dtype:
-            name, shape = f"initial_carry{jax.tree_util.keystr(path)}", ",".join(map(str, (*rows, "...")))
+            name, shape = f"initial_carry{jax.tree_util.keystr(path)}", shown((*rows, "..."))
             fix = "put the batch axes first; all of a carry is floating, as params"
             raise bad(name, f"{dtype}[{shape}]", leaf, fix)
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from jax_bptt.base.checks import as_arrays, check_batch_shape, check_like, is_array, is_floating, shown
-from jax_bptt.base.errors import bad
+from jax_bptt.base.checks import as_arrays, check_batch_shape, check_like, is_array, is_floating
+from jax_bptt.base.errors import bad, shown
 from jax_bptt.base.trees import vmap_leading
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, S, Shape, State
 from jax_bptt.cell.cell import Cell
