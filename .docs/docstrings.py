@@ -21,7 +21,7 @@ from markdown.preprocessors import Preprocessor
 
 _TITLES = {"Args:": "Arguments", "Attributes:": "Fields", "Raises:": "Raises", "Returns:": "Returns"}
 _ITEM = re.compile(r"  (\w[\w, ]*): (.*)")
-_NUMBER = r"\s{3,}(\([A-Z]\d[^()]*\))$"
+_NUMBER = r"\s{3,}(\([A-Z]{1,2}\d[^()]*\))$"
 _AXIS = r"(?:\.\.\.|\*?\w[\w*]*)"
 _SHAPE = rf"\[{_AXIS}(?:, {_AXIS})*\]"
 

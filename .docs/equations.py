@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
-NUMBER = re.compile(r"\s+\(([A-Z]\d+(?:[-,] ?[A-Z]\d+)*(?:, [\w ]+)?)\)$")
+NUMBER = re.compile(r"\s+\(([A-Z]{1,2}\d+(?:[-,] ?[A-Z]{1,2}\d+)*(?:, [\w ]+)?)\)$")
 
 _LETTER = "[A-Za-zα-ωΑ-Ω]"
 _ACCENTS = {"\u0302": "^", "\u0303": "~", "\u0304": "¯", "→": "→", "←": "←"}

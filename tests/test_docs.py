@@ -109,7 +109,7 @@ def test_every_derivation_is_on_a_page_and_its_equations_are_mathematics(site):
     text = _pages(site / "derivations") + _pages(site / "api")
     for path in sorted(PACKAGE.rglob("*.py")):
         stated = re.findall(
-            r"(?:^    .*|  )\(([A-Z]\d)\)$", ast.get_docstring(ast.parse(path.read_text())) or "", re.M
+            r"(?:^    .*|  )\(([A-Z]{1,2}\d)\)$", ast.get_docstring(ast.parse(path.read_text())) or "", re.M
         )
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         after = text.partition(f'id="{name}"')[2]

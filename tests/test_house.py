@@ -83,11 +83,21 @@ def test_no_file_is_longer_than_350_lines(path):
 def test_every_equation_of_a_derivation_labels_a_line_of_code(path):
     text = path.read_text()
     derivation = ast.get_docstring(ast.parse(text)) or ""
-    stated = set(re.findall(r"\(([A-Z]\d+)\)", derivation))
+    stated = set(re.findall(r"\(([A-Z]{1,2}\d+)\)", derivation))
     labelled = {
-        label for comment in re.findall(r"#(.*)", text) for label in re.findall(r"\b[A-Z]\d+", comment)
+        label for comment in re.findall(r"#(.*)", text) for label in re.findall(r"\b[A-Z]{1,2}\d+", comment)
     }
     assert stated == labelled
+
+
+def test_a_number_names_one_equation_of_the_package():
+    where = {}
+    for path in FILES:
+        derivation = ast.get_docstring(ast.parse(path.read_text())) or ""
+        for label in re.findall(r"\(([A-Z]{1,2}\d+)\)$", derivation, re.M):
+            where.setdefault(label, set()).add(path)
+    assert len(where) > 100
+    assert [label for label, paths in where.items() if len(paths) > 1] == []
 
 
 def test_every_public_function_has_its_docstring():

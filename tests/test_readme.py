@@ -30,7 +30,7 @@ def test_there_are_exactly_two_set_up_commands():
 
 def test_the_equations_are_where_the_readme_says():
     package = Path(__file__).parents[1] / "jax_bptt"
-    for file, labels in re.findall(r"`([\w/]+\.py)` \(([A-Z]\d[^)]*)\)", README):
+    for file, labels in re.findall(r"`([\w/]+\.py)` \(([A-Z]{1,2}\d[^)]*)\)", README):
         text = (package / file).read_text()
         for label in labels.split(", "):
             assert f"({label})" in text, (file, label)

@@ -1,6 +1,6 @@
 """Equinox keeps the transposed matrices and one bias, with the gates in our order.
 
-    weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias = b̄,  bias_n = b_n                         (C9)
+    weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias = b̄,  bias_n = b_n                        (WL9)
 
 b̄ and b_n are those of `weights`.
 """
@@ -44,8 +44,8 @@ def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
     """
     cell = to_their_order(GATES, params, "equinox.nn")
     b, b_n = folded(cell)
-    weights = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T, "bias": b}  # (C9)
-    return weights | ({"bias_n": b_n} if cell.kind == AFTER else {})  # (C9)
+    weights = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T, "bias": b}  # (WL9)
+    return weights | ({"bias_n": b_n} if cell.kind == AFTER else {})  # (WL9)
 
 
 def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
@@ -60,7 +60,7 @@ def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
     Raises:
       ValueError: a name that is absent, or shapes of no such cell.
     """
-    w_x, w_h = leaf(weights, "weight_ih").T, leaf(weights, "weight_hh").T  # (C9)
+    w_x, w_h = leaf(weights, "weight_ih").T, leaf(weights, "weight_hh").T  # (WL9)
     b_n = bias(weights, "bias_n", beside=w_h[:, : len(w_h)])
-    b_h = np.pad(b_n, (w_h.shape[1] - len(b_n), 0))  # (C9)
-    return to_our_order(GATES, w_x, w_h, bias(weights, "bias", beside=w_h), b_h)  # (C9)
+    b_h = np.pad(b_n, (w_h.shape[1] - len(b_n), 0))  # (WL9)
+    return to_our_order(GATES, w_x, w_h, bias(weights, "bias", beside=w_h), b_h)  # (WL9)

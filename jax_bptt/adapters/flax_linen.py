@@ -1,6 +1,6 @@
 """Flax's linen keeps an array for each gate, under the gate's name.
 
-    i<g>/kernel = W_x^g,  h<g>/kernel = W_h^g,  i<g>/bias = b̄^g (LSTM: h<g>),  hn/bias = b_n (C3)
+    i<g>/kernel = W_x^g,  h<g>/kernel = W_h^g,  i<g>/bias = b̄^g (LSTM: h<g>),  hn/bias = b_n (WL3)
 
 b̄ and b_n are those of `weights`. SimpleCell(residual=True), which adds h_{t−1}, is `elman` with 1 added to
 the diagonal of W_h.
@@ -50,10 +50,10 @@ def to_linen(params: Params | GRUParams) -> dict[str, dict[str, np.ndarray]]:
     tree: dict[str, dict[str, np.ndarray]] = {}
     blocks = (np.split(a, len(gates), axis=-1) for a in (cell.w_x, cell.w_h, b))
     for g, w_x_g, w_h_g, b_g in zip(gates, *blocks, strict=True):
-        tree[f"i{g}"], tree[f"h{g}"] = {"kernel": w_x_g}, {"kernel": w_h_g}  # (C3)
-        tree[f"h{g}" if cell.kind == LSTM else f"i{g}"]["bias"] = b_g  # (C3)
+        tree[f"i{g}"], tree[f"h{g}"] = {"kernel": w_x_g}, {"kernel": w_h_g}  # (WL3)
+        tree[f"h{g}" if cell.kind == LSTM else f"i{g}"]["bias"] = b_g  # (WL3)
     if cell.kind == AFTER:
-        tree["hn"]["bias"] = b_n  # (C3)
+        tree["hn"]["bias"] = b_n  # (WL3)
     return tree
 
 
@@ -72,7 +72,7 @@ def from_linen(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUPara
     kind = next((kind for kind, gates in GATES.items() if has(weights, f"i{gates[0]}")), ELMAN)
     gates = GATES[kind]
     i, h = (leaf(weights, side + gates[0], "kernel") for side in "ih")
-    w_x = np.concatenate([leaf(weights, f"i{g}", "kernel", like=i) for g in gates], axis=1)  # (C3)
-    w_h = np.concatenate([leaf(weights, f"h{g}", "kernel", like=h) for g in gates], axis=1)  # (C3)
-    b, b_h = (np.concatenate([bias(weights, s + g, "bias", beside=h) for g in gates]) for s in "ih")  # (C3)
+    w_x = np.concatenate([leaf(weights, f"i{g}", "kernel", like=i) for g in gates], axis=1)  # (WL3)
+    w_h = np.concatenate([leaf(weights, f"h{g}", "kernel", like=h) for g in gates], axis=1)  # (WL3)
+    b, b_h = (np.concatenate([bias(weights, s + g, "bias", beside=h) for g in gates]) for s in "ih")  # (WL3)
     return to_our_order({kind: gates}, w_x, w_h, b, b_h)

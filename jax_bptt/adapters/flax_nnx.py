@@ -1,6 +1,6 @@
 """Flax's nnx keeps the gates of linen side by side in two dense layers.
 
-    dense_i, dense_h: linen's gates side by side, no b_n; LSTMCell as linen, if_ for if   (C4)
+    dense_i, dense_h: linen's gates side by side, no b_n; LSTMCell as linen, if_ for if   (WL4)
 
 SimpleCell(residual=True), which adds h_{t−1}, is `elman` with 1 added to the diagonal of W_h.
 """
@@ -38,13 +38,13 @@ def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict
     flag("optimized", optimized)
     cell = to_their_order(GATES, params, "flax.nnx")
     if cell.kind == LSTM and not optimized:
-        return {"if_" if name == "if" else name: part for name, part in to_linen(params).items()}  # (C4)
+        return {"if_" if name == "if" else name: part for name, part in to_linen(params).items()}  # (WL4)
     b, b_n = folded(cell)
     if b_n.any():
         expected = "zeros for n, as nnx.GRUCell has no such bias"
         raise bad("params.b_h", expected, cell.b_h, "use flax.linen's")
-    tree = {"dense_i": {"kernel": cell.w_x}, "dense_h": {"kernel": cell.w_h}}  # (C4)
-    tree["dense_h" if cell.kind == LSTM else "dense_i"]["bias"] = b  # (C4)
+    tree = {"dense_i": {"kernel": cell.w_x}, "dense_h": {"kernel": cell.w_h}}  # (WL4)
+    tree["dense_h" if cell.kind == LSTM else "dense_i"]["bias"] = b  # (WL4)
     return tree
 
 
@@ -61,7 +61,7 @@ def from_nnx(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams
       ValueError: a name that is absent, or shapes of no such cell.
     """
     if has(weights, "if_"):
-        return from_linen({"if" if name == "if_" else name: part for name, part in weights.items()})  # (C4)
-    w_x, w_h = (leaf(weights, side, "kernel") for side in ("dense_i", "dense_h"))  # (C4)
-    b = sum(bias(weights, side, "bias", beside=w_h) for side in ("dense_i", "dense_h"))  # (C4)
+        return from_linen({"if" if name == "if_" else name: part for name, part in weights.items()})  # (WL4)
+    w_x, w_h = (leaf(weights, side, "kernel") for side in ("dense_i", "dense_h"))  # (WL4)
+    b = sum(bias(weights, side, "bias", beside=w_h) for side in ("dense_i", "dense_h"))  # (WL4)
     return to_our_order(GATES, w_x, w_h, np.asarray(b))

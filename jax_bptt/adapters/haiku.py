@@ -1,8 +1,8 @@
 """Haiku has a layout for each cell, the gates in another order, and a GRU with the reset before.
 
-    RNN   linear = W_x, b;  linear_1 = W_h, b_h                                           (C6)
-    LSTM  linear = the rows (W_x, W_h), b, gates i, g, f, o; b_f − 1, as it adds 1 itself (C7)
-    GRU   gates −z, r, n, reset before: h' = (1 − z) h + z n there, 1 − σ(z) = σ(−z)      (C8)
+    RNN   linear = W_x, b;  linear_1 = W_h, b_h                                          (WL6)
+    LSTM  linear = the rows (W_x, W_h), b, gates i, g, f, o; b_f − 1, as it adds 1 itself (WL7)
+    GRU   gates −z, r, n, reset before: h' = (1 − z) h + z n there, 1 − σ(z) = σ(−z)     (WL8)
 
 hk.VanillaRNN is `elman` with activation="relu".
 """
@@ -50,10 +50,10 @@ def to_haiku(params: Params | GRUParams) -> dict[str, ArrayTree]:
     cell = to_their_order(GATES, params, "haiku")
     w_x, w_h, b = cell.w_x, cell.w_h, cell.b
     if cell.kind == ELMAN:
-        return {"linear": {"w": w_x, "b": b}, "linear_1": {"w": w_h, "b": cell.b_h}}  # (C6)
+        return {"linear": {"w": w_x, "b": b}, "linear_1": {"w": w_h, "b": cell.b_h}}  # (WL6)
     if cell.kind == LSTM:
-        return {"linear": {"w": np.concatenate([w_x, w_h]), "b": b - _per_gate((0, 0, 1, 0), b)}}  # (C7)
-    return {name: a * _per_gate((-1, 1, 1), a) for name, a in (("w_i", w_x), ("w_h", w_h), ("b", b))}  # (C8)
+        return {"linear": {"w": np.concatenate([w_x, w_h]), "b": b - _per_gate((0, 0, 1, 0), b)}}  # (WL7)
+    return {name: a * _per_gate((-1, 1, 1), a) for name, a in (("w_i", w_x), ("w_h", w_h), ("b", b))}  # (WL8)
 
 
 def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
@@ -71,16 +71,16 @@ def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
     if has(weights, "w_i"):
         w_x, w_h = leaf(weights, "w_i"), leaf(weights, "w_h")
         params = to_our_order({BEFORE: GATES[BEFORE]}, w_x, w_h, bias(weights, "b", beside=w_h))
-        return Params(*(a * _per_gate((1, -1, 1), a) for a in params))  # (C8)
+        return Params(*(a * _per_gate((1, -1, 1), a) for a in params))  # (WL8)
     w = leaf(weights, "linear", "w")
     b = bias(weights, "linear", "b", beside=w)
     if "linear_1" in weights:
         w_h = leaf(weights, "linear_1", "w")
         b_h = bias(weights, "linear_1", "b", beside=w_h)
-        return to_our_order({ELMAN: GATES[ELMAN]}, w, w_h, b, b_h)  # (C6)
+        return to_our_order({ELMAN: GATES[ELMAN]}, w, w_h, b, b_h)  # (WL6)
     inputs = max(0, len(w) - w.shape[1] // 4)
-    params = to_our_order({LSTM: GATES[LSTM]}, w[:inputs], w[inputs:], b)  # (C7)
-    return params._replace(b=params.b + _per_gate((0, 1, 0, 0), params.b))  # (C7)
+    params = to_our_order({LSTM: GATES[LSTM]}, w[:inputs], w[inputs:], b)  # (WL7)
+    return params._replace(b=params.b + _per_gate((0, 1, 0, 0), params.b))  # (WL7)
 
 
 def _per_gate(values: tuple[int, ...], like: np.ndarray | Array) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Keras keeps a list of arrays, with the gates of a GRU in another order.
 
-    [W_x, W_h, b] with the gates z, r, n; the rows (b, b_h) with the reset after          (C5)
+    [W_x, W_h, b] with the gates z, r, n; the rows (b, b_h) with the reset after         (WL5)
 
 Only the shape of its bias tells where the reset of a GRU is.
 """
@@ -44,7 +44,7 @@ def to_keras(params: Params | GRUParams) -> list[np.ndarray]:
       ValueError: params of another cell.
     """
     cell = to_their_order(GATES, params, "keras.layers")
-    return [cell.w_x, cell.w_h, np.stack([cell.b, cell.b_h]) if cell.kind == AFTER else cell.b]  # (C5)
+    return [cell.w_x, cell.w_h, np.stack([cell.b, cell.b_h]) if cell.kind == AFTER else cell.b]  # (WL5)
 
 
 def from_keras(weights: Sequence[Foreign]) -> Params | GRUParams:
@@ -67,8 +67,8 @@ def from_keras(weights: Sequence[Foreign]) -> Params | GRUParams:
     with naming("weights b", "an array"):
         is_after = np.shape(named.get("b", ()))[:-1] == (2,)
     if is_after:
-        b, b_h = leaf(named, "b")  # (C5)
+        b, b_h = leaf(named, "b")  # (WL5)
         return to_our_order({AFTER: GATES[AFTER]}, w_x, w_h, b, b_h)
     kinds = (ELMAN, LSTM, BEFORE) if has(named, "b") else (ELMAN, LSTM)
     orders = {kind: GATES[kind] for kind in kinds}
-    return to_our_order(orders, w_x, w_h, bias(named, "b", beside=w_h))  # (C5)
+    return to_our_order(orders, w_x, w_h, bias(named, "b", beside=w_h))  # (WL5)

@@ -1,6 +1,6 @@
 """PyTorch keeps the transposed matrices and both biases, with the gates in our order.
 
-    weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias_ih = b,  bias_hh = b_h                     (C2)
+    weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias_ih = b,  bias_hh = b_h                    (WL2)
 
 Behind these names stand the layer and the direction, as in `weight_ih_l1_reverse`.
 """
@@ -38,8 +38,8 @@ def to_torch(params: Params | GRUParams, layer: int = 0, reverse: bool = False) 
     ['weight_ih_l1_reverse', 'weight_hh_l1_reverse']
     """
     cell = to_their_order(GATES, params, "torch.nn")
-    matrices = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T}  # (C2)
-    biases = {"bias_ih": cell.b, "bias_hh": cell.b_h}  # (C2)
+    matrices = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T}  # (WL2)
+    biases = {"bias_ih": cell.b, "bias_hh": cell.b_h}  # (WL2)
     return {name + _at(layer, reverse): w for name, w in (matrices | biases).items()}
 
 
@@ -61,8 +61,8 @@ def from_torch(weights: Mapping[str, Foreign], layer: int = 0, reverse: bool = F
     True
     """
     at = _at(layer, reverse)
-    w_x, w_h = (leaf(weights, f"weight_{side}{at}").T for side in ("ih", "hh"))  # (C2)
-    b, b_h = (bias(weights, f"bias_{side}{at}", beside=w_h) for side in ("ih", "hh"))  # (C2)
+    w_x, w_h = (leaf(weights, f"weight_{side}{at}").T for side in ("ih", "hh"))  # (WL2)
+    b, b_h = (bias(weights, f"bias_{side}{at}", beside=w_h) for side in ("ih", "hh"))  # (WL2)
     return to_our_order(GATES, w_x, w_h, b, b_h)
 
 

@@ -5,7 +5,7 @@ columns, and a GRU's state is h' = (1 − z) n + z h. b_h is 0 but in a GRU with
 W^g is the block of gate g. A framework with one bias folds the other into it, which changes no state, as r
 and z see only u + v; n keeps a bias of its own:
 
-    b̄ = b + (b_h^r, b_h^z, 0),   b_n = b_h^n                    (C1)
+    b̄ = b + (b_h^r, b_h^z, 0),   b_n = b_h^n                   (WL1)
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def folded(cell: Weights) -> tuple[np.ndarray, np.ndarray]:
     if cell.kind != AFTER:
         return cell.b, cell.b_h
     rz = len(cell.b) // 3 * 2
-    return np.append(cell.b[:rz] + cell.b_h[:rz], cell.b[rz:]), cell.b_h[rz:]  # (C1)
+    return np.append(cell.b[:rz] + cell.b_h[:rz], cell.b[rz:]), cell.b_h[rz:]  # (WL1)
 
 
 def has(weights: object, name: str) -> bool:

@@ -1,7 +1,7 @@
 """Activations g and their derivatives g′, which a cell and a readout share.
 
-    s = g(z)                                                                   (P1)
-    g′(z)       written with s where that needs no second transcendental       (P2)
+    s = g(z)                                                                  (AF1)
+    g′(z)       written with s where that needs no second transcendental      (AF2)
 
     tanh       g′ = 1 − s²
     sigmoid    g′ = s (1 − s)
@@ -32,8 +32,8 @@ class Activation(NamedTuple):
     """A pointwise function and its derivative.
 
     Attributes:
-      g: z -> s, any shape to the same shape (P1).
-      slope: (z, s) -> g′(z), same shape (P2).
+      g: z -> s, any shape to the same shape (AF1).
+      slope: (z, s) -> g′(z), same shape (AF2).
     """
 
     g: Callable[[Array], Array]
@@ -80,10 +80,10 @@ def activation(g: ActivationName | Callable[[Array], Array]) -> Activation:
 @cached()
 def _of_callable(g: Callable[[Array], Array]) -> Activation:
     def pointwise(z: Array) -> Array:
-        return vmap_leading(z.ndim, _checked(g))(z)  # (P1)
+        return vmap_leading(z.ndim, _checked(g))(z)  # (AF1)
 
     def slope(z: Array, s: Array) -> Array:
-        return jax.vjp(pointwise, z)[1](jnp.ones_like(z))[0]  # (P2)
+        return jax.vjp(pointwise, z)[1](jnp.ones_like(z))[0]  # (AF2)
 
     return Activation(pointwise, slope)
 

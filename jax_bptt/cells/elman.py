@@ -2,14 +2,14 @@
 
     article   S_t = g₁(W_x X_t + W_s S_{t−1})
 
-    forward   z_t = u_t + v_t                   u_t = x_t W_x + b,  v_t = h_{t−1} W_h     (F1)
-              h_t = g(z_t)                                                                (F2)
+    forward   z_t = u_t + v_t                   u_t = x_t W_x + b,  v_t = h_{t−1} W_h    (EF1)
+              h_t = g(z_t)                                                               (EF2)
 
 The loss reaches z_t only through h_t, and g is pointwise, so with λ_t = dE/dh_t
 
-    adjoint   a_t = g′(z_t)                                                               (A1)
-              δz_t = a_t λ_t                                                              (A2)
-              δu_t = δv_t = δz_t,   δh_{t−1} = 0 but for the way through v_t              (A3)
+    adjoint   a_t = g′(z_t)                                                              (EA1)
+              δz_t = a_t λ_t                                                             (EA2)
+              δu_t = δv_t = δz_t,   δh_{t−1} = 0 but for the way through v_t             (EA3)
 
 The engine turns δv_t into λ_{t−1} (S3 of `loops`): the factor dS_t/dS_{t−1} of the article is
 diag(a_t) W_s, and the product of these factors is what vanishes or explodes.
@@ -69,14 +69,14 @@ def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
     g, slope = activation
 
     def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
-        z = u[0] + v[0]  # (F1)
-        return Carry(g(z))  # (F2)
+        z = u[0] + v[0]  # (EF1)
+        return Carry(g(z))  # (EF2)
 
     def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> Array:
-        return slope(u[0] + v[0], s.h)  # (A1)
+        return slope(u[0] + v[0], s.h)  # (EA1)
 
     def adjoint(units: Units, a: Array, lam: Carry) -> StepCotangent[Carry]:
-        d_z = a * lam.h  # (A2)
-        return StepCotangent(carry=Carry(jnp.zeros_like(d_z)), u=(d_z,), v=(d_z,), units={})  # (A3)
+        d_z = a * lam.h  # (EA2)
+        return StepCotangent(carry=Carry(jnp.zeros_like(d_z)), u=(d_z,), v=(d_z,), units={})  # (EA3)
 
     return step, linearise, adjoint

@@ -1,19 +1,19 @@
 """The gated recurrent unit with the reset after the product, as in cuDNN and PyTorch.
 
-    forward   r = σ(u_r + v_r)                           v = h_{t−1} W_h + b_h               (F1)
-              z = σ(u_z + v_z)                                                               (F2)
-              n = tanh(u_n + r v_n)                      so b_h is not a second b            (F3)
-              h_t = (1 − z) n + z h_{t−1}                                                    (F4)
+    forward   r = σ(u_r + v_r)                           v = h_{t−1} W_h + b_h              (GF1)
+              z = σ(u_z + v_z)                                                              (GF2)
+              n = tanh(u_n + r v_n)                      so b_h is not a second b           (GF3)
+              h_t = (1 − z) n + z h_{t−1}                                                   (GF4)
 
 With λ = dE/dh_t, and every derivative below a number k times λ:
 
-    adjoint   δn̂ = δu_n = k_n λ,        k_n = (1 − z) (1 − n²)                               (A1)
-              δv_n = r δn̂                                                                    (A2)
-              δu_r = δv_r = k_r λ,      k_r = k_n v_n r (1 − r)                              (A3)
-              δu_z = δv_z = k_z λ,      k_z = (h_{t−1} − n) z (1 − z)                        (A4)
-              δh_{t−1} = z λ            but for the way through v                            (A5)
+    adjoint   δn̂ = δu_n = k_n λ,        k_n = (1 − z) (1 − n²)                              (GA1)
+              δv_n = r δn̂                                                                   (GA2)
+              δu_r = δv_r = k_r λ,      k_r = k_n v_n r (1 − r)                             (GA3)
+              δu_z = δv_z = k_z λ,      k_z = (h_{t−1} − n) z (1 − z)                       (GA4)
+              δh_{t−1} = z λ            but for the way through v                           (GA5)
 
-(A5) is the LSTM's conveyor in one gate: where z is near one, λ goes back unchanged.
+(GA5) is the LSTM's conveyor in one gate: where z is near one, λ goes back unchanged.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def gru(
 ) -> Cell[Any, Carry] | StepCell[Params, Carry]:
     """The gated recurrent unit.
 
-    h_t = (1 − z) n + z h_{t−1}   (F1-F4)
+    h_t = (1 − z) n + z h_{t−1}   (GF1-GF4)
 
     Args:
       input_size: I.
@@ -132,27 +132,27 @@ def gru(
 
 
 def _gates(u: Gates, v: Gates) -> tuple[Array, Array, Array]:
-    r = jax.nn.sigmoid(u[0] + v[0])  # (F1)
-    z = jax.nn.sigmoid(u[1] + v[1])  # (F2)
-    n = jnp.tanh(u[2] + r * v[2])  # (F3)
+    r = jax.nn.sigmoid(u[0] + v[0])  # (GF1)
+    z = jax.nn.sigmoid(u[1] + v[1])  # (GF2)
+    n = jnp.tanh(u[2] + r * v[2])  # (GF3)
     return r, z, n
 
 
 def _step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
     _, z, n = _gates(u, v)
-    return Carry((1 - z) * n + z * s_prev.h)  # (F4)
+    return Carry((1 - z) * n + z * s_prev.h)  # (GF4)
 
 
 def _linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> _Slopes:
     r, z, n = _gates(u, v)
-    k_n = (1 - z) * (1 - n * n)  # (A1)
-    k_r = k_n * v[2] * r * (1 - r)  # (A3)
-    k_z = (s_prev.h - n) * z * (1 - z)  # (A4)
+    k_n = (1 - z) * (1 - n * n)  # (GA1)
+    k_r = k_n * v[2] * r * (1 - r)  # (GA3)
+    k_z = (s_prev.h - n) * z * (1 - z)  # (GA4)
     return k_r, k_z, k_n, r, z
 
 
 def _adjoint(units: Units, a: _Slopes, lam: Carry) -> StepCotangent[Carry]:
     k_r, k_z, k_n, r, z = a
-    d_r, d_z, d_n = k_r * lam.h, k_z * lam.h, k_n * lam.h  # (A3, A4, A1)
-    d_v_n = r * d_n  # (A2)
-    return StepCotangent(carry=Carry(z * lam.h), u=(d_r, d_z, d_n), v=(d_r, d_z, d_v_n), units={})  # (A5)
+    d_r, d_z, d_n = k_r * lam.h, k_z * lam.h, k_n * lam.h  # (GA3, GA4, GA1)
+    d_v_n = r * d_n  # (GA2)
+    return StepCotangent(carry=Carry(z * lam.h), u=(d_r, d_z, d_n), v=(d_r, d_z, d_v_n), units={})  # (GA5)

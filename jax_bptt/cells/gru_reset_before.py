@@ -1,22 +1,22 @@
 """The gated recurrent unit with the reset before the product, as Cho et al. 2014 wrote it.
 
-    forward   u_r, u_z, u_n = x_t W_x + b                                                    (F1)
-              r, z = σ(u_rz + h_{t−1} W_rz)              W_h = [W_rz, W_n]                   (F2)
-              n = tanh(u_n + (r h_{t−1}) W_n)            the second product                  (F3)
-              h_t = (1 − z) n + z h_{t−1}                                                    (F4)
+    forward   u_r, u_z, u_n = x_t W_x + b                                                   (RF1)
+              r, z = σ(u_rz + h_{t−1} W_rz)              W_h = [W_rz, W_n]                  (RF2)
+              n = tanh(u_n + (r h_{t−1}) W_n)            the second product                 (RF3)
+              h_t = (1 − z) n + z h_{t−1}                                                   (RF4)
 
 n reads h_{t−1} through r, through r h_{t−1} and a matrix, so the way back is through two products as
 well, one after the other. With λ = dE/dh_t:
 
-    adjoint   δn̂ = k_n λ,               k_n = (1 − z) (1 − n²)                               (A1)
-              δ(r h) = δn̂ W_nᵀ                                                               (A2)
-              δr̂ = k_r δ(r h),          k_r = h_{t−1} r (1 − r)                              (A3)
-              δẑ = k_z λ,               k_z = (h_{t−1} − n) z (1 − z)                        (A4)
-              δh_{t−1} = z λ + r δ(r h) + [δr̂, δẑ] W_rzᵀ                                     (A5)
+    adjoint   δn̂ = k_n λ,               k_n = (1 − z) (1 − n²)                              (RA1)
+              δ(r h) = δn̂ W_nᵀ                                                              (RA2)
+              δr̂ = k_r δ(r h),          k_r = h_{t−1} r (1 − r)                             (RA3)
+              δẑ = k_z λ,               k_z = (h_{t−1} − n) z (1 − z)                       (RA4)
+              δh_{t−1} = z λ + r δ(r h) + [δr̂, δẑ] W_rzᵀ                                    (RA5)
 
-    contract  dE/dW_rz = Σ_t h_{t−1}ᵀ [δr̂, δẑ],   dE/dW_n = Σ_t (r h_{t−1})ᵀ δn̂              (C1)
-              dE/dW_x = Σ_t x_tᵀ δu,   dE/db = Σ_t δu,   δu = [δr̂, δẑ, δn̂]                  (C2)
-              dE/dx_t = δu W_xᵀ                                                              (C3)
+    contract  dE/dW_rz = Σ_t h_{t−1}ᵀ [δr̂, δẑ],   dE/dW_n = Σ_t (r h_{t−1})ᵀ δn̂             (RC1)
+              dE/dW_x = Σ_t x_tᵀ δu,   dE/db = Σ_t δu,   δu = [δr̂, δẑ, δn̂]                 (RC2)
+              dE/dx_t = δu W_xᵀ                                                             (RC3)
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def reset_before(
 
 
 def _project(params: Params, x: Array) -> Array:
-    return x @ params.w_x + params.b  # (F1)
+    return x @ params.w_x + params.b  # (RF1)
 
 
 def _matrices(params: Params) -> tuple[Array, Array]:
@@ -66,47 +66,47 @@ def _matrices(params: Params) -> tuple[Array, Array]:
 def _gates(params: Params, h_prev: Array, u: Array) -> tuple[Array, Array, Array]:
     (u_r, u_z, u_n), (w_rz, w_n) = split(u, 3), _matrices(params)
     v_r, v_z = split(h_prev @ w_rz, 2)
-    r, z = jax.nn.sigmoid(u_r + v_r), jax.nn.sigmoid(u_z + v_z)  # (F2)
-    n = jnp.tanh(u_n + (r * h_prev) @ w_n)  # (F3)
+    r, z = jax.nn.sigmoid(u_r + v_r), jax.nn.sigmoid(u_z + v_z)  # (RF2)
+    n = jnp.tanh(u_n + (r * h_prev) @ w_n)  # (RF3)
     return r, z, n
 
 
 def _step(params: Params, s_prev: Carry, u: Array) -> Carry:
     _, z, n = _gates(params, s_prev.h, u)
-    return Carry((1 - z) * n + z * s_prev.h)  # (F4)
+    return Carry((1 - z) * n + z * s_prev.h)  # (RF4)
 
 
 def _linearise(params: Params, s_prev: Carry, u: Array, s: Carry) -> _Slopes:
     r, z, n = _gates(params, s_prev.h, u)
-    k_n = (1 - z) * (1 - n * n)  # (A1)
-    k_r = s_prev.h * r * (1 - r)  # (A3)
-    k_z = (s_prev.h - n) * z * (1 - z)  # (A4)
+    k_n = (1 - z) * (1 - n * n)  # (RA1)
+    k_r = s_prev.h * r * (1 - r)  # (RA3)
+    k_z = (s_prev.h - n) * z * (1 - z)  # (RA4)
     return k_r, k_z, k_n, r, z
 
 
 def _towards_gates(params: Params, a: _Slopes, lam: Carry) -> tuple[Array, Array, Array, Array]:
     """δr̂, δẑ, δn̂ and δ(r h)."""
     k_r, k_z, k_n, _, _ = a
-    d_n = k_n * lam.h  # (A1)
-    d_rh = d_n @ _matrices(params)[1].T  # (A2)
-    return k_r * d_rh, k_z * lam.h, d_n, d_rh  # (A3, A4)
+    d_n = k_n * lam.h  # (RA1)
+    d_rh = d_n @ _matrices(params)[1].T  # (RA2)
+    return k_r * d_rh, k_z * lam.h, d_n, d_rh  # (RA3, RA4)
 
 
 def _adjoint(params: Params, a: _Slopes, lam: Carry) -> Carry:
     _, _, _, r, z = a
     d_r, d_z, _, d_rh = _towards_gates(params, a, lam)
-    return Carry(z * lam.h + r * d_rh + joined((d_r, d_z)) @ _matrices(params)[0].T)  # (A5)
+    return Carry(z * lam.h + r * d_rh + joined((d_r, d_z)) @ _matrices(params)[0].T)  # (RA5)
 
 
 def _contract(params: Params, s_prev: Carry, xs: Array, a: _Slopes, lam: Carry) -> tuple[Params, Array]:
     r = a[3]
     d_r, d_z, d_n, _ = _towards_gates(params, a, lam)
-    d_w_rz = sum_of_outer_products(s_prev.h, (d_r, d_z))  # (C1)
-    d_w_n = sum_of_outer_products(r * s_prev.h, (d_n,))  # (C1)
+    d_w_rz = sum_of_outer_products(s_prev.h, (d_r, d_z))  # (RC1)
+    d_w_n = sum_of_outer_products(r * s_prev.h, (d_n,))  # (RC1)
     d_u = d_r, d_z, d_n
     gradient = {
-        "w_x": sum_of_outer_products(xs, d_u),  # (C2)
+        "w_x": sum_of_outer_products(xs, d_u),  # (RC2)
         "w_h": joined((d_w_rz, d_w_n)),
-        "b": sum_over_rows(d_u),  # (C2)
+        "b": sum_over_rows(d_u),  # (RC2)
     }
-    return zeros_like(params)._replace(**gradient), joined(d_u) @ params.w_x.T  # (C3)
+    return zeros_like(params)._replace(**gradient), joined(d_u) @ params.w_x.T  # (RC3)

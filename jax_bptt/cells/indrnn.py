@@ -1,14 +1,14 @@
 """The independently recurrent network (Li et al. 2018): each unit remembers only itself.
 
-    forward   z_t = u_t + w h_{t−1}                     w: one recurrent weight per unit     (F1)
-              h_t = g(z_t)                                                                   (F2)
+    forward   z_t = u_t + w h_{t−1}                     w: one recurrent weight per unit    (IF1)
+              h_t = g(z_t)                                                                  (IF2)
 
 The factor dh_t/dh_{t−1} of the chain rule is a number per unit, g′(z_t) w, so whether a gradient
 vanishes or explodes can be read off w and set: |w| ≤ 1 for a ReLU. With λ = dE/dh_t:
 
-    adjoint   δu_t = δz_t = k λ,        k = g′(z_t)                                          (A1)
-              δh_{t−1} = w δz_t                                                              (A2)
-              δw = h_{t−1} δz_t                                                              (A3)
+    adjoint   δu_t = δz_t = k λ,        k = g′(z_t)                                         (IA1)
+              δh_{t−1} = w δz_t                                                             (IA2)
+              δw = h_{t−1} δz_t                                                             (IA3)
 
 There is no product in the loops, forward or backward.
 """
@@ -36,7 +36,7 @@ def indrnn(
 ) -> Cell[Params, Carry]:
     """The independently recurrent cell.
 
-    h_t = g(x_t W_x + b + w h_{t−1})   (F1, F2)
+    h_t = g(x_t W_x + b + w h_{t−1})   (IF1, IF2)
 
     Args:
       input_size: I.
@@ -68,17 +68,17 @@ def indrnn(
 
 def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
     def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
-        z = u[0] + units["w_h"] * s_prev.h  # (F1)
-        return Carry(activation.g(z))  # (F2)
+        z = u[0] + units["w_h"] * s_prev.h  # (IF1)
+        return Carry(activation.g(z))  # (IF2)
 
     def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> tuple[Array, Array]:
-        k = activation.slope(u[0] + units["w_h"] * s_prev.h, s.h)  # (A1)
+        k = activation.slope(u[0] + units["w_h"] * s_prev.h, s.h)  # (IA1)
         return k, s_prev.h
 
     def adjoint(units: Units, a: tuple[Array, Array], lam: Carry) -> StepCotangent[Carry]:
         k, h_prev = a
-        d_z = k * lam.h  # (A1)
-        d_prev = Carry(units["w_h"] * d_z)  # (A2)
-        return StepCotangent(carry=d_prev, u=(d_z,), v=(), units={"w_h": h_prev * d_z})  # (A3)
+        d_z = k * lam.h  # (IA1)
+        d_prev = Carry(units["w_h"] * d_z)  # (IA2)
+        return StepCotangent(carry=d_prev, u=(d_z,), v=(), units={"w_h": h_prev * d_z})  # (IA3)
 
     return step, linearise, adjoint

@@ -2,16 +2,16 @@
 
     τ dh/dt = −h + g(u + v), one Euler step of length Δt, α = Δt/τ:
 
-    forward   α = σ(ρ)                                  ρ: one parameter per unit            (F1)
-              h_t = h_{t−1} + α (g(u_t + v_t) − h_{t−1})                                     (F2)
+    forward   α = σ(ρ)                                  ρ: one parameter per unit           (CF1)
+              h_t = h_{t−1} + α (g(u_t + v_t) − h_{t−1})                                    (CF2)
 
 σ keeps α between 0 and 1 whatever the optimizer does to ρ. With λ = dE/dh_t:
 
-    adjoint   δu_t = δv_t = k λ,        k = α g′(u_t + v_t)                                  (A1)
-              δh_{t−1} = (1 − α) λ      but for the way through v                            (A2)
-              δρ = k_ρ λ,               k_ρ = (g(u_t + v_t) − h_{t−1}) α (1 − α)             (A3)
+    adjoint   δu_t = δv_t = k λ,        k = α g′(u_t + v_t)                                 (CA1)
+              δh_{t−1} = (1 − α) λ      but for the way through v                           (CA2)
+              δρ = k_ρ λ,               k_ρ = (g(u_t + v_t) − h_{t−1}) α (1 − α)            (CA3)
 
-By (A2) a gradient decays as (1 − α)ᵗ even where W_h passes nothing back: memory of about 1/α steps.
+By (CA2) a gradient decays as (1 − α)ᵗ even where W_h passes nothing back: memory of about 1/α steps.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def leaky(
 ) -> Cell[LeakyParams, Carry]:
     """The leaky integrator, an Elman network in continuous time.
 
-    h_t = (1 − α) h_{t−1} + α g(x_t W_x + b + h_{t−1} W_h),   α = σ(ρ)   (F1, F2)
+    h_t = (1 − α) h_{t−1} + α g(x_t W_x + b + h_{t−1} W_h),   α = σ(ρ)   (CF1, CF2)
 
     Args:
       input_size: I.
@@ -94,22 +94,22 @@ def leaky(
 
 def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:
     def leak(units: Units) -> Array:
-        return jax.nn.sigmoid(units["rho"])  # (F1)
+        return jax.nn.sigmoid(units["rho"])  # (CF1)
 
     def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
-        return Carry(s_prev.h + leak(units) * (activation.g(u[0] + v[0]) - s_prev.h))  # (F2)
+        return Carry(s_prev.h + leak(units) * (activation.g(u[0] + v[0]) - s_prev.h))  # (CF2)
 
     def linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> tuple[Array, Array]:
         z, alpha = u[0] + v[0], leak(units)
         g = activation.g(z)
-        k = alpha * activation.slope(z, g)  # (A1)
-        k_rho = (g - s_prev.h) * alpha * (1 - alpha)  # (A3)
+        k = alpha * activation.slope(z, g)  # (CA1)
+        k_rho = (g - s_prev.h) * alpha * (1 - alpha)  # (CA3)
         return k, k_rho
 
     def adjoint(units: Units, a: tuple[Array, Array], lam: Carry) -> StepCotangent[Carry]:
         k, k_rho = a
-        d_z = k * lam.h  # (A1)
-        d_prev = Carry((1 - leak(units)) * lam.h)  # (A2)
-        return StepCotangent(carry=d_prev, u=(d_z,), v=(d_z,), units={"rho": k_rho * lam.h})  # (A3)
+        d_z = k * lam.h  # (CA1)
+        d_prev = Carry((1 - leak(units)) * lam.h)  # (CA2)
+        return StepCotangent(carry=d_prev, u=(d_z,), v=(d_z,), units={"rho": k_rho * lam.h})  # (CA3)
 
     return step, linearise, adjoint

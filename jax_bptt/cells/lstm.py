@@ -1,25 +1,25 @@
 """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate Gers et al. 2000).
 
     forward   z_i, z_f, z_g, z_o = u_t + v_t              gates in this order
-              i = σ(z_i + p_i c_{t−1})                    p: peepholes, absent without them    (F1)
-              f = σ(z_f + p_f c_{t−1})                                                         (F2)
-              g = tanh(z_g)                                                                    (F3)
-              c_t = f c_{t−1} + i g                                                            (F4)
-              o = σ(z_o + p_o c_t)                                                             (F5)
-              h_t = o tanh(c_t)                                                                (F6)
+              i = σ(z_i + p_i c_{t−1})                    p: peepholes, absent without them   (LF1)
+              f = σ(z_f + p_f c_{t−1})                                                        (LF2)
+              g = tanh(z_g)                                                                   (LF3)
+              c_t = f c_{t−1} + i g                                                           (LF4)
+              o = σ(z_o + p_o c_t)                                                            (LF5)
+              h_t = o tanh(c_t)                                                               (LF6)
 
-The loss reaches step t through h_t and through c_t: λʰ = dE/dh_t, λᶜ = dE/dc_t. By (F6) and (F5)
+The loss reaches step t through h_t and through c_t: λʰ = dE/dh_t, λᶜ = dE/dc_t. By (LF6) and (LF5)
 h_t depends on c_t as well, so the total derivative by c_t is
 
-    adjoint   δz_o = k_o λʰ,              k_o = tanh(c_t) o (1 − o)                            (A1)
-              λ̄ᶜ = λᶜ + k_c λʰ,           k_c = o (1 − tanh²c_t) + p_o k_o                     (A2)
-              δz_i = k_i λ̄ᶜ,              k_i = g i (1 − i)                                    (A3)
-              δz_f = k_f λ̄ᶜ,              k_f = c_{t−1} f (1 − f)                              (A4)
-              δz_g = k_g λ̄ᶜ,              k_g = i (1 − g²)                                     (A5)
-              δc_{t−1} = k_s λ̄ᶜ,          k_s = f + p_i k_i + p_f k_f                          (A6)
-              δp_i = c_{t−1} δz_i,  δp_f = c_{t−1} δz_f,  δp_o = c_t δz_o                      (A7)
+    adjoint   δz_o = k_o λʰ,              k_o = tanh(c_t) o (1 − o)                           (LA1)
+              λ̄ᶜ = λᶜ + k_c λʰ,           k_c = o (1 − tanh²c_t) + p_o k_o                    (LA2)
+              δz_i = k_i λ̄ᶜ,              k_i = g i (1 − i)                                   (LA3)
+              δz_f = k_f λ̄ᶜ,              k_f = c_{t−1} f (1 − f)                             (LA4)
+              δz_g = k_g λ̄ᶜ,              k_g = i (1 − g²)                                    (LA5)
+              δc_{t−1} = k_s λ̄ᶜ,          k_s = f + p_i k_i + p_f k_f                         (LA6)
+              δp_i = c_{t−1} δz_i,  δp_f = c_{t−1} δz_f,  δp_o = c_t δz_o                     (LA7)
 
-Without peepholes (A6) is λᶜ_{t−1} = f λ̄ᶜ_t: a gradient that meets no W_h and no derivative of an
+Without peepholes (LA6) is λᶜ_{t−1} = f λ̄ᶜ_t: a gradient that meets no W_h and no derivative of an
 activation on its way back. It neither vanishes nor explodes while f is near one, which is why the
 forget gate begins at σ(1) = 0.73 and not at one half (Jozefowicz et al. 2015).
 """
@@ -106,7 +106,7 @@ def lstm(
 ) -> Cell[Any, LSTMCarry]:
     """Long short-term memory.
 
-    c_t = f c_{t−1} + i g,   h_t = o tanh(c_t)   (F1-F6)
+    c_t = f c_{t−1} + i g,   h_t = o tanh(c_t)   (LF1-LF6)
 
     Args:
       input_size: I.
@@ -151,47 +151,47 @@ def _gates(units: Units, c_prev: Array, u: Gates, v: Gates) -> tuple[Array, Arra
     z_i, z_f, z_g, z_o = (of_x + of_h for of_x, of_h in zip(u, v, strict=True))
     if units:
         z_i, z_f = z_i + units["p_i"] * c_prev, z_f + units["p_f"] * c_prev
-    i = jax.nn.sigmoid(z_i)  # (F1)
-    f = jax.nn.sigmoid(z_f)  # (F2)
-    g = jnp.tanh(z_g)  # (F3)
+    i = jax.nn.sigmoid(z_i)  # (LF1)
+    f = jax.nn.sigmoid(z_f)  # (LF2)
+    g = jnp.tanh(z_g)  # (LF3)
     return i, f, g, z_o
 
 
 def _output(units: Units, z_o: Array, c: Array) -> Array:
-    return jax.nn.sigmoid(z_o + units["p_o"] * c if units else z_o)  # (F5)
+    return jax.nn.sigmoid(z_o + units["p_o"] * c if units else z_o)  # (LF5)
 
 
 def _step(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates) -> LSTMCarry:
     i, f, g, z_o = _gates(units, s_prev.c, u, v)
-    c = f * s_prev.c + i * g  # (F4)
-    return LSTMCarry(_output(units, z_o, c) * jnp.tanh(c), c)  # (F6)
+    c = f * s_prev.c + i * g  # (LF4)
+    return LSTMCarry(_output(units, z_o, c) * jnp.tanh(c), c)  # (LF6)
 
 
 def _linearise(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates, s: LSTMCarry) -> _Slopes:
     i, f, g, z_o = _gates(units, s_prev.c, u, v)
     o, tanh_c = _output(units, z_o, s.c), jnp.tanh(s.c)
-    k_o = tanh_c * o * (1 - o)  # (A1)
-    k_c = o * (1 - tanh_c * tanh_c)  # (A2)
-    k_i = g * i * (1 - i)  # (A3)
-    k_f = s_prev.c * f * (1 - f)  # (A4)
-    k_g = i * (1 - g * g)  # (A5)
-    k_s = f  # (A6)
+    k_o = tanh_c * o * (1 - o)  # (LA1)
+    k_c = o * (1 - tanh_c * tanh_c)  # (LA2)
+    k_i = g * i * (1 - i)  # (LA3)
+    k_f = s_prev.c * f * (1 - f)  # (LA4)
+    k_g = i * (1 - g * g)  # (LA5)
+    k_s = f  # (LA6)
     if not units:
         return (k_i, k_f, k_g, k_o, k_c, k_s), ()
-    k_c = k_c + units["p_o"] * k_o  # (A2)
-    k_s = k_s + units["p_i"] * k_i + units["p_f"] * k_f  # (A6)
+    k_c = k_c + units["p_o"] * k_o  # (LA2)
+    k_s = k_s + units["p_i"] * k_i + units["p_f"] * k_f  # (LA6)
     return (k_i, k_f, k_g, k_o, k_c, k_s), (s_prev.c, s.c)
 
 
 def _adjoint(units: Units, a: _Slopes, lam: LSTMCarry) -> StepCotangent[LSTMCarry]:
     (k_i, k_f, k_g, k_o, k_c, k_s), cells = a
-    d_o = k_o * lam.h  # (A1)
-    lam_c = lam.c + k_c * lam.h  # (A2)
-    d_i, d_f, d_g = k_i * lam_c, k_f * lam_c, k_g * lam_c  # (A3, A4, A5)
-    d_prev = LSTMCarry(jnp.zeros_like(lam.h), k_s * lam_c)  # (A6)
+    d_o = k_o * lam.h  # (LA1)
+    lam_c = lam.c + k_c * lam.h  # (LA2)
+    d_i, d_f, d_g = k_i * lam_c, k_f * lam_c, k_g * lam_c  # (LA3, LA4, LA5)
+    d_prev = LSTMCarry(jnp.zeros_like(lam.h), k_s * lam_c)  # (LA6)
     d_units = {}
     if units:
         c_prev, c = cells
-        d_units = {"p_i": c_prev * d_i, "p_f": c_prev * d_f, "p_o": c * d_o}  # (A7)
+        d_units = {"p_i": c_prev * d_i, "p_f": c_prev * d_f, "p_o": c * d_o}  # (LA7)
     d_z = (d_i, d_f, d_g, d_o)
     return StepCotangent(carry=d_prev, u=d_z, v=d_z, units=d_units)

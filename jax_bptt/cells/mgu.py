@@ -1,16 +1,16 @@
 """The minimal gated unit (Zhou et al. 2016): one gate that both forgets and resets.
 
-    forward   f = σ(u_f + v_f)                                                               (F1)
-              n = tanh(u_n + f v_n)                                                          (F2)
-              h_t = (1 − f) h_{t−1} + f n                                                    (F3)
+    forward   f = σ(u_f + v_f)                                                              (MF1)
+              n = tanh(u_n + f v_n)                                                         (MF2)
+              h_t = (1 − f) h_{t−1} + f n                                                   (MF3)
 
 The paper gates before the product, n = tanh(u_n + (f h_{t−1}) W_n); here as in `gru` the gate comes
 after it, so that one product a step does. With λ = dE/dh_t:
 
-    adjoint   δn̂ = δu_n = k_n λ,        k_n = f (1 − n²)                                     (A1)
-              δv_n = f δn̂                                                                    (A2)
-              δu_f = δv_f = k_f λ,      k_f = (n − h_{t−1} + k_n v_n) f (1 − f)   (A3)
-              δh_{t−1} = (1 − f) λ      but for the way through v                            (A4)
+    adjoint   δn̂ = δu_n = k_n λ,        k_n = f (1 − n²)                                    (MA1)
+              δv_n = f δn̂                                                                   (MA2)
+              δu_f = δv_f = k_f λ,      k_f = (n − h_{t−1} + k_n v_n) f (1 − f)   (MA3)
+              δh_{t−1} = (1 − f) λ      but for the way through v                           (MA4)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Slopes = tuple[Array, Array, Array]
 def mgu(input_size: int, hidden_size: int, recurrent: Initializer = orthogonal()) -> Cell[Params, Carry]:
     """The minimal gated unit, with the gate after the product.
 
-    h_t = (1 − f) h_{t−1} + f tanh(u_n + f v_n)   (F1-F3)
+    h_t = (1 − f) h_{t−1} + f tanh(u_n + f v_n)   (MF1-MF3)
 
     Args:
       input_size: I.
@@ -63,24 +63,24 @@ def mgu(input_size: int, hidden_size: int, recurrent: Initializer = orthogonal()
 
 
 def _gates(u: Gates, v: Gates) -> tuple[Array, Array]:
-    f = jax.nn.sigmoid(u[0] + v[0])  # (F1)
-    return f, jnp.tanh(u[1] + f * v[1])  # (F2)
+    f = jax.nn.sigmoid(u[0] + v[0])  # (MF1)
+    return f, jnp.tanh(u[1] + f * v[1])  # (MF2)
 
 
 def _step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
     f, n = _gates(u, v)
-    return Carry((1 - f) * s_prev.h + f * n)  # (F3)
+    return Carry((1 - f) * s_prev.h + f * n)  # (MF3)
 
 
 def _linearise(units: Units, s_prev: Carry, u: Gates, v: Gates, s: Carry) -> _Slopes:
     f, n = _gates(u, v)
-    k_n = f * (1 - n * n)  # (A1)
-    k_f = (n - s_prev.h + k_n * v[1]) * f * (1 - f)  # (A3)
+    k_n = f * (1 - n * n)  # (MA1)
+    k_f = (n - s_prev.h + k_n * v[1]) * f * (1 - f)  # (MA3)
     return k_f, k_n, f
 
 
 def _adjoint(units: Units, a: _Slopes, lam: Carry) -> StepCotangent[Carry]:
     k_f, k_n, f = a
-    d_f, d_n = k_f * lam.h, k_n * lam.h  # (A3, A1)
-    d_v_n = f * d_n  # (A2)
-    return StepCotangent(carry=Carry((1 - f) * lam.h), u=(d_f, d_n), v=(d_f, d_v_n), units={})  # (A4)
+    d_f, d_n = k_f * lam.h, k_n * lam.h  # (MA3, MA1)
+    d_v_n = f * d_n  # (MA2)
+    return StepCotangent(carry=Carry((1 - f) * lam.h), u=(d_f, d_n), v=(d_f, d_v_n), units={})  # (MA4)

@@ -1,6 +1,6 @@
 """A long sequence in chunks of K steps, so that what is made of a step need not exist for all at once.
 
-    steps 1..T  =  chunks of K, K, .., K and the T mod K steps that are left                  (O1)
+    steps 1..T  =  chunks of K, K, .., K and the T mod K steps that are left                 (CH1)
 
 The last, shorter chunk is a second copy of the same program, outside the loop: no step is dropped and
 none is padded.
@@ -50,7 +50,7 @@ def scan(
       The last carry, and the outputs of these steps, leaves [end - begin, ...], or of their chunks.
     """
     end = length(data) if end is None else end
-    whole, left = divmod(end - begin, chunk)  # (O1)
+    whole, left = divmod(end - begin, chunk)  # (CH1)
 
     def at(carry: _Carry, first: First) -> tuple[_Carry, Any]:
         return f(carry, first, take_steps(data, first, chunk))

@@ -4,7 +4,7 @@
                v_t = h̃_{t−1} W_h + b_h                      the only product in the loop      (F2)
                s_t = step(s̃_{t−1}, u_t, v_t)                                                  (F3)
 
-    linearise  a_t = the derivative of step at t            mapped over t                     (L1)
+    linearise  a_t = the derivative of step at t            mapped over t                     (PL1)
                (u_t and v_t come back by one product each: every h̃_{t−1} is known by now)
 
     sweep      δs̃_{t−1}, δu_t, δv_t = (∂step_t/∂(s̃_{t−1}, u_t, v_t))ᵀ λ_t                     (S6)
@@ -75,7 +75,7 @@ def _linearise(
     cell: PointwiseCell, params: PointwiseParams, s_prev: State, u: Gates, v: Gates, s: State
 ) -> Slopes:
     """a_t from s̃_{t−1}, u_t, v_t and s_t, leaves [..., H]."""
-    return cell.linearise(unit_wise(cell, params, s_prev.h.ndim), s_prev, u, v, s)  # (L1)
+    return cell.linearise(unit_wise(cell, params, s_prev.h.ndim), s_prev, u, v, s)  # (PL1)
 
 
 def _before_sweep(cell: PointwiseCell, params: PointwiseParams) -> Array | None:

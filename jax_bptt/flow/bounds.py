@@ -3,15 +3,15 @@
     article          dS_t/dS_{t−1} = diag(g′(z_t)) W_s, so ‖dS_t/dS_{t−1}‖ ≤ max g′ · σ_max(W_s)
 
     pointwise step   J_tᵀ λ = D_t λ + Σ_g W_h,g δv_g(λ), D_t and δv_g unit by unit, so that
-                     ‖J_t‖ ≤ max_k ‖D_k‖ + Σ_g max_k ‖δv_kg‖ σ_max(W_h,g)                     (R1)
-    any other step   ‖J_t‖ ≤ ‖J_t‖_F, the root of Σ_i ‖J_tᵀ e_i‖²                             (R2)
+                     ‖J_t‖ ≤ max_k ‖D_k‖ + Σ_g max_k ‖δv_kg‖ σ_max(W_h,g)                    (BD1)
+    any other step   ‖J_t‖ ≤ ‖J_t‖_F, the root of Σ_i ‖J_tᵀ e_i‖²                            (BD2)
 
     η = max_t of it  ‖λ_k‖ ≤ η^n ‖λ_t‖ over n steps that are not masked, so η < 1 makes
-                     vanishing certain                                                        (R3)
+                     vanishing certain                                                       (BD3)
 
 Beside them the largest singular value and the spectral radius of W_h,
 
-    ρ(W) = lim ‖W^n‖^(1/n), n = 1, 2, 4, ..                                                   (R4)
+    ρ(W) = lim ‖W^n‖^(1/n), n = 1, 2, 4, ..                                                  (BD4)
 
 by squaring: eigenvalues of a matrix that is not symmetric are not found on every backend.
 """
@@ -37,7 +37,7 @@ def growth_bound(layer: LayerRecord) -> Array:
     """η: no λ grows by more in any step of any row, a scalar."""
     cell, at = layer.cell, (layer.run.params, layer.slopes, layer.states)
     bound = _of_pointwise_step(cell, *at) if is_pointwise(cell) else _of_any_step(cell, *at)
-    return jnp.max(bound, where=layer.run.sequence.mask, initial=0)  # (R3)
+    return jnp.max(bound, where=layer.run.sequence.mask, initial=0)  # (BD3)
 
 
 def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
@@ -58,7 +58,7 @@ def largest_singular_value(w: Array) -> Array:
 def spectral_radius(w: Array) -> Array:
     """ρ(W), the largest absolute eigenvalue of a matrix [n, n]; zero for a nilpotent one.
 
-    lim ‖W^n‖^(1/n)   (R4)
+    lim ‖W^n‖^(1/n)   (BD4)
 
     >>> round(float(spectral_radius(jnp.array([[0.0, 4.0], [-1.0, 0.0]]))), 4)
     2.0
@@ -74,7 +74,7 @@ def spectral_radius(w: Array) -> Array:
 
     shares = 0.5 ** jnp.arange(SQUARINGS, dtype=w.dtype)  # of one squaring after the other
     (_, log_rho), _ = jax.lax.scan(square, (w, jnp.zeros((), w.dtype)), shares)
-    return jnp.exp(log_rho)  # (R4)
+    return jnp.exp(log_rho)  # (BD4)
 
 
 def _of_pointwise_step(cell: PointwiseCell, params: PointwiseParams, slopes: Slopes, states: State) -> Array:
@@ -84,7 +84,7 @@ def _of_pointwise_step(cell: PointwiseCell, params: PointwiseParams, slopes: Slo
         return bound
     sigma = jnp.stack([largest_singular_value(w) for w in split(params.w_h, cell.gates)])
     through = jnp.linalg.norm(d_v, axis=-2).max(-2)  # of each gate, the largest of all units
-    return bound + jnp.dot(through, sigma)  # (R1)
+    return bound + jnp.dot(through, sigma)  # (BD1)
 
 
 def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
@@ -96,4 +96,4 @@ def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State
 
     zeros = jnp.zeros(shape.shape[:-1], shape.dtype)
     squares, _ = jax.lax.scan(row, zeros, jnp.eye(shape.shape[-1], dtype=shape.dtype))
-    return jnp.sqrt(squares)  # (R2)
+    return jnp.sqrt(squares)  # (BD2)

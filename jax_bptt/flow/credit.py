@@ -2,10 +2,10 @@
 
     article   dE_t/dW_s = Σ_{k≤t} dE_t/dY_t dY_t/dS_t (Π dS_i/dS_{i−1}) dS_k/dW_s
 
-              g_tk = the term of loss step t and source step k = t − l                        (Z1)
-              g = Σ_t Σ_k g_tk,  the gradient; g_l = Σ_t g_{t,t−l},  what lag l gives         (Z2)
+              g_tk = the term of loss step t and source step k = t − l                       (CR1)
+              g = Σ_t Σ_k g_tk,  the gradient; g_l = Σ_t g_{t,t−l},  what lag l gives        (CR2)
 
-    weighed   ‖g_tk‖,  cos(g_tk, g);  ‖g_l‖,  and the share <g_l, g> / ‖g‖² of each lag       (Z3)
+    weighed   ‖g_tk‖,  cos(g_tk, g);  ‖g_l‖,  and the share <g_l, g> / ‖g‖² of each lag      (CR3)
 
 The shares of all lags sum to one, whatever the terms cancel; a lag that pulls against the rest has a
 negative one. The terms themselves, T² times as many numbers as there are parameters, are never held:
@@ -86,7 +86,7 @@ def credit(
 ) -> Credit:
     """The terms of the gradient's sum by loss step and source step.
 
-    g = Σ_t Σ_{k≤t} g_tk   (Z1-Z3)
+    g = Σ_t Σ_{k≤t} g_tk   (CR1-CR3)
 
     Time: as many backward passes as lags. Memory: O(T) for λ, and the [lags, T] numbers that come back.
     For use inside jax.jit: functools.partial(jb.credit, net, loss).
@@ -125,7 +125,7 @@ def credit(
         terms = tuple(map(_weighed, done.layers, gradient, found))
         by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)
         along = jax.tree.map(_squared_and_along, sums, gradient)
-        return plus(total, sums), (by_loss_step, along)  # (Z2)
+        return plus(total, sums), (by_loss_step, along)  # (CR2)
 
     total, (terms, of_lags) = scan_lags(done, lags, zeros_like(gradient), at_lag)
     squares = jax.tree.map(lambda g: jnp.vdot(g, g), gradient)
@@ -166,10 +166,10 @@ def _weighed(layer: LayerRecord, gradient: ArrayTree, found: AtLag) -> Any:
         *step, d_start = here
         s_prev, xs, slopes, lam = jax.tree.map(lambda z: z[None], step)
         run = layer.run._replace(sequence=Sequence(xs))
-        d_params, _ = phases.contract(layer.cell, run, s_prev, slopes, lam)  # (Z1)
+        d_params, _ = phases.contract(layer.cell, run, s_prev, slopes, lam)  # (CR1)
         if d_start is not None:
             d_params = plus(d_params, layer.d_start_to_params(d_start))
-        return jax.tree.map(_squared_and_along, d_params, gradient)  # (Z3)
+        return jax.tree.map(_squared_and_along, d_params, gradient)  # (CR3)
 
     xs = layer.run.sequence.xs
     at_once = max(1, AT_ONCE // num_parameters(layer.run.params))
@@ -193,7 +193,7 @@ def _terms(squared: Array, terms: _Weights, of_lags: _Weights) -> Terms:
     lengths = norm * root(squared)
     some = lengths > 0
     cosine = jnp.where(some, terms.along / jnp.where(some, lengths, 1), jnp.zeros_like(lengths))
-    return Terms(norm, cosine, lag_norm, of_lags.along / squared)  # (Z3)
+    return Terms(norm, cosine, lag_norm, of_lags.along / squared)  # (CR3)
 
 
 def _over_parameters(tree: ArrayTree, like: ArrayTree) -> Any:

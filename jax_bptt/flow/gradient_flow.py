@@ -1,19 +1,19 @@
 """Does this gradient vanish or explode? A network and a batch, measured, with a verdict.
 
     profile     ρ_l = root of Σ ‖λᵗ_{t−l}‖² / Σ ‖λᵗ_t‖², over t and rows that go back l steps:
-                neither the first step nor a reset or cut lies in between                     (V1)
-    rate        ρ_l^(1/l) at the longest lag, of one step                                     (V2)
+                neither the first step nor a reset or cut lies in between                    (FL1)
+    rate        ρ_l^(1/l) at the longest lag, of one step                                    (FL2)
     horizon     the first lag from which on all lags together have less than the share ε
-                of Σ_l ‖g_l‖: steps further back are as good as unseen                        (V3)
-    bias        ‖g_0 + .. + g_{K−1} − g‖ / ‖g‖: what a truncation to K steps gets wrong       (V4)
-    saturation  the share of units whose h hardly answers, ‖∂h_t/∂u_t‖ < 0.05                 (V5)
+                of Σ_l ‖g_l‖: steps further back are as good as unseen                       (FL3)
+    bias        ‖g_0 + .. + g_{K−1} − g‖ / ‖g‖: what a truncation to K steps gets wrong      (FL4)
+    saturation  the share of units whose h hardly answers, ‖∂h_t/∂u_t‖ < 0.05                (FL5)
 
     verdict     exploding where ρ > 1/ε at the longest lag, vanishing where ρ < ε, healthy between;
                 where loss or gradient overflows exploding if ρ does, else "not finite";
                 unknown where no loss goes back a step, as where the gradient is zero
 
 λᵗ_k and g_l are those of `lags` and `credit`, the bounds on the rate those of `bounds`. A gradient that
-stays large proves nothing of long range, since its short terms hide the long ones: (V1) sets every λᵗ
+stays large proves nothing of long range, since its short terms hide the long ones: (FL1) sets every λᵗ
 against its own beginning.
 """
 
@@ -130,7 +130,7 @@ def gradient_flow(
 ) -> GradientFlow:
     """Vanishing, exploding or healthy: the gradient of a network on a batch, by lag.
 
-    ρ_l = ‖λᵗ_{t−l}‖ / ‖λᵗ_t‖, root of the ratio of their squares' sums over losses and rows   (V1-V5)
+    ρ_l = ‖λᵗ_{t−l}‖ / ‖λᵗ_t‖, root of the ratio of their squares' sums over losses and rows   (FL1-FL5)
 
     Time: as many backward passes as lags. Memory O(T). As a metric of training, inside jax.jit, take
     some lags only, or a small part of the batch.
@@ -185,7 +185,7 @@ def gradient_flow(
         grad_norm,
         lag_norm,
         _horizon(lag_norm, eps),
-        missed / grad_norm,  # (V4)
+        missed / grad_norm,  # (FL4)
         along / (norm * grad_norm),
         jnp.asarray(eps, lag_norm.dtype),
     )
@@ -205,7 +205,7 @@ def _growth(squares: Array, at_lag_0: Array, reach: Array) -> Array:
     first = jnp.where(reach, at_lag_0, jnp.zeros_like(at_lag_0)).sum()
     some = first > 0
     ratio = squares.sum() / jnp.where(some, first, jnp.ones_like(first))
-    return jnp.where(some, root(ratio), jnp.nan)  # (V1)
+    return jnp.where(some, root(ratio), jnp.nan)  # (FL1)
 
 
 def _of_layer(layer: LayerRecord, profile: Array) -> LayerFlow:
@@ -213,7 +213,7 @@ def _of_layer(layer: LayerRecord, profile: Array) -> LayerFlow:
     known = (lag > 0) & (profile > 0) & jnp.isfinite(profile)
     longest = jnp.where(known, lag, 0).max()
     per_step = 1 / jnp.maximum(longest, 1).astype(profile.dtype)
-    rate = jnp.where(longest > 0, profile[longest] ** per_step, profile[1])  # (V2); zero or unknown
+    rate = jnp.where(longest > 0, profile[longest] ** per_step, profile[1])  # (FL2); zero or unknown
     blocks = blocks_of(layer)
     empty = jnp.zeros(0, profile.dtype)
     sigma, radius = (
@@ -232,13 +232,13 @@ def _saturation(layer: LayerRecord) -> Array:
     d_u = jax.vmap(lambda a, lam: cell.adjoint(units, a, lam).u)(layer.slopes, along_h)
     slope = jnp.linalg.norm(jnp.stack(d_u), axis=0)
     where = None if mask is None else jnp.broadcast_to(mask[..., None], slope.shape)
-    return jnp.mean((slope < SLOPE).astype(slope.dtype), where=where)  # (V5)
+    return jnp.mean((slope < SLOPE).astype(slope.dtype), where=where)  # (FL5)
 
 
 def _horizon(lag_norm: Array, eps: float) -> Array:
     rest = jnp.flip(jnp.cumsum(jnp.flip(lag_norm)))  # of lag l and all longer ones
     below = rest < eps * rest[0]
-    return jnp.where(below.any(), jnp.argmax(below), len(lag_norm))  # (V3)
+    return jnp.where(below.any(), jnp.argmax(below), len(lag_norm))  # (FL3)
 
 
 def _verdict(layer: LayerFlow, eps: float, finite: bool) -> str:

@@ -1,9 +1,9 @@
 """How far a derivative reaches: ds_t/ds_k by lag, or dE_t/ds_k.
 
-    ds_t/ds_{t−l} = J_t J_{t−1} .. J_{t−l+1},   J_t = ds_t/ds_{t−1}                           (Y1)
+    ds_t/ds_{t−l} = J_t J_{t−1} .. J_{t−l+1},   J_t = ds_t/ds_{t−1}                          (LP1)
 
 Its rows are what λ becomes that begins at step t as a unit vector, so every unit vector goes back as the
-losses do in `lags`, all t at once; the sum of their squares is the squared Frobenius norm        (Y2)
+losses do in `lags`, all t at once; the sum of their squares is the squared Frobenius norm       (LP2)
 
 Divided by the root of the state's size S it is the root mean square by which a random direction grows:
 one for a rotation, whatever S. It is exact, no sample is drawn.
@@ -45,7 +45,7 @@ def lag_profile(
 ) -> Array:
     """‖ds_t/ds_{t−l}‖ by lag, or of given losses ‖dE_t/ds_{t−l}‖.
 
-    ‖J_t .. J_{t−l+1}‖_F / √S   (Y1, Y2);   ‖λᵗ_{t−l}‖ where d_hs is given
+    ‖J_t .. J_{t−l+1}‖_F / √S   (LP1, LP2);   ‖λᵗ_{t−l}‖ where d_hs is given
 
     Time: S times as many backward passes as lags, or, with d_hs, once as many. Memory O(T).
 
@@ -97,9 +97,9 @@ def lag_profile(
 
     def of_direction(total: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, (*states.h.shape[:-1], len(e_i))), states)
-        return total + squares(lam), None  # (Y2)
+        return total + squares(lam), None  # (LP2)
 
     size = jax.eval_shape(WHOLE.pack, states).shape[-1]
     directions = jnp.eye(size, dtype=states.h.dtype)
     total, _ = jax.lax.scan(of_direction, jnp.zeros((lags, len(steps), *rows), states.h.dtype), directions)
-    return root(total / size)  # (Y1)
+    return root(total / size)  # (LP1)

@@ -1,6 +1,6 @@
 """λ clipped inside the sweep: an exploding gradient is cut down where it explodes, step by step.
 
-    λ_{t−1} = G_{t−1} + λ̃_{t−1} min(1, c / ‖λ̃_{t−1}‖)    a norm for each row               (Q1)
+    λ_{t−1} = G_{t−1} + λ̃_{t−1} min(1, c / ‖λ̃_{t−1}‖)    a norm for each row              (CL1)
 
 This is no derivative of the loss: where a step clips, all that lies before it is scaled down against what
 lies after it, so both length and direction change. Clipping the norm of the finished gradient
@@ -36,7 +36,7 @@ def positive_norm(argument: str, max_norm: object) -> float:
 def clipped(max_norm: float) -> GradientMethod:
     """Backpropagation through every step with λ clipped on its way: NOT the gradient of the loss.
 
-    λ_{t−1} = G_{t−1} + λ̃_{t−1} min(1, c / ‖λ̃_{t−1}‖)   (Q1)
+    λ_{t−1} = G_{t−1} + λ̃_{t−1} min(1, c / ‖λ̃_{t−1}‖)   (CL1)
 
     The gradient of `full` where no step clips. Time and memory as `full`.
 
@@ -66,7 +66,7 @@ def clip(max_norm: float, lam: S) -> S:
     c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
     above = norm > c
     scale = jnp.where(above, c / jnp.where(above, norm, one), one)
-    return jax.tree.map(lambda z: z * trailing(scale, z), lam)  # (Q1)
+    return jax.tree.map(lambda z: z * trailing(scale, z), lam)  # (CL1)
 
 
 def as_held(max_norm: float, dtype: DType) -> float:

@@ -1,8 +1,8 @@
 """Where training lies on a mesh of devices: shardings for jax.device_put and for checkpoints.
 
-    data parallel     θ and the optimizer on every device, rows split                          (M1)
+    data parallel     θ and the optimizer on every device, rows split                         (SH1)
     fully sharded     of θ and the optimizer each of N devices keeps 1/N of every array that
-                      has an axis which N divides; θ is gathered before the first loop         (M2)
+                      has an axis which N divides; θ is gathered before the first loop        (SH2)
 
 What runs does not change, see `devices`: every axis of the mesh splits rows. A recurrent layer split by
 hidden units instead would have to gather h in every step.
@@ -80,7 +80,7 @@ def data_parallel(mesh: Mesh, state: TrainState) -> TrainState:
     (P('data',), P())
     """
     _check(mesh, state)
-    everywhere = jax.tree.map(lambda z: NamedSharding(mesh, P()), state)  # (M1)
+    everywhere = jax.tree.map(lambda z: NamedSharding(mesh, P()), state)  # (SH1)
     return everywhere._replace(carry=_carry_by_rows(mesh, state.carry))
 
 
@@ -117,7 +117,7 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
         if not divisible:
             return NamedSharding(mesh, P())
         axis = max(divisible, key=lambda a: z.shape[a])
-        return NamedSharding(mesh, P(*[None] * axis, mesh.axis_names))  # (M2)
+        return NamedSharding(mesh, P(*[None] * axis, mesh.axis_names))  # (SH2)
 
     return jax.tree.map(lies, state)._replace(carry=_carry_by_rows(mesh, state.carry))
 
