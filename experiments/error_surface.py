@@ -44,7 +44,7 @@ from experiments.support.runs import Run
 STEPS, TARGET = 50, 0.7
 W, B = (3.0, 7.0), (-3.2, -0.8)  # the plane that is shown
 START = 6.0, -2.5
-CELL = jb.elman(1, 1, "sigmoid")
+CELL = jb.elman(1, 1, activation="sigmoid")
 FOUND, LOST = 1e-3, 0.05
 
 

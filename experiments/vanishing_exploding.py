@@ -73,8 +73,8 @@ def cells(config: Config) -> dict[str, AnyCell]:
     gains = {f"Elman, gain {g:g}": jb.elman(*sizes, recurrent=jb.orthogonal(g)) for g in (0.5, 1.0, 1.5, 2.0)}
     return {
         **gains,
-        "linear, orthogonal": jb.elman(*sizes, "identity"),
-        "ReLU, identity": jb.elman(*sizes, "relu", recurrent=jb.identity()),
+        "linear, orthogonal": jb.elman(*sizes, activation="identity"),
+        "ReLU, identity": jb.elman(*sizes, activation="relu", recurrent=jb.identity()),
         "LSTM": jb.lstm(*sizes),
         "GRU, chrono": jb.gru(*sizes, update_bias=jb.chrono(config.steps)),
         "LSTM, chrono": jb.lstm(*sizes, forget_bias=jb.chrono(config.steps)),

@@ -166,7 +166,9 @@ def by_library(e: Example) -> tuple[np.ndarray, ...]:
     w_x, w_s, w_y = (jnp.atleast_2d(w) for w in (e.w_x, e.w_s, e.w_y))
     s_0, d_3 = jnp.atleast_1d(e.s_0), jnp.atleast_1d(e.d_3)
     (inputs, hidden), outputs = w_x.shape, w_y.shape[1]
-    net = jb.network([jb.elman(inputs, hidden, "tanh")], jb.readout(hidden, outputs, "sigmoid"))
+    net = jb.network(
+        [jb.elman(inputs, hidden, activation="tanh")], jb.readout(hidden, outputs, activation="sigmoid")
+    )
     cell = jb.Params(w_x=w_x, w_h=w_s, b=jnp.zeros(hidden))
     params = jb.NetworkParams((cell,), jb.ReadoutParams(w_y=w_y, b_y=jnp.zeros(outputs)))
 

@@ -196,12 +196,14 @@ def _plain_attention(np, p, s, x):
 
 CELLS = {
     "elman-tanh": CellRow(jb.elman(I, H), _plain_elman(lambda np, z: np.tanh(z))),
-    "elman-sigmoid": CellRow(jb.elman(I, H, "sigmoid"), _plain_elman(_sigmoid)),
+    "elman-sigmoid": CellRow(jb.elman(I, H, activation="sigmoid"), _plain_elman(_sigmoid)),
     "elman-relu": CellRow(
-        jb.elman(I, H, "relu"), _plain_elman(lambda np, z: np.where(np.real(z) > 0, z, 0 * z))
+        jb.elman(I, H, activation="relu"), _plain_elman(lambda np, z: np.where(np.real(z) > 0, z, 0 * z))
     ),
-    "elman-identity": CellRow(jb.elman(I, H, "identity"), _plain_elman(lambda np, z: z)),
-    "elman-callable": CellRow(jb.elman(I, H, _softsign_like), _plain_elman(lambda np, z: z / (1 + z * z))),
+    "elman-identity": CellRow(jb.elman(I, H, activation="identity"), _plain_elman(lambda np, z: z)),
+    "elman-callable": CellRow(
+        jb.elman(I, H, activation=_softsign_like), _plain_elman(lambda np, z: z / (1 + z * z))
+    ),
     "one-unit": CellRow(jb.elman(I, 1), _plain_elman(lambda np, z: np.tanh(z))),
     "lstm": CellRow(jb.lstm(I, H), _plain_lstm),
     "lstm-peephole": CellRow(jb.lstm(I, H, forget_bias=jb.chrono(9), peephole=True), _plain_peephole),
@@ -209,11 +211,11 @@ CELLS = {
     "gru": CellRow(jb.gru(I, H), _plain_gru),
     "gru-reset-before": CellRow(jb.gru(I, H, reset_after=False), _plain_gru_reset_before),
     "gru-before-learned": CellRow(
-        jb.learn_carry(jb.gru(I, H, False, update_bias=1.0)), _plain_gru_reset_before
+        jb.learn_carry(jb.gru(I, H, reset_after=False, update_bias=1.0)), _plain_gru_reset_before
     ),
     "leaky": CellRow(jb.leaky(I, H, rate=0.4), _plain_leaky),
     "mgu": CellRow(jb.mgu(I, H), _plain_mgu),
-    "indrnn": CellRow(jb.indrnn(I, H, "tanh"), _plain_indrnn),
+    "indrnn": CellRow(jb.indrnn(I, H, activation="tanh"), _plain_indrnn),
     "own-pointwise": CellRow(
         jb.make_cell(I, H, _own_step, gates=2, carry_type=TwoStates, init=_own_init), _plain_own
     ),

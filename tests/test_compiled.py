@@ -209,7 +209,7 @@ def test_named_scopes_reach_the_profile():
 
 def test_factories_are_cached():
     assert jb.elman(3, 5) is jb.elman(input_size=3, hidden_size=5, activation="tanh")
-    assert jb.elman(3, 5, jnp.sin) is jb.elman(3, 5, jnp.sin)
+    assert jb.elman(3, 5, activation=jnp.sin) is jb.elman(3, 5, activation=jnp.sin)
     assert jb.make_cell(3, 5, _four_gates, gates=4) is jb.make_cell(3, 5, _four_gates, gates=4)
     assert jb.full() == jb.full()
     assert jb.network([jb.elman(3, 5)], jb.readout(5, 2)) == jb.network([jb.elman(3, 5)], jb.readout(5, 2))

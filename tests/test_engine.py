@@ -90,5 +90,5 @@ def test_a_gradient_method_runs_on_other_loops(method, engine):
 def test_an_engine_that_cannot_run_the_cell_is_refused(engine):
     cell = jb.gru(3, 4, reset_after=False)
     method = jb.full()._replace(name="wrong", engine=engine)
-    with pytest.raises(ValueError, match=r"gradient\.engine: expected an Engine for StepCell"):
+    with pytest.raises(ValueError, match=r"gradient\.engine: expected an Engine for gru"):
         jb.unroll(cell, cell.init(jax.random.key(0)), None, jnp.ones((2, 3)), gradient=method)

@@ -112,23 +112,23 @@ BAD = {
     "zero size": (lambda: jb.elman(0, 5), r"input_size: expected an integer >= 1, got 0"),
     "float size": (lambda: jb.elman(3, 5.0), r"hidden_size: expected an integer >= 1, got 5.0"),
     "unknown activation": (
-        lambda: jb.elman(3, 5, "tahn"),
+        lambda: jb.elman(3, 5, activation="tahn"),
         r"activation: expected one of tanh, .* got 'tahn'",
     ),
     "activation of no kind": (
-        lambda: jb.elman(3, 5, 7),
+        lambda: jb.elman(3, 5, activation=7),
         r"activation: expected a name or a hashable callable, got 7",
     ),
     "softmax as activation": (
-        lambda: _unroll(cell=jb.elman(3, 5, jax.nn.softmax)),
+        lambda: _unroll(cell=jb.elman(3, 5, activation=jax.nn.softmax)),
         r"activation: expected a pointwise function, got an error on a single number",
     ),
     "activation that adds an axis": (
-        lambda: _unroll(cell=jb.elman(3, 5, lambda z: jnp.stack([z, z]))),
+        lambda: _unroll(cell=jb.elman(3, 5, activation=lambda z: jnp.stack([z, z]))),
         r"activation: expected float64\[\] from float64\[\], got float64\[2\]",
     ),
     "activation that changes dtype": (
-        lambda: _unroll(cell=jb.elman(3, 5, lambda z: z > 0)),
+        lambda: _unroll(cell=jb.elman(3, 5, activation=lambda z: z > 0)),
         r"activation: expected float64\[\] from float64\[\], got bool\[\]",
     ),
     "batch shape as int": (lambda: CELL.initial_carry(PARAMS, 2), r"batch_shape: expected a tuple .* got 2"),
@@ -200,15 +200,15 @@ BAD = {
     ),
     "bool as size": (lambda: jb.elman(True, 5), r"input_size: expected an integer >= 1, got True"),
     "list as activation": (
-        lambda: jb.elman(3, 5, ["tanh"]),
+        lambda: jb.elman(3, 5, activation=["tanh"]),
         r"activation: expected a name or a hashable callable",
     ),
     "activation without a value": (
-        lambda: _unroll(cell=jb.elman(3, 5, lambda z: None)),
+        lambda: _unroll(cell=jb.elman(3, 5, activation=lambda z: None)),
         r"activation: expected float64\[\] from float64\[\], got None",
     ),
     "activation that raises": (
-        lambda: _unroll(cell=jb.elman(3, 5, lambda z: {}[0])),
+        lambda: _unroll(cell=jb.elman(3, 5, activation=lambda z: {}[0])),
         r"activation: expected a pointwise function, got an error on a single number",
     ),
     "texts": (lambda: _unroll(xs=np.array([["a", "b", "c"]])), r"xs: expected float64 as params"),
@@ -223,7 +223,7 @@ def test_a_captured_tracer_is_refused(transform):
     """Its gradient would be zero without a word; as a parameter it is right."""
 
     def loss(slope):
-        cell = jb.elman(3, 5, lambda z: jnp.tanh(slope * z))
+        cell = jb.elman(3, 5, activation=lambda z: jnp.tanh(slope * z))
         return jnp.sum(jb.unroll(cell, PARAMS, CARRY, XS)[1])
 
     with pytest.raises(ValueError, match=r"cell: .* got a captured tracer float64\[\]; make values"):
@@ -232,7 +232,7 @@ def test_a_captured_tracer_is_refused(transform):
 
 def test_autodiff_takes_a_captured_tracer():
     def loss(slope, method):
-        cell = jb.elman(3, 5, lambda z: jnp.tanh(slope * z))
+        cell = jb.elman(3, 5, activation=lambda z: jnp.tanh(slope * z))
         return jnp.sum(jb.unroll(cell, PARAMS, CARRY, XS, gradient=method)[1])
 
     found = jax.grad(loss)(1.5, jb.autodiff())

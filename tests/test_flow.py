@@ -46,7 +46,7 @@ def test_the_horizon_is_where_the_rest_is_below_eps():
 
 
 def test_saturated_and_dead_units_are_counted():
-    cell = jb.elman(2, 4, "relu")
+    cell = jb.elman(2, 4, activation="relu")
     net = jb.network([cell], jb.readout(4, 2))
     params = net.init(jax.random.key(1))
     dead = params.cells[0]._replace(w_h=jnp.zeros((4, 4)), b=jnp.array([-99.0, 99.0, 99.0, 99.0]))

@@ -114,7 +114,7 @@ def test_full_equals_numpy_by_complex_step(name, marks):
 def test_the_scalar_case_in_closed_form():
     """h_t = a h_{t−1} + x_t: dh_T/da = Σ_t a^(T−t) h_{t−1}, by hand."""
     a, steps = 0.9, 11
-    cell = jb.elman(1, 1, "identity")
+    cell = jb.elman(1, 1, activation="identity")
     params = jb.Params(jnp.ones((1, 1)), jnp.full((1, 1), a), jnp.zeros(1))
     xs = jnp.arange(1.0, steps + 1).reshape(steps, 1)
 
@@ -232,7 +232,7 @@ UNUSUAL = {
         jb.make_cell(3, 4, _scaled, linearise=_slope_without_time, adjoint=_by_slope_without_time),
         (),
     ),
-    "activation with its own vjp": (jb.elman(3, 4, _straight_through_sign), (2,)),
+    "activation with its own vjp": (jb.elman(3, 4, activation=_straight_through_sign), (2,)),
 }
 
 
@@ -285,7 +285,7 @@ def test_a_step_that_is_singular_at_zero_under_padding(name, method):
 
 
 def test_relu_at_exactly_zero_has_slope_zero():
-    cell = jb.elman(1, 1, "relu")
+    cell = jb.elman(1, 1, activation="relu")
     params = jb.Params(jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))
     for method in METHODS.values():
         d_b = jax.grad(

@@ -36,7 +36,7 @@ def test_gain_and_identity():
     params = jb.lstm(I, H, recurrent=jb.orthogonal(0.5)).init(jax.random.key(0))
     for block in _blocks(params):
         assert np.allclose(np.linalg.svd(block, compute_uv=False), 0.5, atol=1e-12)
-    params = jb.elman(I, H, "relu", recurrent=jb.identity(0.9)).init(jax.random.key(0))
+    params = jb.elman(I, H, activation="relu", recurrent=jb.identity(0.9)).init(jax.random.key(0))
     assert (params.w_h == 0.9 * np.eye(H)).all()
     assert jb.orthogonal(0.5) is jb.orthogonal(gain=0.5)
 
@@ -58,11 +58,17 @@ def test_chrono_biases():
     """σ(b_f) spans memories of 1 to T_max − 1 steps; the input gate opposes it."""
     wide = 200
     i, f, g, o = (
-        jb.lstm(2, wide, jb.chrono(100), recurrent=jb.identity()).init(jax.random.key(0)).b.reshape(4, wide)
+        jb.lstm(2, wide, forget_bias=jb.chrono(100), recurrent=jb.identity())
+        .init(jax.random.key(0))
+        .b.reshape(4, wide)
     )
     assert (i == -f).all()
     assert not np.any([g, o])
-    z = jb.gru(2, wide, True, jb.chrono(100), jb.identity()).init(jax.random.key(0)).b.reshape(3, wide)[1]
+    z = (
+        jb.gru(2, wide, reset_after=True, update_bias=jb.chrono(100), recurrent=jb.identity())
+        .init(jax.random.key(0))
+        .b.reshape(3, wide)[1]
+    )
     many = jb.chrono(100)(jax.random.key(0), 4000, jnp.result_type(float))
     for scale in map(np.exp, (f, z, many)):
         assert scale.min() >= 1
@@ -80,7 +86,12 @@ def test_leak_and_peepholes_and_learned_carries():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_default_dtype_is_that_of_jax(dtype):
     with jax.enable_x64(dtype == "float64"):
-        for cell in (jb.lstm(3, 4, jb.chrono(9), True), jb.gru(3, 4, False), jb.leaky(3, 4), jb.indrnn(3, 4)):
+        for cell in (
+            jb.lstm(3, 4, forget_bias=jb.chrono(9), peephole=True),
+            jb.gru(3, 4, reset_after=False),
+            jb.leaky(3, 4),
+            jb.indrnn(3, 4),
+        ):
             params = jb.learn_carry(cell).init(jax.random.key(0))
             assert {p.dtype.name for p in params} == {dtype}
             carry, hs = jb.unroll(jb.learn_carry(cell), params, None, jnp.ones((2, 3)))
@@ -89,7 +100,7 @@ def test_the_default_dtype_is_that_of_jax(dtype):
 
 def test_every_factory_is_cached():
     assert jb.lstm(3, 5) is jb.lstm(3, hidden_size=5, forget_bias=1.0)
-    assert jb.gru(3, 5, update_bias=jb.chrono(9)) is jb.gru(3, 5, True, jb.chrono(9))
+    assert jb.gru(3, 5, update_bias=jb.chrono(9)) is jb.gru(3, 5, reset_after=True, update_bias=jb.chrono(9))
     assert jb.learn_carry(jb.mgu(3, 5)) is jb.learn_carry(jb.mgu(3, 5))
-    assert jb.indrnn(3, 5, jnp.sin) is jb.indrnn(3, 5, jnp.sin)
-    assert jb.leaky(3, 5) is jb.leaky(3, 5, "tanh", 0.1)
+    assert jb.indrnn(3, 5, activation=jnp.sin) is jb.indrnn(3, 5, activation=jnp.sin)
+    assert jb.leaky(3, 5) is jb.leaky(3, 5, activation="tanh", rate=0.1)

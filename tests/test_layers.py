@@ -17,7 +17,7 @@ def _second(name):
         "gru-reset-before": lambda: jb.gru(H, H, reset_after=False),
         "leaky": lambda: jb.leaky(H, H, rate=0.4),
         "mgu": lambda: jb.mgu(H, H),
-        "indrnn": lambda: jb.indrnn(H, H, "tanh"),
+        "indrnn": lambda: jb.indrnn(H, H, activation="tanh"),
         "elman-tanh": lambda: jb.elman(H, H),
         "lstm-learned-carry": lambda: jb.learn_carry(jb.lstm(H, H)),
     }

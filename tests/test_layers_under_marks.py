@@ -63,7 +63,7 @@ def test_dropout_is_off_without_a_key_and_another_with_another_key():
 
 
 def test_dropout_keeps_the_mean():
-    layer = jb.layer(jb.elman(I, H, "identity"), dropout=0.3)
+    layer = jb.layer(jb.elman(I, H, activation="identity"), dropout=0.3)
     net = jb.network([layer], jb.readout(H, O))
     params, xs = net.init(jax.random.key(0)), jnp.ones((1, B, I))
     keys = jax.random.split(jax.random.key(1), 4000)

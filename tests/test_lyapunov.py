@@ -62,7 +62,7 @@ def test_an_orthogonal_linear_net_has_zeros_and_a_dead_unit_none():
     net, params, xs, _ = linear_network(1.0)
     found = _spectrum(net.layers[0].forward, transient=5)(params.cells[0], None, xs)
     assert np.abs(found.exponents).max() < 1e-12
-    dead = jb.elman(2, 4, "relu")
+    dead = jb.elman(2, 4, activation="relu")
     p = dead.init(jax.random.key(0))._replace(b=jnp.array([9.0, 9.0, 9.0, -99.0]))
     found = _spectrum(dead)(p, None, xs)
     assert jnp.isneginf(found.exponents[:, -1]).all()
@@ -73,7 +73,7 @@ def test_an_orthogonal_linear_net_has_zeros_and_a_dead_unit_none():
 @pytest.mark.parametrize("dead", [0, 2])
 def test_any_dead_unit_is_counted(dead):
     """R_ii is rounding there, not zero, when the unit is not the last."""
-    cell = jb.elman(2, 4, "relu", recurrent=jb.orthogonal(0.1))
+    cell = jb.elman(2, 4, activation="relu", recurrent=jb.orthogonal(0.1))
     params = cell.init(jax.random.key(0))._replace(b=jnp.full(4, 99.0).at[dead].set(-99.0))
     found = _spectrum(cell)(params, None, jnp.zeros((9, 2, 2)))
     assert jnp.isneginf(found.exponents[:, -1]).all()
@@ -81,7 +81,7 @@ def test_any_dead_unit_is_counted(dead):
 
 
 def test_the_first_exponent_is_the_largest_where_no_unit_reads_another():
-    cell = jb.indrnn(1, 3, "identity")
+    cell = jb.indrnn(1, 3, activation="identity")
     params = cell.init(jax.random.key(0))._replace(w_h=jnp.array([0.2, 0.9, 0.5]))
     found = _spectrum(cell, transient=60)(params, None, jnp.zeros((70, 1)))
     assert np.allclose(jnp.exp(found.exponents), [0.9, 0.5, 0.2])

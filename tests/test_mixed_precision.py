@@ -82,7 +82,7 @@ def test_only_operands_of_products_are_rounded():
 
 def test_sums_over_many_steps_do_not_stand_still():
     """10,000 equal terms: a bfloat16 sum would stop at 256."""
-    cell = jb.elman(1, 2, "identity")
+    cell = jb.elman(1, 2, activation="identity")
     params = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), cell.init(jax.random.key(0)))
     xs = jnp.ones((10_000, 1, 1), jnp.float32)
     d = jax.jit(jax.grad(lambda p: jnp.sum(jb.unroll(cell, p, None, xs, dtype=BF16)[1])))(params)
@@ -111,7 +111,7 @@ def test_a_network_trains_in_it():
 
 def test_second_derivatives_do_not_stand_still():
     """Σ over 1000 steps of dE/dx by w_h, each 1 at w_h = 0 but for the last."""
-    cell, ones = jb.elman(1, 1, "identity"), jnp.ones((1000, 1, 1), "float32")
+    cell, ones = jb.elman(1, 1, activation="identity"), jnp.ones((1000, 1, 1), "float32")
     params = jax.tree.map(lambda p: jnp.zeros(p.shape, "float32"), cell.init(jax.random.key(0)))
     params = params._replace(w_x=params.w_x + 1)
 

@@ -143,10 +143,10 @@ def _tanh_with_slope(slope):
 
 
 def test_a_custom_vjp_inside_a_step_is_checked_by_differences():
-    right = jb.check_gradient(jb.elman(2, 3, _tanh_with_slope(lambda z: 1 - jnp.tanh(z) ** 2)))
+    right = jb.check_gradient(jb.elman(2, 3, activation=_tanh_with_slope(lambda z: 1 - jnp.tanh(z) ** 2)))
     assert right.ok
     assert all(line.ratios[2] is None for line in right.lines)
-    wrong = jb.check_gradient(jb.elman(2, 3, _tanh_with_slope(lambda z: 1 - jnp.tanh(z) ** 3)))
+    wrong = jb.check_gradient(jb.elman(2, 3, activation=_tanh_with_slope(lambda z: 1 - jnp.tanh(z) ** 3)))
     assert not wrong.ok
 
 

@@ -27,8 +27,12 @@ def _last(ys, targets):
 
 NETWORKS = {
     "one layer": [jb.elman(I, H)],
-    "two layers": [jb.elman(I, 5, "sigmoid"), jb.elman(5, H)],
-    "three kinds": [jb.elman(I, 2, "identity"), jb.elman(2, 5, "relu"), jb.elman(5, H, jnp.sin)],
+    "two layers": [jb.elman(I, 5, activation="sigmoid"), jb.elman(5, H)],
+    "three kinds": [
+        jb.elman(I, 2, activation="identity"),
+        jb.elman(2, 5, activation="relu"),
+        jb.elman(5, H, activation=jnp.sin),
+    ],
 }
 LOSSES = {
     "squared": jb.squared_error,
@@ -39,7 +43,7 @@ LOSSES = {
 
 
 def _problem(cells, activation, loss, batch=(B,), dtype="float64"):
-    net = jb.network(cells, jb.readout(H, O, activation))
+    net = jb.network(cells, jb.readout(H, O, activation=activation))
     keys = iter(jax.random.split(jax.random.key(3), 64))
     random = lambda z: jax.random.normal(next(keys), z.shape, dtype)  # noqa: E731
     params = jax.tree.map(lambda z: random(z) / len(z) ** 0.5, net.init(next(keys)))

@@ -45,7 +45,7 @@ CONTRACTING = {
     "lstm": jb.lstm(4, H),
     "gru": jb.gru(4, H),
     "gru, reset before": jb.gru(4, H, reset_after=False),
-    "indrnn": jb.indrnn(4, H, "tanh"),
+    "indrnn": jb.indrnn(4, H, activation="tanh"),
     "layer norm": CELLS["own-layer-norm"].cell,
 }
 
@@ -224,7 +224,9 @@ def test_memory_of_independent_units_is_linear_in_their_number():
 
         return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(jb.indrnn(4, 32, "tanh")) < 5 * temporaries(jb.indrnn(4, 8, "tanh"))
+    assert temporaries(jb.indrnn(4, 32, activation="tanh")) < 5 * temporaries(
+        jb.indrnn(4, 8, activation="tanh")
+    )
     assert temporaries(jb.elman(4, 32)) > 8 * temporaries(jb.elman(4, 8))  # the comparison sees H²
 
 

@@ -40,7 +40,7 @@ def test_vmap_over_networks_equals_a_loop():
 
 def test_the_scalar_case_in_closed_form():
     """h_t = a h_{t−1} + x_t: dh_T/da = Σ_t a^(T−t) h_{t−1}, by hand."""
-    cell, a, xs = jb.elman(1, 1, "identity"), 0.9, (1.0, 2.0, 3.0)
+    cell, a, xs = jb.elman(1, 1, activation="identity"), 0.9, (1.0, 2.0, 3.0)
     params = jb.Params(jnp.ones((1, 1)), jnp.full((1, 1), a), jnp.zeros(1))
     h = [0.0]
     for x in xs:
@@ -60,7 +60,7 @@ def test_an_activation_with_its_own_vjp():
         return jnp.sign(z)
 
     sign.defvjp(lambda z: (jnp.sign(z), None), lambda _, d: (d,))
-    cell = jb.elman(3, 4, sign)
+    cell = jb.elman(3, 4, activation=sign)
     params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 2, 3))
     weights = jax.random.normal(jax.random.key(2), (4, 2, 4))
 

@@ -21,7 +21,7 @@ BY_CHUNKS = {
 
 def _net():
     layers = [jb.layer(jb.learn_carry(jb.lstm(I, H)), dropout=0.3), jb.layer(jb.gru(H, H), residual=True)]
-    return jb.network(layers, jb.readout(H, O, "tanh"))
+    return jb.network(layers, jb.readout(H, O, activation="tanh"))
 
 
 def _problem(net, loss):

@@ -21,6 +21,7 @@ from jax_bptt.adapters.weights import (
     to_our_order,
     to_their_order,
 )
+from jax_bptt.base.errors import named
 from jax_bptt.base.types import Foreign
 from jax_bptt.cell.cell import Params
 from jax_bptt.cells.gru import GRUParams
@@ -28,6 +29,7 @@ from jax_bptt.cells.gru import GRUParams
 GATES: GateOrders = {LSTM: [*"ifgo"], AFTER: [*"rzn"]}
 
 
+@named("convert.to_equinox")
 def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
     """Params become the arrays of equinox.nn.LSTMCell or GRUCell by attribute.
 
@@ -48,6 +50,7 @@ def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
     return weights | ({"bias_n": b_n} if cell.kind == AFTER else {})  # (WL9)
 
 
+@named("convert.from_equinox")
 def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
     """The attributes of equinox.nn.LSTMCell or GRUCell become params.
 

@@ -24,6 +24,7 @@ from jax_bptt.adapters.weights import (
     to_our_order,
     to_their_order,
 )
+from jax_bptt.base.errors import named
 from jax_bptt.base.types import Foreign
 from jax_bptt.cell.cell import Params
 from jax_bptt.cells.gru import GRUParams
@@ -31,6 +32,7 @@ from jax_bptt.cells.gru import GRUParams
 GATES: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"rzn"]}
 
 
+@named("convert.to_linen")
 def to_linen(params: Params | GRUParams) -> dict[str, dict[str, np.ndarray]]:
     """Params become the "params" of flax.linen.SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell.
 
@@ -57,6 +59,7 @@ def to_linen(params: Params | GRUParams) -> dict[str, dict[str, np.ndarray]]:
     return tree
 
 
+@named("convert.from_linen")
 def from_linen(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams:
     """The "params" of a cell of flax.linen become ours.
 

@@ -14,12 +14,13 @@ import numpy as np
 from jax_bptt.adapters.flax_linen import GATES, from_linen, to_linen
 from jax_bptt.adapters.weights import LSTM, bias, folded, has, leaf, to_our_order, to_their_order
 from jax_bptt.base.checks import flag
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.types import Foreign
 from jax_bptt.cell.cell import Params
 from jax_bptt.cells.gru import GRUParams
 
 
+@named("convert.to_nnx")
 def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict[str, np.ndarray]]:
     """Params become the state of flax.nnx.SimpleCell, OptimizedLSTMCell, LSTMCell or GRUCell, a pure dict.
 
@@ -48,6 +49,7 @@ def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict
     return tree
 
 
+@named("convert.from_nnx")
 def from_nnx(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams:
     """The state of a cell of flax.nnx becomes params.
 

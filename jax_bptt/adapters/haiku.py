@@ -25,6 +25,7 @@ from jax_bptt.adapters.weights import (
     to_our_order,
     to_their_order,
 )
+from jax_bptt.base.errors import named
 from jax_bptt.base.types import ArrayTree, Foreign
 from jax_bptt.cell.cell import Params
 from jax_bptt.cells.gru import GRUParams
@@ -32,6 +33,7 @@ from jax_bptt.cells.gru import GRUParams
 GATES: GateOrders = {ELMAN: [""], LSTM: [*"igfo"], BEFORE: [*"zrn"]}
 
 
+@named("convert.to_haiku")
 def to_haiku(params: Params | GRUParams) -> dict[str, ArrayTree]:
     """Params become those of hk.VanillaRNN, hk.LSTM or hk.GRU, without the module's name in front.
 
@@ -56,6 +58,7 @@ def to_haiku(params: Params | GRUParams) -> dict[str, ArrayTree]:
     return {name: a * _per_gate((-1, 1, 1), a) for name, a in (("w_i", w_x), ("w_h", w_h), ("b", b))}  # (WL8)
 
 
+@named("convert.from_haiku")
 def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
     """The params of hk.VanillaRNN, hk.LSTM or hk.GRU become ours.
 

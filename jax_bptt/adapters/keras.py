@@ -23,7 +23,7 @@ from jax_bptt.adapters.weights import (
     to_our_order,
     to_their_order,
 )
-from jax_bptt.base.errors import bad, naming
+from jax_bptt.base.errors import bad, named, naming
 from jax_bptt.base.types import Foreign
 from jax_bptt.cell.cell import Params
 from jax_bptt.cells.gru import GRUParams
@@ -31,6 +31,7 @@ from jax_bptt.cells.gru import GRUParams
 GATES: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"zrn"], BEFORE: [*"zrn"]}
 
 
+@named("convert.to_keras")
 def to_keras(params: Params | GRUParams) -> list[np.ndarray]:
     """Params become the weights of keras.layers.SimpleRNN, LSTM or GRU, for layer.set_weights.
 
@@ -47,6 +48,7 @@ def to_keras(params: Params | GRUParams) -> list[np.ndarray]:
     return [cell.w_x, cell.w_h, np.stack([cell.b, cell.b_h]) if cell.kind == AFTER else cell.b]  # (WL5)
 
 
+@named("convert.from_keras")
 def from_keras(weights: Sequence[Foreign]) -> Params | GRUParams:
     """What layer.get_weights() of keras.layers.SimpleRNN, LSTM or GRU returns becomes params.
 

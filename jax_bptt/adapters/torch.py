@@ -13,6 +13,7 @@ import numpy as np
 
 from jax_bptt.adapters.weights import AFTER, ELMAN, LSTM, GateOrders, bias, leaf, to_our_order, to_their_order
 from jax_bptt.base.checks import flag, integer
+from jax_bptt.base.errors import named
 from jax_bptt.base.types import Foreign
 from jax_bptt.cell.cell import Params
 from jax_bptt.cells.gru import GRUParams
@@ -20,6 +21,7 @@ from jax_bptt.cells.gru import GRUParams
 GATES: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"rzn"]}
 
 
+@named("convert.to_torch")
 def to_torch(params: Params | GRUParams, layer: int = 0, reverse: bool = False) -> dict[str, np.ndarray]:
     """Params become the weights of one layer and direction of torch.nn.RNN, LSTM or GRU.
 
@@ -43,6 +45,7 @@ def to_torch(params: Params | GRUParams, layer: int = 0, reverse: bool = False) 
     return {name + _at(layer, reverse): w for name, w in (matrices | biases).items()}
 
 
+@named("convert.from_torch")
 def from_torch(weights: Mapping[str, Foreign], layer: int = 0, reverse: bool = False) -> Params | GRUParams:
     """The state_dict of torch.nn.RNN, LSTM or GRU becomes the params of one layer and direction.
 

@@ -7,12 +7,19 @@ import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, ParamSpec, TypeVar
 
+from jax_bptt.base.errors import named
+from jax_bptt.base.made import Call
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_FORGETS = Call(object, (), ())
 
 
 def cached(**checks: Callable[[str, Any], Any]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """The same object for the same arguments, whether they are given by name or by place.
+
+    An object with a field `made_by` remembers the call, see `made`; of factories that call each other it
+    is that of the outermost.
 
     Args:
       checks: for each argument that needs one a function (its name, its value) -> the value as the factory
@@ -30,18 +37,30 @@ def cached(**checks: Callable[[str, Any], Any]) -> Callable[[Callable[_P, _R]], 
 
     def decorator(factory: Callable[_P, _R]) -> Callable[_P, _R]:
         signature = inspect.signature(factory)
-        remembered = functools.lru_cache(maxsize=256, typed=True)(factory)
 
+        def defaults() -> dict[str, Any]:
+            given = {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+            return {n: checks[n](n, value) if n in checks else value for n, value in given.items()}
+
+        def make(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            result = factory(*args, **kwargs)
+            before: Call | None = getattr(result, "made_by", _FORGETS)
+            if before is _FORGETS or (before is not None and before.factory is call):
+                return result  # of a class that remembers no call, or made by this very factory
+            arguments = signature.bind(*args, **kwargs).arguments
+            made_by = Call(call, tuple(arguments.items()), tuple(defaults().items()))
+            return result._replace(made_by=made_by)  # type: ignore[attr-defined]
+
+        remembered = functools.lru_cache(maxsize=256, typed=True)(make)
+
+        @named()
         @functools.wraps(factory)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError:
-                return factory(*args, **kwargs)  # so that Python itself says what is missing, and of what
+            bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             bound.arguments |= {name: check(name, bound.arguments[name]) for name, check in checks.items()}
             hashable = all(isinstance(v, Hashable) for v in bound.arguments.values())
-            return (remembered if hashable else factory)(*bound.args, **bound.kwargs)
+            return (remembered if hashable else make)(*bound.args, **bound.kwargs)
 
         return call
 

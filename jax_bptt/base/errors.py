@@ -1,9 +1,27 @@
-"""One shape for every error message: argument, what was expected, what came, what to do."""
+"""One shape for every error message: function, argument, what was expected, what came, what to do."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import functools
+import inspect
+import os
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+ELSEWHERE = {  # arguments of other libraries, and what stands for them here
+    "num_layers": "stack layers by jb.network([cell, next_cell], readout)",
+    "bidirectional": "read both ways by jb.layer(cell, backward=other_cell)",
+    "batch_first": "time is always the first axis: xs is [T, *batch, I]",
+    "dropout": "drop outputs by jb.layer(cell, dropout=p)",
+    "nonlinearity": "the activation is called activation",
+    "bias": "every cell has a bias",
+    "return_sequences": "for one output a sequence wrap the readout: jb.last(jb.readout(...))",
+}
 
 
 def bad(argument: str, expected: str, got: object, fix: str) -> ValueError:
@@ -16,23 +34,132 @@ def bad(argument: str, expected: str, got: object, fix: str) -> ValueError:
       fix: what to do about it.
 
     Returns:
-      The exception, for the caller to raise.
+      The exception, for the caller to raise. `named` writes the function in front.
 
     >>> raise bad("xs", "[T, ..., 3] with T >= 1", np.zeros((0, 3)), "give at least one time step")
     Traceback (most recent call last):
     ValueError: xs: expected [T, ..., 3] with T >= 1, got float64[0,3]; give at least one time step
     """
-    return ValueError(f"{argument}: expected {expected}, got {describe(got)}; {fix}")
+    return _ours(f"{argument}: expected {expected}, got {describe(got)}; {fix}")
+
+
+def _ours(message: str) -> ValueError:
+    error = ValueError(message)
+    error.without_function = message  # type: ignore[attr-defined]
+    return error
+
+
+def named(function: str = "") -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """A function whose errors begin with its name.
+
+    Of public functions that call each other the outermost wins: it is the one that the user wrote.
+
+    Args:
+      function: its name, as the user writes it; empty for the name in its definition.
+
+    Returns:
+      The decorator.
+
+    >>> @named("box")
+    ... def box(size):
+    ...     raise bad("size", "an integer", 1.5, "round it")
+    >>> box(1.5)
+    Traceback (most recent call last):
+    ValueError: box: size: expected an integer, got 1.5; round it
+    >>> box(size=1, lid=2)
+    Traceback (most recent call last):
+    TypeError: box() got an unexpected keyword argument 'lid'; write box(size)
+    """
+
+    def decorator(f: Callable[_P, _R]) -> Callable[_P, _R]:
+        name = function or f.__name__
+
+        @functools.wraps(f)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            try:
+                return f(*args, **kwargs)
+            except ValueError as error:
+                message = getattr(error, "without_function", None)
+                if message is not None:
+                    error.args = (f"{name}: {message}",)
+                raise
+            except TypeError as error:
+                explained = explain_call(name, inspect.signature(f), args, kwargs, error)
+                if explained is None:
+                    raise
+            raise explained
+
+        return call
+
+    return decorator
+
+
+def explain_call(
+    name: str,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    error: TypeError,
+) -> TypeError | None:
+    """What is wrong with the arguments of a call and how it is written; None if they fit the signature."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as wrong:
+        said = str(error) if f"{name}()" in str(error) else f"{name}() {wrong}"
+        cures = [cure for word, cure in ELSEWHERE.items() if word in kwargs]
+        return TypeError("; ".join([said, *cures, f"write {written(name, signature)}"]))
+    return None
+
+
+def written(name: str, signature: inspect.Signature) -> str:
+    """A call as one writes it, such as lstm(input_size, hidden_size, *, peephole=False)."""
+    empty = inspect.Parameter.empty
+    bare = [p.replace(annotation=empty) for p in signature.parameters.values() if p.name != "self"]
+    return name + str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 @contextlib.contextmanager
-def naming(argument: str, expected: str = "a function without errors") -> Iterator[None]:
-    """What goes wrong inside, such as in a function of the user's, as a ValueError that names it."""
+def naming(argument: str, expected: str) -> Iterator[None]:
+    """An error inside as a ValueError that says which argument it comes from, and what was expected."""
     try:
         yield
     except Exception as error:
-        came = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise bad(argument, expected, came, "see the error above, and the docs for what it is") from error
+        raise bad(argument, expected, first_line(error), "see the error above") from error
+
+
+@contextlib.contextmanager
+def running(argument: str) -> Iterator[None]:
+    """An error inside a function of the user's: its own message first, then the line it comes from."""
+    try:
+        yield
+    except Exception as error:
+        message = f"{first_line(error)}, raised by {argument}{_line_of(error)}"
+        raise _ours(message) from error
+
+
+def first_line(error: Exception) -> str:
+    """Type and message of an error, in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+
+
+_LIBRARIES = (
+    os.path.dirname(os.path.dirname(__file__)),
+    os.path.dirname(os.__file__),
+)  # this one, Python's own
+
+
+def _line_of(error: Exception) -> str:
+    """Where the code of the user stood: the last line outside this library and installed ones."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_LIBRARIES) and "site-packages" not in frame.filename
+    ]
+    if not frames:
+        return ""
+    last = frames[-1]
+    code = f": {last.line}" if last.line else ""
+    return f" at {os.path.basename(last.filename)}, line {last.lineno}{code}"
 
 
 def shown(shape: Iterable[object]) -> str:

@@ -27,6 +27,7 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import check_batch_shape, check_key, function, is_floating, or_none, size
 from jax_bptt.base.errors import bad
+from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
 
@@ -87,6 +88,7 @@ class Layout(NamedTuple):
     units: tuple[str, ...]
 
 
+@made
 class Cell(NamedTuple, Generic[P, S]):
     """A recurrent cell: sizes and pure functions, nothing else.
 
@@ -105,6 +107,7 @@ class Cell(NamedTuple, Generic[P, S]):
         which sets it.
       engine: the `Engine` that runs it, such as one whose loops are a kernel; None for that of all
         pointwise cells. A gradient method may set it.
+      made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
     input_size: int
@@ -117,6 +120,7 @@ class Cell(NamedTuple, Generic[P, S]):
     initial_carry: Callable[[P, Shape], S]
     dtype: DType | None = None
     engine: Hashable | None = None  # an Engine: that type stands a floor higher
+    made_by: Call | None = None
 
     @property
     def gates(self) -> int:
@@ -127,9 +131,6 @@ class Cell(NamedTuple, Generic[P, S]):
     def layout(self) -> Layout:
         """What each of its parameters is for."""
         return _layout(self.init)
-
-    def __repr__(self) -> str:
-        return f"Cell(input_size={self.input_size}, hidden_size={self.hidden_size}, gates={self.gates})"
 
 
 def carry_class(argument: str, carry_type: object) -> type:
@@ -199,7 +200,7 @@ def make_cell(
 
     >>> leaky = lambda units, s_prev, u, v: Carry(0.9 * s_prev.h + 0.1 * jnp.tanh(u[0] + v[0]))
     >>> make_cell(3, 5, leaky)
-    Cell(input_size=3, hidden_size=5, gates=1)
+    make_cell(3, 5, <lambda>)
     """
     if (linearise is None) != (adjoint is None):
         lone = "adjoint alone" if linearise is None else "linearise alone"

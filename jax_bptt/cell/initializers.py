@@ -12,6 +12,7 @@ An initialiser is any hashable function (key, shape, dtype) -> array, those of j
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
-from jax_bptt.base.errors import bad, naming
+from jax_bptt.base.errors import bad, named, running
 from jax_bptt.base.types import DType, PRNGKey, Shape
 
 Initializer = Callable[[PRNGKey, Shape, DType], Array]
@@ -29,6 +30,34 @@ Initializer = Callable[[PRNGKey, Shape, DType], Array]
 
 def _gain(argument: str, value: object) -> float:
     return number(argument, "a finite number", value)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Orthogonal:
+    """An orthogonal matrix times a gain; made by `orthogonal`."""
+
+    gain: float
+
+    def __call__(self, key: PRNGKey, shape: Shape, dtype: DType) -> Array:
+        """W, of this shape and dtype."""
+        return jax.nn.initializers.orthogonal(self.gain)(key, shape, dtype)  # (I2)
+
+    def __repr__(self) -> str:
+        return "orthogonal()" if self.gain == 1 else f"orthogonal({self.gain})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Identity:
+    """The identity times a gain; made by `identity`."""
+
+    gain: float
+
+    def __call__(self, key: PRNGKey, shape: Shape, dtype: DType) -> Array:
+        """W, of this shape and dtype."""
+        return self.gain * jnp.eye(shape[0], shape[1], dtype=dtype)  # (I3)
+
+    def __repr__(self) -> str:
+        return "identity()" if self.gain == 1 else f"identity({self.gain})"
 
 
 @cached(gain=_gain)
@@ -48,7 +77,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
     Reference: Saxe et al. 2014.
     """
-    return jax.nn.initializers.orthogonal(gain)  # (I2)
+    return Orthogonal(gain)
 
 
 @cached(gain=_gain)
@@ -68,11 +97,7 @@ def identity(gain: float = 1.0) -> Initializer:
 
     Reference: Le, Jaitly & Hinton 2015 (IRNN).
     """
-
-    def init(key: PRNGKey, shape: Shape, dtype: DType) -> Array:
-        return gain * jnp.eye(shape[0], shape[1], dtype=dtype)  # (I3)
-
-    return init
+    return Identity(gain)
 
 
 class Chrono(NamedTuple):
@@ -84,7 +109,11 @@ class Chrono(NamedTuple):
         """b_f, [units]; the gate that opposes it takes −b_f."""
         return jnp.log(jax.random.uniform(key, (units,), dtype, 1, self.longest - 1))  # (I4)
 
+    def __repr__(self) -> str:
+        return f"chrono({self.longest})"
 
+
+@named()
 def chrono(longest: int) -> Chrono:
     """Biases of the gates by the time scales that a task has.
 
@@ -138,7 +167,7 @@ def matrices(
     dtype = jnp.result_type(float)
     key_x, *keys_h = jax.random.split(key, 1 + gates)
     w_x = jax.nn.initializers.lecun_normal()(key_x, (inputs, gates * units), dtype)  # (I1)
-    with naming("recurrent"):
+    with running("recurrent"):
         blocks = [jnp.asarray(recurrent(k, (units, units), dtype)) for k in keys_h]
     for block in blocks:
         if (block.shape, block.dtype) != ((units, units), dtype):

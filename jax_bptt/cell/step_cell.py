@@ -24,6 +24,7 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import function, or_none, size
 from jax_bptt.base.errors import bad
+from jax_bptt.base.made import Call, made
 from jax_bptt.base.trees import zeros_like
 from jax_bptt.base.types import ArrayTree, P, PRNGKey, S, Shape, Slopes
 from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_gates
@@ -31,6 +32,7 @@ from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_ga
 Projected: TypeAlias = Any  # u_t: what `project` returns, a tree of its author's choice
 
 
+@made
 class StepCell(NamedTuple, Generic[P, S]):
     """A recurrent cell whose step is any pure function.
 
@@ -46,7 +48,7 @@ class StepCell(NamedTuple, Generic[P, S]):
       init: key -> params, any pytree of floating arrays of one dtype.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, ...].
       gate_names: of the blocks of H columns that its weights have, if they have such blocks.
-      engine: as of `Cell`.
+      engine, made_by: as of `Cell`.
     """
 
     input_size: int
@@ -60,9 +62,7 @@ class StepCell(NamedTuple, Generic[P, S]):
     initial_carry: Callable[[P, Shape], S]
     gate_names: tuple[str, ...] = ()
     engine: Hashable | None = None
-
-    def __repr__(self) -> str:
-        return f"StepCell(input_size={self.input_size}, hidden_size={self.hidden_size})"
+    made_by: Call | None = None
 
 
 AnyCell: TypeAlias = Cell[Any, Any] | StepCell[Any, Any]
@@ -124,7 +124,7 @@ def step_cell(
 
     >>> normalised = lambda params, s_prev, x: Carry(jnp.tanh(jax.nn.standardize(x + s_prev.h @ params)))
     >>> step_cell(5, 5, normalised, init=lambda key: jax.random.normal(key, (5, 5)))
-    StepCell(input_size=5, hidden_size=5)
+    step_cell(5, 5, <lambda>, <lambda>)
     """
     parts = {"linearise": linearise, "adjoint": adjoint, "contract": contract}
     given = [name for name, f in parts.items() if f is not None]

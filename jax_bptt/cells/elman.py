@@ -36,6 +36,7 @@ from jax_bptt.cell.initializers import Initializer, orthogonal
 def elman(
     input_size: int,
     hidden_size: int,
+    *,
     activation: ActivationName | Callable[[Array], Array] = "tanh",
     recurrent: Initializer = orthogonal(),
 ) -> Cell[Params, Carry]:

@@ -55,6 +55,7 @@ class GRUParams(NamedTuple):
 def gru(
     input_size: int,
     hidden_size: int,
+    *,
     reset_after: Literal[True] = True,
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
@@ -63,6 +64,7 @@ def gru(
 def gru(
     input_size: int,
     hidden_size: int,
+    *,
     reset_after: Literal[False],
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
@@ -71,6 +73,7 @@ def gru(
 def gru(
     input_size: int,
     hidden_size: int,
+    *,
     reset_after: bool = True,
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
@@ -79,6 +82,7 @@ def gru(
 def gru(
     input_size: int,
     hidden_size: int,
+    *,
     reset_after: bool = True,
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),

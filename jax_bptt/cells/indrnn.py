@@ -32,7 +32,7 @@ from jax_bptt.cell.initializers import orthogonal
 
 @cached(input_size=size, hidden_size=size)
 def indrnn(
-    input_size: int, hidden_size: int, activation: ActivationName | Callable[[Array], Array] = "relu"
+    input_size: int, hidden_size: int, *, activation: ActivationName | Callable[[Array], Array] = "relu"
 ) -> Cell[Params, Carry]:
     """The independently recurrent cell.
 

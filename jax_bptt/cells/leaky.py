@@ -54,6 +54,7 @@ class LeakyParams(NamedTuple):
 def leaky(
     input_size: int,
     hidden_size: int,
+    *,
     activation: ActivationName | Callable[[Array], Array] = "tanh",
     rate: float = 0.1,
     recurrent: Initializer = orthogonal(),

@@ -75,6 +75,7 @@ class PeepholeParams(NamedTuple):
 def lstm(
     input_size: int,
     hidden_size: int,
+    *,
     forget_bias: float | Chrono = 1.0,
     peephole: Literal[False] = False,
     recurrent: Initializer = orthogonal(),
@@ -83,8 +84,8 @@ def lstm(
 def lstm(
     input_size: int,
     hidden_size: int,
-    forget_bias: float | Chrono = 1.0,
     *,
+    forget_bias: float | Chrono = 1.0,
     peephole: Literal[True],
     recurrent: Initializer = orthogonal(),
 ) -> Cell[PeepholeParams, LSTMCarry]: ...
@@ -92,6 +93,7 @@ def lstm(
 def lstm(
     input_size: int,
     hidden_size: int,
+    *,
     forget_bias: float | Chrono = 1.0,
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),
@@ -100,6 +102,7 @@ def lstm(
 def lstm(
     input_size: int,
     hidden_size: int,
+    *,
     forget_bias: float | Chrono = 1.0,
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),

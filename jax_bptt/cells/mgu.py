@@ -29,7 +29,7 @@ _Slopes = tuple[Array, Array, Array]
 
 
 @cached(input_size=size, hidden_size=size)
-def mgu(input_size: int, hidden_size: int, recurrent: Initializer = orthogonal()) -> Cell[Params, Carry]:
+def mgu(input_size: int, hidden_size: int, *, recurrent: Initializer = orthogonal()) -> Cell[Params, Carry]:
     """The minimal gated unit, with the gate after the product.
 
     h_t = (1 − f) h_{t−1} + f tanh(u_n + f v_n)   (MF1-MF3)

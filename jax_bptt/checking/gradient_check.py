@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.checks import check_batch_shape, check_key, flag, is_floating, size
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import dot
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.cell import Cell
@@ -47,6 +47,7 @@ _ROUNDING = 1e-14  # of the whole gradient: a part below it is zero by right
 _DIRECTIONS = 3  # for each part: the chance that a real error is orthogonal to all is nil
 
 
+@named()
 def check_gradient(
     cell: AnyCell | Network,
     params: ArrayTree | None = None,
@@ -119,6 +120,7 @@ def check_gradient(
         return _compare(run, case, point, marks, weights, next(keys))
 
 
+@named()
 def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
     """Everything that a new cell should be checked for, in one report.
 

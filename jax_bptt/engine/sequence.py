@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.checks import size
-from jax_bptt.base.errors import bad, describe, naming
+from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.trees import select
 from jax_bptt.base.types import Mark, Shape
 
@@ -94,6 +94,7 @@ def without_padding(sequence: Sequence) -> Sequence:
     return sequence._replace(xs=select(sequence.mask, sequence.xs, everywhere))
 
 
+@named()
 def mask_of_lengths(lengths: Array, steps: int) -> Array:
     """The mask of sequences that all begin at the first step: True for the first `lengths` steps.
 

@@ -7,6 +7,7 @@ import functools
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.errors import named
 from jax_bptt.base.trees import norm_of_rows
 from jax_bptt.base.types import Mark, PRNGKey, State, Targets
 from jax_bptt.engine.sequence import Sequence
@@ -17,6 +18,7 @@ from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs
 
 
+@named()
 def clipped_share(
     net: Network,
     loss: Loss,

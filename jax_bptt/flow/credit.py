@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import integer, is_numeric
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import num_parameters, plus, root, zeros_like
 from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Slopes, State, Targets
 from jax_bptt.engine import phases
@@ -70,6 +70,7 @@ class Credit(NamedTuple):
     of_all: Terms
 
 
+@named()
 def credit(
     net: Network,
     loss: Loss,
@@ -134,6 +135,7 @@ def credit(
     return Credit(total, by_parameter, of_all)
 
 
+@named()
 def by_steps(z: Array) -> Array:
     """Terms by loss step and source step, from those by lag and loss step.
 

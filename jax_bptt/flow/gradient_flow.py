@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.checks import number
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import dot, only_h, plus, root, squares_of_rows, zeros_like
 from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Targets
 from jax_bptt.engine.linear_maps import unit_wise
@@ -113,6 +113,7 @@ class GradientFlow(NamedTuple):
         return "\n".join([*lines, f"truncated to K steps, bias (cosine): {shown}"])
 
 
+@named()
 def gradient_flow(
     net: Network,
     loss: Loss,

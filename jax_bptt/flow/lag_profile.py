@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import as_arrays
-from jax_bptt.base.errors import bad, shown
+from jax_bptt.base.errors import bad, named, shown
 from jax_bptt.base.trees import only_h, root, squares_of_rows
 from jax_bptt.base.types import Mark, P, S, State
 from jax_bptt.cell.cell import Cell
@@ -31,6 +31,7 @@ from jax_bptt.networks.layers import layer
 from jax_bptt.unrolling.arguments import check_unroll
 
 
+@named()
 def lag_profile(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,
@@ -66,7 +67,7 @@ def lag_profile(
     equation (5).
 
     >>> import jax_bptt as jb
-    >>> cell = jb.elman(1, 4, "identity")  # W_h is orthogonal
+    >>> cell = jb.elman(1, 4, activation="identity")  # W_h is orthogonal
     >>> found = lag_profile(cell, cell.init(jax.random.key(0)), None, jnp.ones((5, 1)))
     >>> found[:, -1].round(3).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import check_key, integer
+from jax_bptt.base.errors import named
 from jax_bptt.base.trees import wide
 from jax_bptt.base.types import DType, P, PRNGKey, S, Shape, State
 from jax_bptt.cell.cell import Cell
@@ -48,6 +49,7 @@ class Lyapunov(NamedTuple):
     finite: Array
 
 
+@named()
 def lyapunov_spectrum(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,
@@ -81,7 +83,7 @@ def lyapunov_spectrum(
     Reference: Benettin et al. 1980; for recurrent networks Engelken, Wolf & Abbott 2023; Vogt et al. 2022.
 
     >>> import jax_bptt as jb
-    >>> cell = jb.elman(1, 3, "identity", recurrent=jb.identity(0.5))
+    >>> cell = jb.elman(1, 3, activation="identity", recurrent=jb.identity(0.5))
     >>> found = lyapunov_spectrum(cell, cell.init(jax.random.key(0)), None, jnp.zeros((10, 1)))
     >>> found.exponents.round(4).tolist()  # log 0.5
     [-0.6931, -0.6931, -0.6931]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import is_floating
+from jax_bptt.base.errors import named
 from jax_bptt.base.trees import plus, root, select, squares_of_rows, zeros_like
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, PRNGKey, S, State, Targets
 from jax_bptt.cell.cell import Cell
@@ -29,6 +30,7 @@ from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs
 
 
+@named()
 def omega(
     net: Network,
     loss: Loss,
@@ -63,7 +65,7 @@ def omega(
     Reference: Pascanu, Mikolov & Bengio 2013, equations (9) and (10).
 
     >>> import jax_bptt as jb
-    >>> net = jb.network([jb.elman(1, 4, "identity")], jb.readout(4, 1))  # W_h is orthogonal
+    >>> net = jb.network([jb.elman(1, 4, activation="identity")], jb.readout(4, 1))  # W_h is orthogonal
     >>> params, xs = net.init(jax.random.key(0)), jnp.ones((7, 2, 1))
     >>> round(float(omega(net, jb.squared_error, params, None, xs, xs)), 4)
     0.0
@@ -94,6 +96,7 @@ def _norm_of_steps(lam: State) -> Array:
     return root(squares_of_rows(lam).reshape(len(lam.h), -1).sum(-1))
 
 
+@named()
 def flossing(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,
@@ -125,7 +128,7 @@ def flossing(
     Jacobians.
 
     >>> import jax_bptt as jb
-    >>> cell = jb.elman(1, 4, "identity")
+    >>> cell = jb.elman(1, 4, activation="identity")
     >>> xs = jnp.zeros((10, 2, 1))
     >>> round(float(flossing(cell, cell.init(jax.random.key(0)), None, xs, exponents=2)), 4)
     0.0

@@ -63,7 +63,7 @@ def artbp(rate: float) -> GradientMethod:
     artbp(0.1)
     """
     weighted = functools.partial(_times, 1 / (1 - rate))  # (U1)
-    return GradientMethod(f"artbp({rate})", functools.partial(_forward, rate), full_with(weighted))
+    return GradientMethod("artbp", functools.partial(_forward, rate), full_with(weighted))
 
 
 def _times(weight: float, lam: Tree) -> Tree:

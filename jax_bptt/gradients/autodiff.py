@@ -39,7 +39,7 @@ def autodiff() -> GradientMethod:
     >>> autodiff()
     autodiff()
     """
-    return GradientMethod("autodiff()", _forward, None)
+    return GradientMethod("autodiff", _forward, None)
 
 
 def plain_scan(cell: AnyCell, run: Run) -> Outputs:

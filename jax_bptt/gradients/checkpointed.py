@@ -47,7 +47,6 @@ from jax_bptt.gradients.method import (
     Reversed,
     Streamed,
     Weights,
-    method_repr,
 )
 from jax_bptt.gradients.schedule import Action, schedule
 
@@ -84,7 +83,7 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
     """
     plan_of = functools.partial(_plan, slots, chunk, host)
     return GradientMethod(
-        method_repr("checkpointed", slots=(slots, None), chunk=(chunk, None), host=(host, False)),
+        "checkpointed",
         functools.partial(_forward, plan_of),
         functools.partial(_backward, plan_of),
         functools.partial(_stream, plan_of),

@@ -57,7 +57,7 @@ def clipped(max_norm: float) -> GradientMethod:
     clipped(1.0)
     """
     back = full_with(functools.partial(clip, max_norm))
-    return GradientMethod(f"clipped({max_norm})", full().forward, back)
+    return GradientMethod("clipped", full().forward, back)
 
 
 def clip(max_norm: float, lam: S) -> S:

@@ -35,7 +35,7 @@ from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.engine import Forward, Transform
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
-from jax_bptt.gradients.method import GradientMethod, method_repr
+from jax_bptt.gradients.method import GradientMethod
 
 _Towards: TypeAlias = tuple[State, tuple[ArrayTree, State | None]]  # dE/ds; sums dE/dparams and dE/dstart
 
@@ -82,7 +82,7 @@ def full(chunk: int | None = None, recompute: float | None = None) -> GradientMe
     (full(), True)
     """
     return GradientMethod(
-        method_repr("full", chunk=(chunk, None), recompute=(recompute, None)),
+        "full",
         functools.partial(_forward, chunk, recompute),
         functools.partial(backward, chunk, None),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from jax_bptt.base.errors import bad
+from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import ArrayTree
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell
@@ -63,17 +64,12 @@ class Streamed(NamedTuple):
     out: list[ArrayTree]
 
 
-def method_repr(name: str, **arguments: tuple[object, object]) -> str:
-    """A method as one writes it; each argument is (value, default), and left out where they are equal."""
-    given = ", ".join(f"{n}={value}" for n, (value, default) in arguments.items() if value != default)
-    return f"{name}({given})"
-
-
+@made
 class GradientMethod(NamedTuple):
     """A forward pass and the backward pass that belongs to it.
 
     Attributes:
-      name: what the method is called, as one writes it.
+      name: what the method is called.
       forward: (cell, run) -> its `Outputs`, and what is `Kept` for the backward pass.
       backward: (cell, kept, dE/doutputs) -> `Cotangents`; None where it is left to JAX, which then also
         differentiates in forward mode.
@@ -81,7 +77,8 @@ class GradientMethod(NamedTuple):
         network chunk by chunk, loss included, and never holds the outputs of all steps; None for one
         that goes layer by layer.
       engine: cell -> the `Engine` that this method runs it on, such as one whose loops are a kernel; None
-        for the cell's own. Any method runs on any engine: `full()._replace(name=..., engine=...)`.
+        for the cell's own. Any method runs on any engine: `full()._replace(engine=...)`.
+      made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
     name: str
@@ -89,6 +86,7 @@ class GradientMethod(NamedTuple):
     backward: Callable[[AnyCell, Kept, Outputs], Cotangents] | None
     stream: Callable[[Recurrence, Weights, Carry, Sequence, Data], Streamed] | None = None
     engine: Callable[[AnyCell], AnyEngine] | None = None
+    made_by: Call | None = None
 
     def on_engine(self, cell: AnyCell) -> AnyCell:
         """The cell with the engine that this method runs it on."""
@@ -99,6 +97,3 @@ class GradientMethod(NamedTuple):
             fix = "replace loops of the engine of such a cell, POINTWISE or STEPWISE"
             raise bad("gradient.engine", f"an Engine for {cell}", engine, fix)
         return cell._replace(engine=engine)
-
-    def __repr__(self) -> str:
-        return self.name

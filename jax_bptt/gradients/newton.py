@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import flag, number, size
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import select
 from jax_bptt.base.types import ArrayTree, State
 from jax_bptt.cell.step_cell import AnyCell
@@ -74,6 +74,7 @@ class NewtonInfo(NamedTuple):
     converged: Array
 
 
+@named()
 def newton(
     iterations: int = 100, tolerance: float | None = None, diagonal: bool = False, damping: float = 1.0
 ) -> Newton:

@@ -70,11 +70,11 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
     True
     """
     if newton is None:
-        return GradientMethod("parallel()", _forward, _backward)
+        return GradientMethod("parallel", _forward, _backward)
     if not isinstance(newton, Newton):
         raise bad("newton", "a Newton or None", newton, "make one by jb.newton()")
     forward = functools.partial(_forward_by_newton, newton)
-    return GradientMethod(f"parallel(newton={newton!r})", forward, _backward)
+    return GradientMethod("parallel", forward, _backward)
 
 
 def _forward(cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:

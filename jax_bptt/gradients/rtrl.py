@@ -87,7 +87,7 @@ def rtrl() -> GradientMethod:
     >>> rtrl()
     rtrl()
     """
-    return GradientMethod("rtrl()", _forward, _backward)
+    return GradientMethod("rtrl", _forward, _backward)
 
 
 def advance(

@@ -82,14 +82,14 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     """
     if stride is None:
         forward, stream = functools.partial(_forward_with_cuts, window), functools.partial(_stream, window)
-        return GradientMethod(f"truncated({window})", forward, full().backward, stream)
+        return GradientMethod("truncated", forward, full().backward, stream)
     if stride > window:
         fix = "losses between two blocks would be lost; pass stride=None for chunks of the window"
         raise bad("stride", f"at most window={window}", stride, fix)
     if stride == window:
         return truncated(window)
     back = functools.partial(_backward, window, stride)
-    return GradientMethod(f"truncated({window}, stride={stride})", full(recompute=True).forward, back)
+    return GradientMethod("truncated", full(recompute=True).forward, back)
 
 
 def _forward_with_cuts(window: int, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag
 from jax_bptt.base.errors import bad
+from jax_bptt.base.made import Call, made
 from jax_bptt.base.trees import select, vmap_leading, zeros_like
 from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, State
 from jax_bptt.cell.cell import Cell
@@ -41,6 +43,7 @@ class Directions(NamedTuple):
     backward: Any
 
 
+@made
 class Layer(NamedTuple):
     """One layer of a network; made by `layer`.
 
@@ -49,12 +52,14 @@ class Layer(NamedTuple):
       backward: the cell that reads from the last to the first, or None.
       residual: whether the input is added to the output.
       dropout: p, the share of outputs set to zero in training.
+      made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
     forward: AnyCell
     backward: AnyCell | None = None
     residual: bool = False
     dropout: float = 0.0
+    made_by: Call | None = None
 
     @property
     def cells(self) -> tuple[AnyCell, ...]:
@@ -81,6 +86,13 @@ class Layer(NamedTuple):
         return results[0] if self.backward is None else Directions(*results)
 
 
+def _probability(argument: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise bad(argument, "a probability in [0, 1)", value, "pass the share that is set to zero")
+    return float(value)
+
+
+@cached(residual=flag, dropout=_probability)
 def layer(
     cell: AnyCell,
     *,
@@ -108,20 +120,17 @@ def layer(
     >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
     8
     """
-    flag("residual", residual)
     for name, c in (("cell", cell), ("backward", backward)):
         if not isinstance(c, (Cell, StepCell)) and not (name == "backward" and c is None):
             raise bad(name, "a Cell", c, "make one such as jb.lstm(input_size, hidden_size)")
     if backward is not None and backward.input_size != cell.input_size:
         came = f"input_size {backward.input_size}"
         raise bad("backward", f"input_size {cell.input_size}, as cell", came, "both read the same x_t")
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise bad("dropout", "a probability in [0, 1)", dropout, "pass the share that is set to zero")
-    made = Layer(cell, backward, residual, float(dropout))
-    if residual and made.input_size != made.output_size:
-        sizes = f"{made.input_size} features in and {made.output_size} out"
+    result = Layer(cell, backward, residual, dropout)
+    if residual and result.input_size != result.output_size:
+        sizes = f"{result.input_size} features in and {result.output_size} out"
         raise bad("residual", "as many features out as in", sizes, "make the sizes equal")
-    return made
+    return result
 
 
 def run_layers(

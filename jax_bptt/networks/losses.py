@@ -23,7 +23,7 @@ import optax
 from jax import Array
 
 from jax_bptt.base.checks import as_arrays, is_array, is_floating
-from jax_bptt.base.errors import bad, naming
+from jax_bptt.base.errors import bad, named, naming, running
 from jax_bptt.base.trees import select, zeros_like
 from jax_bptt.base.types import Foreign, Mark, Targets
 
@@ -31,6 +31,7 @@ Loss: TypeAlias = Callable[..., Array]  # (ys, targets) -> E, or (ys, targets, m
 Counted: TypeAlias = Array | None  # N, what a mean is over; None for a sum
 
 
+@named()
 def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
     """The article's error: the sum of squares over time, rows and outputs.
 
@@ -63,6 +64,7 @@ def _squares_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     return -2 * (targets - ys)  # (D2)
 
 
+@named()
 def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None) -> Array:
     """The mean cross-entropy of integer classes, in nats per step and row.
 
@@ -173,7 +175,7 @@ def value_and_slope(
     if mask is not None and not _takes_mask(loss):
         fix = "write it as (ys, targets, mask), counting where mask is True"
         raise bad("loss", "a function that takes the mask", loss, fix)
-    with naming("loss"):
+    with running("loss"):
         error = jax.eval_shape(lambda ys: loss(ys, targets, **given), ys)
     if getattr(error, "shape", None) != () or not jnp.issubdtype(error.dtype, jnp.floating):
         raise bad("loss", "a floating scalar", error, "sum or average over time, rows and outputs")
@@ -197,7 +199,7 @@ def check_loss(loss: object) -> None:
 
 
 def _takes_mask(loss: Loss) -> bool:
-    with naming("loss"):  # some built-in functions have no signature
+    with naming("loss", "a function with a signature"):  # some built-in functions have none
         parameters = inspect.signature(loss).parameters.values()
     return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
 

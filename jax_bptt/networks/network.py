@@ -19,7 +19,8 @@ from jax.typing import DTypeLike
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_batch_shape, check_key
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
+from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
@@ -55,17 +56,21 @@ class NetworkParams(NamedTuple):
     readout: ReadoutParams
 
 
+@made
 class Network(NamedTuple):
     """Layers and a readout; made by `network`.
 
     Attributes:
       layers: the first nearest to the input.
       readout: from the last layer's features to Y.
+      made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
     layers: tuple[Layer, ...]
     readout: Readout
+    made_by: Call | None = None
 
+    @named("net.init")
     def init(self, key: PRNGKey) -> NetworkParams:
         """Parameters of every layer and of the readout.
 
@@ -79,6 +84,7 @@ class Network(NamedTuple):
         key_readout, *keys = jax.random.split(key, 1 + len(self.layers))
         return NetworkParams(tuple(map(_init_layer, self.layers, keys)), self.readout.init(key_readout))
 
+    @named("net.initial_carry")
     def initial_carry(self, params: NetworkParams, batch_shape: Shape) -> NetworkCarry:
         """s_0 of every layer, zeros unless a cell has its own (see `learn_carry`).
 
@@ -97,6 +103,7 @@ class Network(NamedTuple):
             for layer, p in zip(self.layers, params.cells, strict=True)
         )
 
+    @named("net.next_carry")
     def next_carry(self, carry: NetworkCarry) -> NetworkCarry:
         """What the next chunk of the same rows begins with.
 
@@ -116,6 +123,7 @@ class Network(NamedTuple):
             for layer, ended in zip(self.layers, carry, strict=True)
         )
 
+    @named("net.apply")
     def apply(
         self,
         params: NetworkParams,
@@ -159,6 +167,14 @@ class Network(NamedTuple):
         return last, forward(params.readout, hs)[1]  # (N2)
 
 
+def _cells(argument: str, value: Foreign) -> tuple[AnyCell | Layer, ...]:
+    kinds = (Cell, StepCell, Layer)
+    if not (isinstance(value, (list, tuple)) and value and all(isinstance(c, kinds) for c in value)):
+        raise bad(argument, "a list of cells", value, "pass [jb.elman(input_size, hidden_size)]")
+    return tuple(value)
+
+
+@cached(cells=_cells)
 def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
     """Layers of cells, each reading the features of the one before, and a readout.
 
@@ -178,9 +194,6 @@ def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
     >>> ys.shape
     (7, 2)
     """
-    kinds = (Cell, StepCell, Layer)
-    if not (isinstance(cells, (list, tuple)) and cells and all(isinstance(c, kinds) for c in cells)):
-        raise bad("cells", "a list of cells", cells, "pass [jb.elman(input_size, hidden_size)]")
     if not isinstance(readout, Readout):
         raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
     layers = tuple(c if isinstance(c, Layer) else layer(c) for c in cells)
@@ -208,7 +221,7 @@ def network_with_dtype(dtype: DTypeLike | None, net: Network, params: NetworkPar
         )
         for one, p in zip(net.layers, params.cells, strict=True)
     )
-    return Network(tuple(layers), with_dtype(dtype, net.readout, params))
+    return net._replace(layers=tuple(layers), readout=with_dtype(dtype, net.readout, params))
 
 
 def features(

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import check_key, size
 from jax_bptt.base.errors import bad
+from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import DType, PRNGKey
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
@@ -39,6 +41,7 @@ class ReadoutParams(NamedTuple):
     b_y: Array
 
 
+@made
 class Readout(NamedTuple):
     """The map from h_t to Y_t = g₂(h_t W_y + b_y); made by `readout`.
 
@@ -48,6 +51,7 @@ class Readout(NamedTuple):
       activation: g₂.
       of_last: whether it reads the last valid step only; see `last`.
       dtype: what the operands of its matrix products are rounded to, None for nothing; see `unroll`.
+      made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
     hidden_size: int
@@ -55,6 +59,7 @@ class Readout(NamedTuple):
     activation: Activation
     of_last: bool = False
     dtype: DType | None = None
+    made_by: Call | None = None
 
     def init(self, key: PRNGKey) -> ReadoutParams:
         """Lecun-normal W_y and zero b_y, in the default float dtype; key from jax.random.key."""
@@ -78,8 +83,9 @@ class Readout(NamedTuple):
         return ReadoutParams(d_w_y, d_b_y), product(d_zs, params.w_y.T, self.dtype)  # (Y6)
 
 
+@cached(hidden_size=size, output_size=size)
 def readout(
-    hidden_size: int, output_size: int, activation: ActivationName | Callable[[Array], Array] = "identity"
+    hidden_size: int, output_size: int, *, activation: ActivationName | Callable[[Array], Array] = "identity"
 ) -> Readout:
     """The article's Y_t = g₂(W_y S_t), at every step.
 
@@ -91,15 +97,15 @@ def readout(
       activation: g₂, as for `elman`; leave "identity" for logits.
 
     Returns:
-      The `Readout`.
+      The `Readout`; the same object for the same arguments.
 
     Raises:
       ValueError: a size below 1 or an unknown activation.
     """
-    sizes = size("hidden_size", hidden_size), size("output_size", output_size)
-    return Readout(*sizes, activation_of(activation))
+    return Readout(hidden_size, output_size, activation_of(activation))
 
 
+@cached()
 def last(readout: Readout) -> Readout:
     """The same readout of the last valid step only: one output for each sequence.
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jax_bptt.base.errors import named
 from jax_bptt.base.trees import plus
 from jax_bptt.base.types import Mark, PRNGKey, Targets
 from jax_bptt.engine.devices import (
@@ -77,6 +78,7 @@ class ValueAndGrad(Protocol):
         """((E, s_T of every layer), dE/dparams); the arguments are those of `Network.apply`."""
 
 
+@named()
 def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
     """The loss and its gradient by every parameter, by hand from E to W_x.
 
@@ -113,6 +115,7 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
     check_network(net)
     check_loss(loss)
 
+    @named("value_and_grad")
     def run(
         params: NetworkParams,
         carry: NetworkCarry | None,

@@ -16,12 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_bptt.base.checks import integer, is_array
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.types import Foreign, Tree
 from jax_bptt.engine.devices import choose_axes, num_parts
 from jax_bptt.training.train import TrainState
 
 
+@named()
 def by_rows(mesh: Mesh, tree: Tree, axis: int = 1) -> Tree:
     """Arrays split by rows.
 
@@ -59,6 +60,7 @@ def by_rows(mesh: Mesh, tree: Tree, axis: int = 1) -> Tree:
     return jax.tree.map(lies, tree)
 
 
+@named()
 def data_parallel(mesh: Mesh, state: TrainState) -> TrainState:
     """Parameters and optimizer on every device, the carry split by rows.
 
@@ -84,6 +86,7 @@ def data_parallel(mesh: Mesh, state: TrainState) -> TrainState:
     return everywhere._replace(carry=_carry_by_rows(mesh, state.carry))
 
 
+@named()
 def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
     """Parameters and optimizer in pieces, one on each device; the carry split by rows.
 

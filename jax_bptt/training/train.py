@@ -24,7 +24,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.checks import check_like, is_array
-from jax_bptt.base.errors import bad, naming
+from jax_bptt.base.errors import bad, named, running
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets
 from jax_bptt.engine.devices import placed_like
 from jax_bptt.engine.sequence import Sequence
@@ -94,6 +94,7 @@ class Metrics(NamedTuple):
 TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+@named()
 def init_train_state(
     key: PRNGKey, net: Network, optimizer: optax.GradientTransformation, batch_shape: Shape
 ) -> TrainState:
@@ -116,13 +117,14 @@ def init_train_state(
     _check_optimizer(optimizer)
     params = net.init(key)
     carry = net.next_carry(net.initial_carry(params, batch_shape))
-    with naming("optimizer"):
+    with running("optimizer"):
         opt_state = optimizer.init(params)
     none = jnp.zeros((), jnp.int32)
     state = TrainState(none, params, opt_state, carry, none)
     return jax.tree.map(jnp.copy, state)
 
 
+@named()
 def make_train_step(
     net: Network,
     loss: Loss,
@@ -164,6 +166,7 @@ def make_train_step(
     return jax.jit(update, donate_argnames="state")
 
 
+@named()
 def make_train_steps(
     net: Network,
     loss: Loss,
@@ -215,7 +218,7 @@ def _update(objective: Objective, optimizer: optax.GradientTransformation) -> Tr
         inputs = Inputs(state.params, state.carry, batch.sequence, batch.targets, batch.key)
         found = run_value_and_grad(objective, inputs)  # (T1)
         _check_opt_state(optimizer, state)
-        with naming("optimizer"):
+        with running("optimizer"):
             updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(found.grads)
@@ -234,7 +237,7 @@ def _update(objective: Objective, optimizer: optax.GradientTransformation) -> Tr
 
 
 def _check_opt_state(optimizer: optax.GradientTransformation, state: TrainState) -> None:
-    with naming("optimizer"):
+    with running("optimizer"):
         expected = jax.eval_shape(optimizer.init, state.params)
     fix = "use the optimizer and the network of init_train_state"
     check_like("state.opt_state", state.opt_state, expected, None, fix)

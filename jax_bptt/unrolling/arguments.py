@@ -11,7 +11,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating
-from jax_bptt.base.errors import bad, describe, naming, shown
+from jax_bptt.base.errors import bad, describe, running, shown
 from jax_bptt.base.trees import with_fields
 from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape, Slopes, State
 from jax_bptt.cell.cell import Cell, StepCotangent
@@ -188,25 +188,25 @@ def check_step(cell: AnyCell, params: ArrayTree, rows: Shape) -> None:
 
     def once(params: ArrayTree, x: Array) -> ArrayTree:
         engine = engine_of(cell)
-        with naming("initial_carry"):
+        with running("initial_carry"):
             s_prev = cell.initial_carry(params, rows)
         check_initial_carry(cell, s_prev, rows, dtype)
-        with naming("project"):
+        with running("project"):
             u = engine.project(cell, params, x)
         v = engine.recur(cell, params, s_prev)
-        with naming("step"):
+        with running("step"):
             s = engine.step(cell, params, s_prev, u, v)
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
-        with naming("linearise"):
+        with running("linearise"):
             a = engine.linearise(cell, params, s_prev, u, v, s_prev)
         if is_pointwise(cell):
             check_adjoint(cell, params, a, s_prev)
         prepared = engine.before_sweep(cell, params)
-        with naming("adjoint"):
+        with running("adjoint"):
             towards = engine.backward_step(cell, params, prepared, a, s_prev)
         check_like("adjoint", towards, s_prev, dtype, "return the cotangent of s_prev, like the carry")
         every, every_a = jax.tree.map(lambda z: jnp.asarray(z)[None], (s_prev, a))
-        with naming("contract"):
+        with running("contract"):
             d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every)
         check_like("contract", d_params, params, dtype, "return the gradient of params, like params")
         return towards, d_params, d_x
@@ -235,7 +235,7 @@ def check_initial_carry(cell: AnyCell, carry: object, rows: Shape, dtype: DType)
 def check_adjoint(cell: PointwiseCell, params: ArrayTree, a: Slopes, s: State) -> None:
     """ValueError unless the adjoint of a pointwise step returns what the engine reads."""
     units = unit_wise(cell, params, s.h.ndim)
-    with naming("adjoint"):
+    with running("adjoint"):
         towards = cell.adjoint(units, a, s)
     v = (s.h,) * cell.gates if cell.layout.recurrent else ()
     wanted = StepCotangent(s, (s.h,) * cell.gates, v, dict.fromkeys(units, s.h))

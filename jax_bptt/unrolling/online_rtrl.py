@@ -21,7 +21,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from jax_bptt.base.checks import as_arrays, check_batch_shape, check_like, is_array, is_floating
-from jax_bptt.base.errors import bad, shown
+from jax_bptt.base.errors import bad, named, shown
 from jax_bptt.base.trees import vmap_leading
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, S, Shape, State
 from jax_bptt.cell.cell import Cell
@@ -52,6 +52,7 @@ class RTRLState(NamedTuple):
     influence: Array
 
 
+@named()
 def rtrl_init(cell: Cell[P, S] | StepCell[P, S], params: P, batch_shape: Shape) -> RTRLState:
     """The beginning of a stream.
 
@@ -80,6 +81,7 @@ def rtrl_init(cell: Cell[P, S] | StepCell[P, S], params: P, batch_shape: Shape) 
     return _beginning(cell, params, batch_shape)
 
 
+@named()
 def rtrl_step(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,
@@ -136,6 +138,7 @@ def rtrl_step(
     return state, state.carry.h
 
 
+@named()
 def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
     """The gradient of the current step's loss.
 

@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.caching import cached
+from jax_bptt.base.errors import named
 from jax_bptt.base.trees import flipped
 from jax_bptt.base.types import ArrayTree, Mark, P, S, State
 from jax_bptt.cell.cell import Cell
@@ -28,6 +29,7 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.arguments import check_unroll, with_dtype
 
 
+@named()
 def unroll(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,

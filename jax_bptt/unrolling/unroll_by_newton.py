@@ -6,7 +6,7 @@ from typing import Any
 
 from jax import Array
 
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import flipped, last_step
 from jax_bptt.base.types import Mark, P, S
 from jax_bptt.cell.cell import Cell
@@ -18,6 +18,7 @@ from jax_bptt.unrolling.arguments import check_unroll
 from jax_bptt.unrolling.unroll import begin
 
 
+@named()
 def unroll_by_newton(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,

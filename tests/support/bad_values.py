@@ -32,7 +32,7 @@ JUNK += [np.array(["a"]), np.array([None]), jnp.array(2), jnp.array(0.5), jnp.ar
 JUNK += [jnp.array(1j), jnp.ones(3), KEY, OLD_KEY, jax.random.split(KEY, 2)]
 JUNK += [jax.ShapeDtypeStruct((5, 2, 3), "float64"), max, jnp.sum, jnp.tanh, _Unhashable()]
 JUNK += [lambda: None, lambda *args: None, lambda *args: args[0], jb.full, jb.elman, jb.orthogonal]
-JUNK += [jb.elman(3, 4), jb.gru(3, 4, False), jb.lstm(2, 4), jb.layer(jb.gru(3, 4))]
+JUNK += [jb.elman(3, 4), jb.gru(3, 4, reset_after=False), jb.lstm(2, 4), jb.layer(jb.gru(3, 4))]
 JUNK += [jb.readout(4, 6), jb.last(jb.readout(4, 6)), jb.network([jb.elman(3, 4)], jb.readout(4, 6))]
 JUNK += [jb.full(), jb.autodiff(), jb.newton(), jb.chrono(9), jb.orthogonal(), jb.squared_error]
 JUNK += [jb.Carry, jb.Batch, optax.adam, optax.sgd(0.1), optax.trace(0.9)]

@@ -227,7 +227,7 @@ ROWS: dict[str, tuple[str, Callable[..., Peer], tuple, dict]] = {
     "Keras LSTM": ("keras", keras_peer, ("LSTM", LSTM), {}),
     "Keras GRU, reset after": ("keras", keras_peer, ("GRU", GRU), {"reset_after": True}),
     "Keras GRU, reset before": ("keras", keras_peer, ("GRU", BEFORE), {"reset_after": False}),
-    "Haiku VanillaRNN": ("haiku", haiku_peer, ("VanillaRNN", jb.elman(I, H, "relu")), {}),
+    "Haiku VanillaRNN": ("haiku", haiku_peer, ("VanillaRNN", jb.elman(I, H, activation="relu")), {}),
     "Haiku LSTM": ("haiku", haiku_peer, ("LSTM", LSTM), {}),
     "Haiku GRU": ("haiku", haiku_peer, ("GRU", BEFORE), {}),
     "Equinox LSTMCell": ("equinox", equinox_peer, ("LSTMCell", LSTM), {}),

@@ -37,7 +37,7 @@ cell_state: jax.Array = again.c
 reset_weights: jax.Array = gru.init(key).b_h
 own_state: jax.Array = jb.unroll(own, own.init(key), None, xs)[0].c
 peephole: jax.Array = jb.lstm(3, 5, peephole=True).init(key).p_o
-before: jax.Array = jb.gru(3, 5, False).init(key).b
+before: jax.Array = jb.gru(3, 5, reset_after=False).init(key).b
 learned = jb.learn_carry(jb.lstm(3, 5))
 learned_state: jax.Array = jb.unroll(learned, learned.init(key), None, xs, reverse=True)[0].c
 

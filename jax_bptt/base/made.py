@@ -1,0 +1,94 @@
+"""A value that remembers the call that made it: so it is printed, copied and pickled.
+
+A cell is a tuple of sizes and functions, most of them made inside a factory: to print them says nothing, and
+they cannot be pickled. Its call, `lstm(3, 5)`, says all, and called again it returns the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from jax_bptt.base.errors import describe
+
+_T = TypeVar("_T")
+
+
+class Call(NamedTuple):
+    """A call of a cached factory, and what has been replaced in its result since.
+
+    Attributes:
+      factory: the function.
+      arguments: every argument by its name, as the factory saw it.
+      defaults: the default of each argument that has one.
+      replaced: fields of the result with their new values.
+    """
+
+    factory: Callable[..., Any]
+    arguments: tuple[tuple[str, Any], ...]
+    defaults: tuple[tuple[str, Any], ...]
+    replaced: tuple[tuple[str, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        optional = dict(self.defaults)
+        given = [
+            f"{name}={_shown(value)}" if name in optional else _shown(value)
+            for name, value in self.arguments
+            if name not in optional or value != optional[name]
+        ]
+        replaced = ", ".join(f"{name}={_shown(value)}" for name, value in self.replaced)
+        return f"{self.factory.__name__}({', '.join(given)})" + (replaced and f"._replace({replaced})")
+
+
+def made(cls: type[_T]) -> type[_T]:
+    """Class decorator: a NamedTuple with a field `made_by`, which is a `Call` or None.
+
+    It prints as the call, is pickled and copied as the call, and for JAX it is static: a tree without
+    arrays. So a cell may be an argument of a jitted function.
+    """
+    plain_replace = cls._replace  # type: ignore[attr-defined]
+
+    def replace(self: Any, **fields: Any) -> Any:
+        if self.made_by is not None and "made_by" not in fields:
+            replaced = tuple((dict(self.made_by.replaced) | fields).items())
+            fields["made_by"] = self.made_by._replace(replaced=replaced)
+        return plain_replace(self, **fields)
+
+    cls._replace = replace  # type: ignore[attr-defined]
+    cls.__repr__ = _repr  # type: ignore[method-assign]
+    cls.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
+    cls.__copy__ = cls.__deepcopy__ = lambda self, memo=None: self  # type: ignore[attr-defined]
+    return jax.tree_util.register_static(cls)
+
+
+def _repr(value: Any) -> str:
+    if value.made_by is not None:
+        return repr(value.made_by)
+    fields = (f"{name}={_shown(z)}" for name, z in value._asdict().items() if z is not None)
+    return f"{type(value).__name__}({', '.join(fields)})"
+
+
+def _reduce(value: Any) -> tuple[Any, ...]:
+    if value.made_by is None:
+        return type(value), tuple(value)
+    factory, arguments, _, replaced = value.made_by
+    return _make_again, (factory, arguments, replaced)
+
+
+def _make_again(factory: Callable[..., Any], arguments: Any, replaced: Any) -> Any:
+    made = factory(**dict(arguments))
+    return made._replace(**dict(replaced)) if replaced else made
+
+
+def _shown(value: object) -> str:
+    """An argument as one writes it: a function by its name, an array by its shape."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return describe(value)
+    is_printed = isinstance(value, (str, int, float, np.dtype)) or hasattr(value, "_fields")
+    name = None if is_printed else getattr(value, "__name__", None)
+    return repr(value) if name is None else str(name)
