@@ -7,6 +7,7 @@ import functools
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
 from jax_bptt.base.trees import norm_of_rows
 from jax_bptt.base.types import Mark, PRNGKey, State, Targets
@@ -19,6 +20,7 @@ from jax_bptt.networks.value_and_grad import Inputs
 
 
 @named()
+@compiled("net", "loss", "max_norm")
 def clipped_share(
     net: Network,
     loss: Loss,

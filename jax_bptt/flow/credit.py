@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import integer, is_numeric
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import num_parameters, plus, root, zeros_like
 from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Slopes, State, Targets
@@ -71,6 +72,7 @@ class Credit(NamedTuple):
 
 
 @named()
+@compiled("net", "loss", "lags")
 def credit(
     net: Network,
     loss: Loss,

@@ -27,6 +27,7 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.checks import number
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import dot, only_h, plus, root, squares_of_rows, zeros_like
 from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Targets
@@ -114,6 +115,7 @@ class GradientFlow(NamedTuple):
 
 
 @named()
+@compiled("net", "loss", "lags", "eps")
 def gradient_flow(
     net: Network,
     loss: Loss,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import as_arrays
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named, shown
 from jax_bptt.base.trees import only_h, root, squares_of_rows
 from jax_bptt.base.types import Mark, P, S, State
@@ -32,6 +33,7 @@ from jax_bptt.unrolling.arguments import check_unroll
 
 
 @named()
+@compiled("cell", "lags")
 def lag_profile(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import check_key, integer
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
 from jax_bptt.base.trees import wide
 from jax_bptt.base.types import DType, P, PRNGKey, S, Shape, State
@@ -50,6 +51,7 @@ class Lyapunov(NamedTuple):
 
 
 @named()
+@compiled("cell", "exponents", "transient")
 def lyapunov_spectrum(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import is_floating
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
 from jax_bptt.base.trees import plus, root, select, squares_of_rows, zeros_like
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, PRNGKey, S, State, Targets
@@ -31,6 +32,7 @@ from jax_bptt.networks.value_and_grad import Inputs
 
 
 @named()
+@compiled("net", "loss")
 def omega(
     net: Network,
     loss: Loss,
@@ -97,6 +99,7 @@ def _norm_of_steps(lam: State) -> Array:
 
 
 @named()
+@compiled("cell", "exponents", "transient")
 def flossing(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_batch_shape, check_key
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape
@@ -124,6 +125,7 @@ class Network(NamedTuple):
         )
 
     @named("net.apply")
+    @compiled("self", "gradient", "dtype")
     def apply(
         self,
         params: NetworkParams,

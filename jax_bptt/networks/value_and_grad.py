@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
 from jax_bptt.base.trees import plus
 from jax_bptt.base.types import Mark, PRNGKey, Targets
@@ -130,7 +131,7 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
         dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Array, NetworkCarry], NetworkParams]:
         inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
-        result = run_value_and_grad(Objective(net, loss, gradient, dtype), inputs)
+        result = _compiled(Objective(net, loss, gradient, dtype), inputs)
         return (result.error, result.carry), result.grads
 
     return run
@@ -184,6 +185,11 @@ class Result(NamedTuple):
     carry: NetworkCarry
     grads: NetworkParams
     nonfinite_devices: Array
+
+
+@compiled("objective")
+def _compiled(objective: Objective, inputs: Inputs) -> Result:
+    return run_value_and_grad(objective, inputs)
 
 
 def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:

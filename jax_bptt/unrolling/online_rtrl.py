@@ -21,6 +21,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from jax_bptt.base.checks import as_arrays, check_batch_shape, check_like, is_array, is_floating
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named, shown
 from jax_bptt.base.trees import vmap_leading
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, S, Shape, State
@@ -53,6 +54,7 @@ class RTRLState(NamedTuple):
 
 
 @named()
+@compiled("cell", "batch_shape")
 def rtrl_init(cell: Cell[P, S] | StepCell[P, S], params: P, batch_shape: Shape) -> RTRLState:
     """The beginning of a stream.
 
@@ -82,6 +84,7 @@ def rtrl_init(cell: Cell[P, S] | StepCell[P, S], params: P, batch_shape: Shape) 
 
 
 @named()
+@compiled("cell")
 def rtrl_step(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,
@@ -139,6 +142,7 @@ def rtrl_step(
 
 
 @named()
+@compiled()
 def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
     """The gradient of the current step's loss.
 

@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.caching import cached
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
 from jax_bptt.base.trees import flipped
 from jax_bptt.base.types import ArrayTree, Mark, P, S, State
@@ -30,6 +31,7 @@ from jax_bptt.unrolling.arguments import check_unroll, with_dtype
 
 
 @named()
+@compiled("cell", "gradient", "reverse", "dtype")
 def unroll(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,

@@ -6,6 +6,7 @@ from typing import Any
 
 from jax import Array
 
+from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import flipped, last_step
 from jax_bptt.base.types import Mark, P, S
@@ -19,6 +20,7 @@ from jax_bptt.unrolling.unroll import begin
 
 
 @named()
+@compiled("cell", "newton", "reverse")
 def unroll_by_newton(
     cell: Cell[P, S] | StepCell[P, S],
     params: P,
