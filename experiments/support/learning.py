@@ -154,17 +154,16 @@ class _Compiled(NamedTuple):
 
 
 def _compiled(learner: Learner) -> _Compiled:
-    net, rows = learner.net, (learner.rows,)
+    net = learner.net
     train_step = jb.make_train_step(net, learner.loss, learner.optimizer, gradient=learner.gradient)
     of_params, of_batches = jax.random.split(jax.random.key(learner.seed))
 
     def update(state: jb.TrainState, _: None) -> tuple[jb.TrainState, jb.Metrics]:
         batch = learner.draw(jax.random.fold_in(of_batches, state.step))
-        begun = state._replace(carry=net.next_carry(net.initial_carry(state.params, rows)))
-        return train_step(begun, batch)
+        return train_step(state, batch)
 
     def advance(state: jb.TrainState) -> tuple[jb.TrainState, jb.Metrics]:
         return jax.lax.scan(update, state, None, length=learner.every)
 
-    state = jb.init_train_state(of_params, net, learner.optimizer, rows)
+    state = jb.init_train_state(of_params, net, learner.optimizer)
     return _Compiled(state, jax.jit(advance, donate_argnums=0), jax.jit(learner.score))

@@ -64,10 +64,15 @@ def flag(argument: str, value: object) -> bool:
     return value
 
 
+def is_function(value: object) -> bool:
+    """Whether it is a hashable function; a cell is none, though its call says how it is run."""
+    return callable(value) and isinstance(value, Hashable) and not hasattr(value, "made_by")
+
+
 def function(argument: str, value: Foreign) -> Callable[..., Any]:
     """A function that can be a key of a cache."""
     found: Callable[..., Any] = value
-    if not (callable(value) and isinstance(value, Hashable)):
+    if not is_function(value):
         raise bad(argument, "a hashable function", value, "see jb.Cell and jb.StepCell for what it takes")
     return found
 

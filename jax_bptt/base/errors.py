@@ -40,10 +40,7 @@ def bad(argument: str, expected: str, got: object, fix: str) -> ValueError:
     Traceback (most recent call last):
     ValueError: xs: expected [T, ..., 3] with T >= 1, got float64[0,3]; give at least one time step
     """
-    return _ours(f"{argument}: expected {expected}, got {describe(got)}; {fix}")
-
-
-def _ours(message: str) -> ValueError:
+    message = f"{argument}: expected {expected}, got {describe(got)}; {fix}"
     error = ValueError(message)
     error.without_function = message  # type: ignore[attr-defined]
     return error
@@ -105,10 +102,18 @@ def explain_call(
     try:
         signature.bind(*args, **kwargs)
     except TypeError as wrong:
-        said = str(error) if f"{name}()" in str(error) else f"{name}() {wrong}"
+        _, is_python, said = str(error).rpartition(f"{name}() ")
         cures = [cure for word, cure in ELSEWHERE.items() if word in kwargs]
+        if "carry" in signature.parameters and len(args) < len(required(signature)):
+            cures.append("carry is None where a sequence begins at the initial carry")
+        said = f"{name}() {said if is_python else wrong}"
         return TypeError("; ".join([said, *cures, f"write {written(name, signature)}"]))
     return None
+
+
+def required(signature: inspect.Signature) -> list[str]:
+    """The arguments that a call cannot leave out."""
+    return [p.name for p in signature.parameters.values() if p.default is p.empty]
 
 
 def written(name: str, signature: inspect.Signature) -> str:
@@ -133,8 +138,7 @@ def running(argument: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = f"{first_line(error)}, raised by {argument}{_line_of(error)}"
-        raise _ours(message) from error
+        raise ValueError(f"{first_line(error)}, raised by {argument}{_line_of(error)}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -179,6 +183,8 @@ def describe(value: object) -> str:
         return f"{value.dtype}[{shown(value.shape)}]"
     if value is None or isinstance(value, (int, float)):
         return repr(value)
+    if hasattr(value, "made_by"):
+        return repr(value).partition("  #")[0]
     name = type(value).__name__
     if isinstance(value, (dict, list, tuple)) and len(value) <= 8 and not any(map(callable, value)):
         if isinstance(value, dict):

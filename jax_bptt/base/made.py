@@ -43,28 +43,60 @@ class Call(NamedTuple):
         return f"{self.factory.__name__}({', '.join(given)})" + (replaced and f"._replace({replaced})")
 
 
-def made(cls: type[_T]) -> type[_T]:
+def made(*, run: str = "", remark: Callable[[Any], str] | None = None) -> Callable[[type[_T]], type[_T]]:
     """Class decorator: a NamedTuple with a field `made_by`, which is a `Call` or None.
 
-    It prints as the call, is pickled and copied as the call, and for JAX it is static: a tree without
-    arrays. So a cell may be an argument of a jitted function.
+    It is printed, pickled and copied as the call. For JAX it is static, a tree without arrays, so that a
+    cell may be an argument of a jitted function.
+
+    Args:
+      run: how an object is run, for whoever calls it as a function.
+      remark: what is printed behind the call.
+
+    Returns:
+      The decorator.
     """
-    plain_replace = cls._replace  # type: ignore[attr-defined]
 
-    def replace(self: Any, **fields: Any) -> Any:
-        if self.made_by is not None and "made_by" not in fields:
-            replaced = tuple((dict(self.made_by.replaced) | fields).items())
-            fields["made_by"] = self.made_by._replace(replaced=replaced)
-        return plain_replace(self, **fields)
+    def decorator(cls: type[_T]) -> type[_T]:
+        face: Any = cls
+        plain_replace = face._replace
 
-    cls._replace = replace  # type: ignore[attr-defined]
-    cls.__repr__ = _repr  # type: ignore[method-assign]
-    cls.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
-    cls.__copy__ = cls.__deepcopy__ = lambda self, memo=None: self  # type: ignore[attr-defined]
-    return jax.tree_util.register_static(cls)
+        def replace(self: Any, **fields: Any) -> Any:
+            if self.made_by is not None and "made_by" not in fields:
+                replaced = tuple((dict(self.made_by.replaced) | fields).items())
+                fields["made_by"] = self.made_by._replace(replaced=replaced)
+            return plain_replace(self, **fields)
+
+        def call(self: Any, *args: object, **kwargs: object) -> None:
+            raise TypeError(f"{_written(self)} is not a function; run it by {run}")
+
+        face._replace = replace
+        face.__repr__ = lambda self: _written(self) + (f"  # {remark(self)}" if remark else "")
+        face.__reduce__ = _reduce
+        face.__copy__ = face.__deepcopy__ = lambda self, memo=None: self
+        if run:
+            face.__call__ = call
+        return jax.tree_util.register_static(cls)
+
+    return decorator
 
 
-def _repr(value: Any) -> str:
+def by_shape(cls: type[_T]) -> type[_T]:
+    """Class decorator: a NamedTuple of arrays that is printed by their dtypes and shapes, not their numbers.
+
+    >>> @by_shape
+    ... class Pair(NamedTuple):
+    ...     a: jax.Array
+    ...     b: jax.Array
+    >>> Pair(jnp.zeros((2, 3), "float32"), jnp.zeros(4, int))
+    Pair(a=float32[2,3], b=int32[4])
+    """
+    face: Any = cls
+    face.__repr__ = describe
+    return cls
+
+
+def _written(value: Any) -> str:
     if value.made_by is not None:
         return repr(value.made_by)
     fields = (f"{name}={_shown(z)}" for name, z in value._asdict().items() if z is not None)

@@ -14,7 +14,7 @@ pointwise by construction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import is_function
 from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import vmap_leading
 
@@ -72,7 +73,7 @@ def activation(g: ActivationName | Callable[[Array], Array]) -> Activation:
                 "activation", f"one of {', '.join(_NAMED)}, or a callable", repr(g), "check the spelling"
             )
         return _NAMED[g]
-    if not callable(g) or not isinstance(g, Hashable):
+    if not is_function(g):
         raise bad("activation", "a name or a hashable callable", g, "pass a function of one number")
     return _of_callable(g)
 

@@ -27,13 +27,14 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import check_batch_shape, check_key, function, is_floating, or_none, size
 from jax_bptt.base.errors import bad
-from jax_bptt.base.made import Call, made
+from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
 
 INITIAL = "_0"  # h_0 is the parameter from which the field h of the carry begins
 
 
+@by_shape
 class Params(NamedTuple):
     """Parameters of a cell without extras; gate g owns columns gH to (g+1)H.
 
@@ -48,6 +49,7 @@ class Params(NamedTuple):
     b: Array
 
 
+@by_shape
 class Carry(NamedTuple):
     """The state of a cell that remembers only what it emits (the article's S_t).
 
@@ -88,7 +90,7 @@ class Layout(NamedTuple):
     units: tuple[str, ...]
 
 
-@made
+@made(run="jb.unroll(cell, params, carry, xs)")
 class Cell(NamedTuple, Generic[P, S]):
     """A recurrent cell: sizes and pure functions, nothing else.
 
@@ -277,7 +279,8 @@ def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, 
     shape, zeros = (*batch_shape, hidden_size), jnp.zeros(hidden_size, first.dtype)
     fields: tuple[str, ...] = carry_type._fields  # type: ignore[attr-defined]
     learned = (getattr(params, field + INITIAL, zeros) for field in fields)
-    return carry_type(*(jnp.broadcast_to(jnp.asarray(s_0), shape) for s_0 in learned))
+    # a copy, since without a batch axis it is the parameter itself, and a step may be given both to overwrite
+    return carry_type(*(jnp.array(jnp.broadcast_to(s_0, shape), copy=True) for s_0 in learned))
 
 
 def keep_point(units: Units, s_prev: S, u: Gates, v: Gates, s: S) -> tuple[S, Gates, Gates]:

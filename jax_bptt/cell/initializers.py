@@ -13,7 +13,7 @@ An initialiser is any hashable function (key, shape, dtype) -> array, those of j
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import number
+from jax_bptt.base.checks import is_function, number
 from jax_bptt.base.errors import bad, named, running
 from jax_bptt.base.types import DType, PRNGKey, Shape
 
@@ -155,7 +155,7 @@ def bias(argument: str, value: object) -> float | Chrono:
 
 def check_initializer(argument: str, init: object) -> None:
     """ValueError unless init is a hashable function."""
-    if not (callable(init) and isinstance(init, Hashable)):
+    if not is_function(init):
         fix = "pass jb.orthogonal(), jb.identity() or (key, shape, dtype) -> array"
         raise bad(argument, "a hashable initialiser", init, fix)
 

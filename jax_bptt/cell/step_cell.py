@@ -32,7 +32,7 @@ from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_ga
 Projected: TypeAlias = Any  # u_t: what `project` returns, a tree of its author's choice
 
 
-@made
+@made(run="jb.unroll(cell, params, carry, xs)")
 class StepCell(NamedTuple, Generic[P, S]):
     """A recurrent cell whose step is any pure function.
 

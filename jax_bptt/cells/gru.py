@@ -26,6 +26,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag, size
+from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Gates, PRNGKey, Units
 from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell
 from jax_bptt.cell.initializers import Chrono, Initializer, bias, gate_biases, orthogonal
@@ -35,6 +36,7 @@ from jax_bptt.cells.gru_reset_before import reset_before
 _Slopes = tuple[Array, Array, Array, Array, Array]
 
 
+@by_shape
 class GRUParams(NamedTuple):
     """Parameters of a GRU with the reset after the product.
 

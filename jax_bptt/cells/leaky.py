@@ -27,6 +27,7 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import size
 from jax_bptt.base.errors import bad
+from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Gates, PRNGKey, Units
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
@@ -34,6 +35,7 @@ from jax_bptt.cell.cell import Carry, Cell, StepCotangent, init_of, make_cell
 from jax_bptt.cell.initializers import Initializer, orthogonal
 
 
+@by_shape
 class LeakyParams(NamedTuple):
     """Parameters of a leaky integrator.
 

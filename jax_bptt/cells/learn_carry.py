@@ -11,9 +11,11 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.errors import bad
+from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import PRNGKey, S
 from jax_bptt.cell.cell import INITIAL, Cell, initial_of
 from jax_bptt.cell.step_cell import AnyCell, StepCell
@@ -55,7 +57,7 @@ def learn_carry(cell: AnyCell) -> AnyCell:
         raise bad("cell", "NamedTuple params and an initial carry of zeros", cell, fix)
     carry = jax.eval_shape(lambda: cell.initial_carry(cell.init(jax.random.key(0)), ()))
     names = [*fields, *(field + INITIAL for field in carry._fields)]
-    extended = namedtuple(f"{type(params).__name__}WithCarry", names)  # type: ignore[misc]
+    extended = _params_class(type(params), tuple(names))
 
     def init(key: PRNGKey) -> Any:
         params = cell.init(key)
@@ -63,3 +65,15 @@ def learn_carry(cell: AnyCell) -> AnyCell:
         return extended(*params, *(jnp.zeros(s.shape, dtype) for s in carry))
 
     return cell._replace(init=init)
+
+
+@cached()
+def _params_class(of_cell: type, names: tuple[str, ...]) -> Any:
+    """The class of the longer params; they are pickled as what makes this class again, and their arrays."""
+    extended: Any = by_shape(namedtuple(f"{of_cell.__name__}WithCarry", names))
+    extended.__reduce__ = lambda params: (_params, (of_cell, names, tuple(params)))
+    return extended
+
+
+def _params(of_cell: type, names: tuple[str, ...], arrays: tuple[Array, ...]) -> Any:
+    return _params_class(of_cell, names)(*arrays)

@@ -34,6 +34,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag, size
+from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Gates, PRNGKey, Units
 from jax_bptt.cell.cell import Cell, Params, StepCotangent, init_of, make_cell
 from jax_bptt.cell.initializers import Chrono, Initializer, bias, gate_biases, orthogonal
@@ -41,6 +42,7 @@ from jax_bptt.cell.initializers import Chrono, Initializer, bias, gate_biases, o
 _Slopes = tuple[tuple[Array, ...], tuple[Array, ...]]
 
 
+@by_shape
 class LSTMCarry(NamedTuple):
     """The state of an LSTM.
 
@@ -53,6 +55,7 @@ class LSTMCarry(NamedTuple):
     c: Array
 
 
+@by_shape
 class PeepholeParams(NamedTuple):
     """Parameters of an LSTM with peepholes.
 

@@ -64,7 +64,7 @@ class Streamed(NamedTuple):
     out: list[ArrayTree]
 
 
-@made
+@made()
 class GradientMethod(NamedTuple):
     """A forward pass and the backward pass that belongs to it.
 

@@ -21,7 +21,7 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag
 from jax_bptt.base.errors import bad
-from jax_bptt.base.made import Call, made
+from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.trees import select, vmap_leading, zeros_like
 from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, State
 from jax_bptt.cell.cell import Cell
@@ -31,6 +31,7 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.unroll import run_checked
 
 
+@by_shape
 class Directions(NamedTuple):
     """The params, or the carry, of a layer that reads both ways.
 
@@ -43,7 +44,7 @@ class Directions(NamedTuple):
     backward: Any
 
 
-@made
+@made()
 class Layer(NamedTuple):
     """One layer of a network; made by `layer`.
 

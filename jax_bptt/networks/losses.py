@@ -14,7 +14,7 @@ jax.vjp, which involves no time: Y_t is where it stops.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jax_bptt.base.checks import as_arrays, is_array, is_floating
+from jax_bptt.base.checks import as_arrays, is_array, is_floating, is_function
 from jax_bptt.base.errors import bad, named, naming, running
 from jax_bptt.base.trees import select, zeros_like
 from jax_bptt.base.types import Foreign, Mark, Targets
@@ -194,7 +194,7 @@ def check_targets(loss: Loss, ys: object, targets: Targets, mask: Mark) -> None:
 
 def check_loss(loss: object) -> None:
     """ValueError unless loss is a hashable function."""
-    if not (callable(loss) and isinstance(loss, Hashable)):
+    if not is_function(loss):
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
 
 

@@ -21,7 +21,8 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_batch_shape, check_key
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
-from jax_bptt.base.made import Call, made
+from jax_bptt.base.made import Call, by_shape, made
+from jax_bptt.base.trees import num_parameters
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
@@ -44,6 +45,7 @@ from jax_bptt.unrolling.arguments import (
 NetworkCarry = tuple[Any, ...]  # of every layer the carry of its cell, or `Directions` of two
 
 
+@by_shape
 class NetworkParams(NamedTuple):
     """Parameters of a network.
 
@@ -57,7 +59,14 @@ class NetworkParams(NamedTuple):
     readout: ReadoutParams
 
 
-@made
+def _size(net: Network) -> str:
+    try:
+        return f"{num_parameters(_parameter_shapes(net)):,} parameters"
+    except ValueError:  # of a cell whose init is wrong: to print it is no error
+        return "parameters unknown"
+
+
+@made(run="net.apply(params, carry, xs)", remark=_size)
 class Network(NamedTuple):
     """Layers and a readout; made by `network`.
 

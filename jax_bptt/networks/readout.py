@@ -21,7 +21,7 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import check_key, size
 from jax_bptt.base.errors import bad
-from jax_bptt.base.made import Call, made
+from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.types import DType, PRNGKey
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
@@ -29,6 +29,7 @@ from jax_bptt.engine.devices import ROWS, STEPS
 from jax_bptt.engine.linear_maps import broadcast_leading, product, sum_of_outer_products, sum_over_rows
 
 
+@by_shape
 class ReadoutParams(NamedTuple):
     """Parameters of a readout.
 
@@ -41,7 +42,7 @@ class ReadoutParams(NamedTuple):
     b_y: Array
 
 
-@made
+@made()
 class Readout(NamedTuple):
     """The map from h_t to Y_t = g₂(h_t W_y + b_y); made by `readout`.
 

@@ -1,14 +1,16 @@
-"""Training: one optax update for each chunk of a sequence, the carry kept from chunk to chunk.
+"""Training: one optax update for each batch, of sequences that are independent or go on from batch to batch.
 
-(E, s_T), dE/dθ = value_and_grad(θ, s_0, chunk)                                           (T1)
+(E, s_T), dE/dθ = value_and_grad(θ, s_0, batch)                                           (T1)
 θ ← θ + optimizer(dE/dθ)                                                                  (T2)
-s_0 of the next chunk = s_T, as a constant: the gradient ends there                       (T3)
+s_0 of the next batch:   the initial carry, where sequences are independent;
+                         s_T as a constant, where they go on: the gradient ends there     (T3)
 where E, ‖dE/dθ‖ or s_T is NaN or infinite, θ, the optimizer and s_0 stay as they were    (T4)
 
-A cell that reads backwards begins every chunk anew: its sequence ended with the chunk before.
+A state made without a batch shape has no carry: its batches are independent. A cell that reads backwards
+begins every batch anew in either case, since its sequence ended with the batch before.
 
-K chunks can be given in one call: the updates are then one loop on the device, so that between them
-nothing is dispatched, and temporaries stay in place instead of being allocated anew.
+K batches can be given in one call. Their updates are then one loop on the device: nothing is dispatched
+between them, and temporaries stay in place instead of being allocated anew.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_bptt.base.checks import check_like, is_array
+from jax_bptt.base.checks import check_like, flag, is_array
 from jax_bptt.base.errors import bad, named, running
+from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets
 from jax_bptt.engine.devices import placed_like
 from jax_bptt.engine.sequence import Sequence
@@ -32,10 +35,11 @@ from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
 from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network, filled_carry
-from jax_bptt.networks.value_and_grad import Inputs, Objective, run_value_and_grad
+from jax_bptt.networks.value_and_grad import Inputs, Objective, Result, run_value_and_grad
 from jax_bptt.unrolling.arguments import check_method
 
 
+@by_shape
 class TrainState(NamedTuple):
     """All that training remembers; a pytree of arrays.
 
@@ -43,7 +47,8 @@ class TrainState(NamedTuple):
       step: number of batches read, int32; an update is made of each that is finite.
       params: `NetworkParams`.
       opt_state: the optimizer's.
-      carry: s_0 of the next chunk, one per layer; None for cells that read backwards.
+      carry: s_0 of the next batch, one per layer, None in the place of a cell that reads backwards; or
+        None for all of it, where every batch begins at the initial carry.
       skipped: number of batches of which no update was made, int32; see `Metrics.finite`.
     """
 
@@ -54,8 +59,9 @@ class TrainState(NamedTuple):
     skipped: Array
 
 
+@by_shape
 class Batch(NamedTuple):
-    """One chunk of every row.
+    """Some steps of every row: whole sequences, or a chunk of sequences that go on.
 
     Attributes:
       xs: [T, *batch_shape, I].
@@ -96,27 +102,41 @@ TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 @named()
 def init_train_state(
-    key: PRNGKey, net: Network, optimizer: optax.GradientTransformation, batch_shape: Shape
+    key: PRNGKey,
+    net: Network,
+    optimizer: optax.GradientTransformation,
+    batch_shape: Shape | None = None,
 ) -> TrainState:
-    """Fresh parameters, optimizer state and a carry of zeros.
+    """The state that training begins with: for independent sequences, or for ones that go on.
+
+    Without batch_shape every batch begins at the initial carry, which is right for independent sequences.
+    With batch_shape row r of a batch goes on where row r of the batch before ended, which is right for a
+    long text or stream that is cut into batches.
 
     Args:
       key: a key from jax.random.key.
       net: from `network`.
       optimizer: an optax optimizer; its update is given the gradient, its state and the parameters
         (not the loss, which optax.lbfgs and reduce_on_plateau ask for).
-      batch_shape: the batch axes of the chunks, such as (32,), or ().
+      batch_shape: None for independent sequences, in batches of any size. For sequences that go on, the
+        batch axes of every batch, such as (32,), or () for a single sequence.
 
     Returns:
-      A `TrainState` whose buffers are its own, so that a step may take them over.
+      A `TrainState` with freshly copied buffers, so that a training step may reuse them.
 
     Raises:
       ValueError: a wrong optimizer or batch shape.
+
+    >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
+    >>> init_train_state(jax.random.key(0), net, optax.sgd(1e-2)).carry is None
+    True
+    >>> init_train_state(jax.random.key(0), net, optax.sgd(1e-2), (2,)).carry[0].h.shape
+    (2, 4)
     """
     check_network(net)
     _check_optimizer(optimizer)
     params = net.init(key)
-    carry = net.next_carry(net.initial_carry(params, batch_shape))
+    carry = None if batch_shape is None else net.next_carry(net.initial_carry(params, batch_shape))
     with running("optimizer"):
         opt_state = optimizer.init(params)
     none = jnp.zeros((), jnp.int32)
@@ -132,13 +152,14 @@ def make_train_step(
     *,
     gradient: GradientMethod = full(),
     dtype: DTypeLike | None = None,
+    donate: bool = True,
 ) -> TrainStep:
-    """A pure, jitted training step; the state that goes in is donated.
+    """A pure, jitted training step.
 
-    θ ← θ + optimizer(dE/dθ),   s_0 ← s_T   (T1-T3)
+    θ ← θ + optimizer(dE/dθ),   s_0 ← s_T where sequences go on   (T1-T3)
 
     One bad batch destroys nothing: where loss, gradient or carry is not finite, parameters, optimizer and
-    carry stay as they were, `Metrics.finite` says so, and `TrainState.skipped` counts them   (T4)
+    carry stay as they were, `Metrics.finite` is False, and `TrainState.skipped` counts it   (T4)
 
     Args:
       net: from `network`.
@@ -147,23 +168,27 @@ def make_train_step(
       gradient: the gradient method, see `unroll`.
       dtype: jnp.bfloat16 for mixed precision, see `unroll`; parameters, gradients and the optimizer
         keep the dtype of params.
+      donate: True to reuse the memory of the state that goes in, which cannot be read afterwards. To keep
+        an earlier state, copy it: `best = jax.tree.map(jnp.copy, state.params)`. False to keep every
+        state readable, for jax.grad through a step, or several runs from one state.
 
     Returns:
-      (state, batch) -> (state, metrics). Use the new state only: the old one's buffers are reused. On many
-      devices it stays as it was placed, see `data_parallel`, `fully_sharded` and `by_rows`.
+      (state, batch) -> (state, metrics). The state says whether sequences are independent or go on, see
+      `init_train_state`. On many devices it stays as it was placed, see `data_parallel`,
+      `fully_sharded` and `by_rows`.
 
     Raises:
       ValueError: a wrong network or optimizer here; a wrong batch at the first step.
 
     >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
-    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(1e-2), (2,))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(1e-2))
     >>> train_step = jb.make_train_step(net, jb.squared_error, optax.sgd(1e-2))
     >>> state, metrics = train_step(state, Batch(jnp.ones((3, 2, 1)), jnp.zeros((3, 2, 1))))
     >>> int(state.step), bool(metrics.finite)
     (1, True)
     """
     update = _update(Objective(net, loss, gradient, dtype), optimizer)
-    return jax.jit(update, donate_argnames="state")
+    return jax.jit(update, donate_argnames=_donated(donate))
 
 
 @named()
@@ -174,13 +199,14 @@ def make_train_steps(
     *,
     gradient: GradientMethod = full(),
     dtype: DTypeLike | None = None,
+    donate: bool = True,
 ) -> TrainStep:
-    """K training steps in one dispatch; pure, jitted, and the state that goes in is donated.
+    """K training steps in one dispatch; pure and jitted.
 
     The same numbers as K calls of `make_train_step`'s, one after the other   (T1-T4, K times)
 
     Args:
-      net, loss, optimizer, gradient, dtype: as for `make_train_step`.
+      net, loss, optimizer, gradient, dtype, donate: as for `make_train_step`.
 
     Returns:
       (state, batches) -> (state, metrics): batches is a `Batch` with one more axis, K, in front of each
@@ -190,7 +216,7 @@ def make_train_steps(
       ValueError: a wrong network or optimizer here; wrong batches at the first call.
 
     >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
-    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(1e-2), (2,))
+    >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(1e-2))
     >>> train_steps = jb.make_train_steps(net, jb.squared_error, optax.sgd(1e-2))
     >>> state, metrics = train_steps(state, Batch(jnp.ones((5, 3, 2, 1)), jnp.zeros((5, 3, 2, 1))))
     >>> int(state.step), metrics.loss.shape
@@ -198,11 +224,16 @@ def make_train_steps(
     """
     train_step = _update(Objective(net, loss, gradient, dtype), optimizer)
 
+    @named("train_steps")
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         _check_batches(net, state, batches)
         return jax.lax.scan(train_step, state, batches)
 
-    return jax.jit(train_steps, donate_argnames="state")
+    return jax.jit(train_steps, donate_argnames=_donated(donate))
+
+
+def _donated(donate: bool) -> tuple[str, ...]:
+    return ("state",) if flag("donate", donate) else ()
 
 
 def _update(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
@@ -213,27 +244,35 @@ def _update(objective: Objective, optimizer: optax.GradientTransformation) -> Tr
     check_network(net)
     check_loss(objective.loss)
 
+    @named("train_step")
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_state_and_batch(net, state, batch)
+        _check_opt_state(optimizer, state)
         inputs = Inputs(state.params, state.carry, batch.sequence, batch.targets, batch.key)
         found = run_value_and_grad(objective, inputs)  # (T1)
-        _check_opt_state(optimizer, state)
         with running("optimizer"):
             updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(found.grads)
         finite = jnp.isfinite(found.error) & jnp.isfinite(norm) & (found.nonfinite_devices == 0)
-        rows = batch.sequence.rows
-        old_carry = net.next_carry(filled_carry(net, state.params, state.carry, rows))
-        carry = placed_like(net.next_carry(found.carry), old_carry)
+        before, carry = _carries(net, state, batch, found)
         after = TrainState(state.step + 1, params, opt_state, carry, state.skipped)  # (T3)
-        unchanged = state._replace(
-            step=after.step, carry=placed_like(old_carry, carry), skipped=state.skipped + 1
-        )
+        unchanged = state._replace(step=after.step, carry=before, skipped=state.skipped + 1)
         kept: TrainState = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
         return kept, Metrics(found.error, norm, finite)
 
     return train_step
+
+
+def _carries(
+    net: Network, state: TrainState, batch: Batch, found: Result
+) -> tuple[NetworkCarry | None, NetworkCarry | None]:
+    """s_0 of this batch and of the next, on the devices of the state; None where batches are independent."""
+    if state.carry is None:
+        return None, None
+    before = net.next_carry(filled_carry(net, state.params, state.carry, batch.sequence.rows))
+    carry = placed_like(net.next_carry(found.carry), before)
+    return placed_like(before, carry), carry
 
 
 def _check_opt_state(optimizer: optax.GradientTransformation, state: TrainState) -> None:
@@ -265,16 +304,33 @@ def _check_batches(net: Network, state: Foreign, batches: Foreign) -> None:
         raise bad("batches", "one more axis, K, in front of every array", batches, fix)
     if not is_array(batches.xs):
         raise bad("batches.xs", "an array [K, T, *batch_shape, I]", batches.xs, "stack K >= 1 batches")
-    rows = batches.xs.shape[2:-1]  # without K and T
-    carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(state.params, rows)))
-    fix = f"batches.xs is [K, T, *batch_shape, I]; make the state with its batch_shape, {rows}"
-    check_like("state.carry", state.carry, carry, None, fix)
+    _check_rows("batches.xs", "[K, T, *batch, I]", state, batches.xs, batches.xs.shape[2:-1])
+    if state.carry is not None:
+        rows = batches.xs.shape[2:-1]
+        carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(state.params, rows)))
+        check_like("state.carry", state.carry, carry, None, "make the state by jb.init_train_state")
 
 
-def _check_state_and_batch(net: Network, state: object, batch: object) -> None:
+def _check_rows(argument: str, axes: str, state: TrainState, xs: Array, rows: Shape) -> None:
+    """ValueError where the carry of the state is that of a batch of another shape."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.carry)
+    shapes = [z.shape[:-1] for path, z in leaves if getattr(path[-1], "name", None) == "h" and is_array(z)]
+    if shapes and shapes[0] != rows:
+        fix = (
+            f"time comes first: this is read as T = {xs.shape[-2 - len(rows)]} steps of batch {rows}. If "
+            "sequences are independent, make the state without batch_shape: jb.init_train_state(key, net, "
+            "optimizer). If rows go on from batch to batch, leave out a smaller last batch, or fill it up "
+            "with rows whose mask is False"
+        )
+        raise bad(argument, f"{axes} with the batch axes {shapes[0]} of state.carry", xs, fix)
+
+
+def _check_state_and_batch(net: Network, state: Foreign, batch: Foreign) -> None:
     _check_state(state)
     if not isinstance(batch, Batch):
         raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
+    if is_array(batch.xs) and batch.xs.ndim > 1:
+        _check_rows("batch.xs", "[T, *batch, I]", state, batch.xs, batch.xs.shape[1:-1])
     if batch.key is None and any(layer.dropout for layer in net.layers):
         fix = "pass a new one with every batch; jax.random.fold_in(key, step) makes one"
         raise bad("batch.key", "a PRNG key for the network's dropout", batch.key, fix)

@@ -69,7 +69,11 @@ def check_inputs(
     rows = sequence.rows
     if carry is not None:
         initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
-        fix = f"make it by {name}.initial_carry(params, {rows}), the batch axes of xs"
+        fix = (
+            f"xs is [T, *batch, {input_size}], time first: it is read as T = {len(sequence.xs)} steps of "
+            f"batch {rows}. If your batch comes first, pass xs.swapaxes(0, 1); else make the carry by "
+            f"{name}.initial_carry(params, {rows})"
+        )
         check_like("carry", fill_missing_carry(carry, initial), initial, dtype, fix)
     shape = sequence.xs.shape[:-1]
     marks = (check_mark(name, mark, shape) for name, mark in sequence.marks._asdict().items())

@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jax_bptt.base.checks import as_arrays, check_batch_shape, check_like, is_array, is_floating
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named, shown
+from jax_bptt.base.made import by_shape
 from jax_bptt.base.trees import vmap_leading
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, S, Shape, State
 from jax_bptt.cell.cell import Cell
@@ -40,6 +41,7 @@ from jax_bptt.unrolling.arguments import (
 )
 
 
+@by_shape
 class RTRLState(NamedTuple):
     """What a stream remembers.
 

@@ -135,5 +135,6 @@ def _with_gradient(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], O
         # marks have no derivative
         return (Run(found.params, found.carry, found.start, Sequence(found.xs)),)
 
-    unrolled.defvjp(functools.partial(gradient.forward, cell), back)
+    # JAX runs a backward rule as it stands, operation by operation, where jax.grad is not inside jax.jit
+    unrolled.defvjp(functools.partial(gradient.forward, cell), jax.jit(back, inline=True))
     return unrolled
