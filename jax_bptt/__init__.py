@@ -51,6 +51,8 @@ from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, 
 from jax_bptt.unrolling.unroll import unroll
 from jax_bptt.unrolling.unroll_by_newton import unroll_by_newton
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Batch",
     "Carry",
@@ -132,3 +134,8 @@ __all__ = [
     "unroll_by_newton",
     "value_and_grad",
 ]
+
+
+def __dir__() -> list[str]:
+    """What completion and help() list: the public names, without the folders below."""
+    return [*__all__, "__version__"]
