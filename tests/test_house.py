@@ -41,7 +41,7 @@ def test_a_folder_imports_only_folders_below_it(path):
     for name in _imports(path):
         package, _, rest = name.partition(".")
         if package == "jax_bptt":
-            room = rest.split(".")[0]
+            room = rest.split(".")[0] or "__init__"
             assert room == _room(path) or _floor(room) < _floor(_room(path)), name
         else:
             assert package in {*sys.stdlib_module_names, "jax", "numpy", "optax", "chex"}, name

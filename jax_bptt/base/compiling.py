@@ -65,4 +65,4 @@ def _is_ready(leaf: object) -> bool:
     """Whether jax.jit takes it: an array of numbers, bools or keys in the byte order of the machine."""
     if isinstance(leaf, np.ndarray):
         return leaf.dtype.kind in "biufc" and leaf.dtype.isnative
-    return isinstance(leaf, jax.Array)
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)

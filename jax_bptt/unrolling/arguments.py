@@ -188,7 +188,15 @@ def parameter_shapes(cell: AnyCell) -> ArrayTree:
 
 def check_step(cell: AnyCell, params: ArrayTree, rows: Shape) -> None:
     """One abstract step and its adjoint: right shapes, and nothing traced captured from outside."""
-    dtype = jax.tree.leaves(params)[0].dtype
+    leaves, structure = jax.tree.flatten(params)
+    _check_step(cell, structure, tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in leaves), rows)
+
+
+@cached()
+def _check_step(
+    cell: AnyCell, structure: jax.tree_util.PyTreeDef, leaves: tuple[jax.ShapeDtypeStruct, ...], rows: Shape
+) -> None:
+    dtype, shapes = leaves[0].dtype, jax.tree.unflatten(structure, leaves)
 
     def once(params: ArrayTree, x: Array) -> ArrayTree:
         engine = engine_of(cell)
@@ -216,7 +224,6 @@ def check_step(cell: AnyCell, params: ArrayTree, rows: Shape) -> None:
         return towards, d_params, d_x
 
     x = jax.ShapeDtypeStruct((*rows, cell.input_size), dtype)
-    shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), params)
     captured = [c for c in jax.make_jaxpr(once)(shapes, x).consts if isinstance(c, jax.core.Tracer)]
     if captured:
         came = f"a captured tracer {describe(captured[0])}"

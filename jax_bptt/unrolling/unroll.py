@@ -106,7 +106,7 @@ def run_checked(
     run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
     run = to_local(run, run)
     if gradient.backward is None:  # left to JAX: no custom_vjp, so that forward mode (jvp) works too
-        outputs, _ = gradient.forward(cell, run)
+        outputs, _ = _forward(cell, gradient)(run)
     else:
         outputs = _with_gradient(cell, gradient)(run)
     last, hs = outputs
@@ -122,19 +122,26 @@ def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Seque
 
 
 @cached()
+def _forward(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], tuple[Outputs, Kept]]:
+    return jax.jit(functools.partial(gradient.forward, cell), inline=True)
+
+
+@cached()
 def _with_gradient(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], Outputs]:
     assert gradient.backward is not None  # `run_checked` asks
     backward = gradient.backward
 
+    forward = _forward(cell, gradient)
+
     @jax.custom_vjp
     def unrolled(run: Run) -> Outputs:
-        return gradient.forward(cell, run)[0]
+        return forward(run)[0]
 
     def back(kept: Kept, d: Outputs) -> tuple[Run]:
         found = backward(cell, kept, d)
         # marks have no derivative
         return (Run(found.params, found.carry, found.start, Sequence(found.xs)),)
 
-    # JAX runs a backward rule as it stands, operation by operation, where jax.grad is not inside jax.jit
-    unrolled.defvjp(functools.partial(gradient.forward, cell), jax.jit(back, inline=True))
+    # compiled, since jax.grad outside jax.jit runs both rules as they stand, operation by operation
+    unrolled.defvjp(forward, jax.jit(back, inline=True))
     return unrolled
