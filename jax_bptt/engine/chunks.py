@@ -57,7 +57,7 @@ def scan(
         return f(carry, first, take_steps(data, first, chunk))
 
     def in_loop(carry: _Carry) -> tuple[_Carry, Any]:
-        if full_chunks == 1:  # the compiler does better without a loop
+        if full_chunks == 1:  # one chunk needs no loop, and its first step is a Python int
             return at(carry, begin)
         carry, outputs = jax.lax.scan(at, carry, begin + chunk * jnp.arange(full_chunks), reverse=reverse)
         return carry, jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), outputs)
@@ -116,6 +116,6 @@ def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
     rows_of_chunk = min(max(steps * batch // 4, 512), 1024)
     if numbers >= 1e6:
         rows_of_chunk = 2048 if numbers >= 4e6 else 512
-    # a divisor of T leaves no shorter chunk, so the program is compiled once, not twice
+    # a divisor of T leaves no shorter chunk, so the program needs no second copy
     longest = min(steps, max(1, rows_of_chunk // batch))
     return next((k for k in range(longest, longest // 2, -1) if steps % k == 0), longest)
