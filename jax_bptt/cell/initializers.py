@@ -120,12 +120,12 @@ def gate_biases(
 
 
 def bias(argument: str, value: object) -> float | Chrono:
-    """A bias must be a finite number or a `Chrono`; else it is a ValueError."""
+    """A bias must be a finite number or a `Chrono`, or a ValueError is raised."""
     return value if isinstance(value, Chrono) else number(argument, "a finite number", value)
 
 
 def check_initializer(argument: str, init: object) -> None:
-    """An initialiser must be a hashable function; else it is a ValueError."""
+    """An initialiser must be a hashable function, or a ValueError is raised."""
     if not (callable(init) and isinstance(init, Hashable)):
         fix = "pass jb.orthogonal(), jb.identity() or (key, shape, dtype) -> array"
         raise bad(argument, "a hashable initialiser", init, fix)
