@@ -97,7 +97,7 @@ def as_arrays(tree: Tree) -> Tree:
 
 
 def check_key(key: Foreign) -> None:
-    """key must be one PRNG key, made by jax.random.key or in the older raw form; else it is a ValueError."""
+    """key must be one PRNG key, of jax.random.key or of the older raw kind, or a ValueError is raised."""
     dtype = key.dtype if is_array(key) else None
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
         raise bad("key", "a PRNG key", key, "make one by jax.random.key(0)")
@@ -106,7 +106,7 @@ def check_key(key: Foreign) -> None:
 
 
 def check_batch_shape(batch_shape: object) -> None:
-    """batch_shape must be a tuple of positive ints; else it is a ValueError."""
+    """batch_shape must be a tuple of positive ints, or a ValueError is raised."""
     if not isinstance(batch_shape, tuple):
         expected = "a tuple such as (32,), or () for no batch axis"
         raise bad("batch_shape", expected, batch_shape, "write 32 rows as (32,)")
@@ -117,7 +117,7 @@ def check_batch_shape(batch_shape: object) -> None:
 def check_like(argument: str, tree: object, expected: object, dtype: DType | None, fix: str) -> None:
     """tree must have the structure and shapes of expected, and this dtype unless that is None.
 
-    Otherwise it is a ValueError that names the leaf.
+    Otherwise a ValueError is raised, which names the leaf.
     """
     came: Any = jax.tree.structure(tree)
     structure: Any = jax.tree.structure(expected)
