@@ -33,9 +33,9 @@ def unroll_by_newton(
 
     s_t = step(s_{t−1}, x_t) for all t at once
 
-    If the method does not converge, the last iterate is returned, and the info says so. A derivative of this
-    function is a ValueError. For gradients use `unroll` with gradient=jb.parallel(newton=...), which falls
-    back to the loop over time if the method does not converge.
+    If the method does not converge, the last iterate is returned, and the info says so. This function cannot
+    be differentiated. For gradients use `unroll` with gradient=jb.parallel(newton=...), which falls back to
+    the loop over time if the method does not converge.
 
     Args:
       cell, params, carry, xs, mask, reset, reverse: as for `unroll`.
@@ -46,7 +46,8 @@ def unroll_by_newton(
       and whether the method converged.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time, if an argument is wrong; it says which one, what was expected and what was
+        passed. Also if JAX differentiates this function.
 
     Reference: Lim et al. 2024, Parallelizing non-linear sequential models over the sequence length.
 
