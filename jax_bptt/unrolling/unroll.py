@@ -41,7 +41,7 @@ def unroll(
     reverse: bool = False,
     dtype: DTypeLike | None = None,
 ) -> tuple[S, Array]:
-    """`unroll` runs a cell over a sequence; jax.grad works by params, carry and xs.
+    """`unroll` runs a cell over a sequence; it is differentiable with respect to params, carry and xs.
 
     s_t = step(s_{t−1}, x_t)
 
@@ -69,7 +69,8 @@ def unroll(
       (carry, hs) as jax.lax.scan: the last state, leaves [..., H], and h_1..h_T, [T, ..., H].
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time, if an argument is wrong; it says which one, what was expected and what was
+        passed.
 
     Reference: Werbos 1990, Backpropagation through time: what it does and how to do it.
 
@@ -129,7 +130,7 @@ def _with_gradient(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], O
 
     def back(kept: Kept, d: Outputs) -> tuple[Run]:
         found = backward(cell, kept, d)
-        # marks have no derivative
+        # masks, resets and cuts are bools, which have no derivative: None stands for their cotangents
         return (Run(found.params, found.carry, found.start, Sequence(found.xs)),)
 
     unrolled.defvjp(functools.partial(gradient.forward, cell), back)
