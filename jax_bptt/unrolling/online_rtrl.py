@@ -66,7 +66,7 @@ def rtrl_init(cell: Cell[P, S] | StepCell[P, S], params: P, batch_shape: Shape) 
       The `RTRLState`; its influence has B·S·P numbers.
 
     Raises:
-      ValueError: naming the argument, what was expected and what came.
+      ValueError: an argument is wrong; it says which one, what was expected and what was passed.
 
     Reference: Williams & Zipser 1989.
 
@@ -107,7 +107,7 @@ def rtrl_step(
       The next state, and h_t, [..., H].
 
     Raises:
-      ValueError: naming the argument, what was expected and what came.
+      ValueError: an argument is wrong; it says which one, what was expected and what was passed.
 
     Reference: Williams & Zipser 1989.
 
@@ -124,6 +124,7 @@ def rtrl_step(
     marks = {"mask": mask, "reset": reset, "cut": cut}
     at_t = Sequence(x, **{name: check_mark(name, mark, rows) for name, mark in marks.items()})
     params, state, at_t = replicate((params, state, at_t))
+    # without resets nothing goes back to the initial carry, so it is not computed
     start, d_start = None, None
     if at_t.reset is not None:
         start, d_start = cell.initial_carry(params, ()), _initial_influence(cell, params)
@@ -229,7 +230,7 @@ def _check_after(state: Foreign) -> Shape:
 
 
 def _check_state(cell: AnyCell, params: ArrayTree, state: object, rows: Shape) -> None:
-    """The state must belong to this cell and have these batch axes; else it is a ValueError."""
+    """The state must belong to this cell and have these batch axes, or a ValueError is raised."""
     expected = jax.eval_shape(lambda: _beginning(cell, params, rows))
     dtype = jax.tree.leaves(params)[0].dtype
     fix = f"make it by jb.rtrl_init(cell, params, {rows}), the batch axes of x"
