@@ -26,7 +26,7 @@ _Owner = TypeVar("_Owner")
 
 
 def check_cell(cell: object) -> None:
-    """cell must be a `Cell` or a `StepCell`; else it is a ValueError."""
+    """cell must be a `Cell` or a `StepCell`, or a ValueError is raised."""
     if not isinstance(cell, (Cell, StepCell)):
         raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
 
@@ -39,7 +39,7 @@ def check_unroll(
     gradient: Foreign = full(),
     reverse: Foreign = False,
 ) -> tuple[Any, Any, Sequence]:
-    """params, carry and sequence of `unroll` are returned as arrays; a wrong one is a ValueError."""
+    """params, carry and sequence of `unroll` are returned as arrays; a wrong one raises a ValueError."""
     check_cell(cell)
     flag("reverse", reverse)
     check_method(gradient)
@@ -124,7 +124,7 @@ def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
 
 
 def check_method(gradient: object) -> None:
-    """gradient must be a gradient method; else it is a ValueError."""
+    """gradient must be a gradient method, or a ValueError is raised."""
     if not isinstance(gradient, GradientMethod):
         raise bad("gradient", "a gradient method", gradient, "pass jb.full(), with parentheses")
 
@@ -158,7 +158,7 @@ def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
 
 @cached()
 def parameter_shapes(cell: AnyCell) -> ArrayTree:
-    """The result is the shapes of what cell.init makes; a parameter of unknown use is a ValueError."""
+    """The result is the shapes of what cell.init makes; a parameter of unknown use raises a ValueError."""
     try:
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
     except Exception as error:
@@ -234,7 +234,7 @@ def check_initial_carry(cell: AnyCell, carry: object, rows: Shape, dtype: DType)
 
 
 def check_adjoint(cell: PointwiseCell, params: ArrayTree, a: Slopes, s: State) -> None:
-    """The adjoint of a pointwise step must return what the engine reads; else it is a ValueError."""
+    """The adjoint of a pointwise step must return what the engine reads, or a ValueError is raised."""
     units = unit_wise(cell, params, s.h.ndim)
     with naming("adjoint"):
         towards = cell.adjoint(units, a, s)
