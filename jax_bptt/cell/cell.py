@@ -133,7 +133,7 @@ class Cell(NamedTuple, Generic[P, S]):
 
 
 def carry_class(argument: str, carry_type: object) -> type:
-    """A carry type must be a NamedTuple class with a field h; else it is a ValueError."""
+    """A carry type must be a NamedTuple class with a field h, or a ValueError is raised."""
     if not isinstance(carry_type, type) or "h" not in getattr(carry_type, "_fields", ()):
         raise bad(argument, "a NamedTuple class with a field h", carry_type, "name its output field h")
     return carry_type
@@ -244,7 +244,7 @@ def init_params(
       `Params` in the default float dtype.
 
     Raises:
-      ValueError: a key that is not a PRNG key, or an initialiser that fails.
+      ValueError: a key that is not a PRNG key, or a recurrent that fails or returns another shape or dtype.
 
     >>> init_params(jax.random.key(0), 3, 5, gates=4).w_h.shape
     (5, 20)
