@@ -1,4 +1,4 @@
-"""A sequence is the inputs of a cell, and marks for the steps of rows where something else happens.
+"""A sequence is the inputs of a cell, with marks where the carry is held, reset or cut.
 
     s̃_{t−1} = start              where reset_t
               s_{t−1}, constant   where cut_t: the gradient ends there
@@ -26,7 +26,7 @@ from jax_bptt.base.types import Mark, Shape
 
 
 class Marks(NamedTuple):
-    """Marks say where something else than a plain step happens, at every step or at one step.
+    """Marks say where the carry is held, reset or cut, at every step or at one step.
 
     Attributes:
       mask: bool [T, ...] or None; False holds the carry.
@@ -66,10 +66,10 @@ class Sequence(NamedTuple):
 
 
 def ends_of(sequence: Sequence) -> Sequence:
-    """The marks are moved for a cell that reads from the last step to the first.
+    """Resets and cuts are moved for a cell that reads from the last step to the first.
 
-    If a new sequence starts at step t, a cell that reads backwards leaves it after step t and enters the
-    next one at step t − 1. So resets and cuts move from t to t − 1, and the last step has none.
+    A reset at step t separates the steps t − 1 and t. A cell that reads backwards comes to t − 1 after t, so
+    its reset is at t − 1. Resets and cuts move by one step, and the last step has none.
     """
 
     def moved(mark: Mark) -> Mark:
