@@ -48,7 +48,7 @@ def learn_carry(cell: AnyCell) -> AnyCell:
     ('w_x', 'w_h', 'b', 'h_0', 'c_0')
     """
     if not isinstance(cell, (Cell, StepCell)):
-        raise bad("cell", "a Cell", cell, "call it on a cell, before layers are made")
+        raise bad("cell", "a Cell", cell, "call it on each cell of a network")
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
     fields = getattr(params, "_fields", ())
     if not fields or getattr(cell.initial_carry, "func", None) is not initial_of or "h" + INITIAL in fields:
