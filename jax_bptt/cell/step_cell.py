@@ -112,8 +112,8 @@ def step_cell(
         engine computes it for all t at once.
       linearise, adjoint, contract: the hand-derived derivative (see the top of this module): pass all
         three or none. contract returns gradients of the same type as params (use params._replace, so
-        that `learn_carry` works). Without them jax.vjp differentiates one step by the carry inside the
-        loop, and all steps at once by the parameters after the loop.
+        that `learn_carry` works). Without them jax.vjp differentiates one step at a time with respect to
+        the carry, inside the loop, and all steps at once with respect to the parameters, after the loop.
       gates: names of the gates, for `check_gradient`, if w_x, w_h and b have a block of H columns for
         each gate.
 
@@ -156,7 +156,7 @@ def as_it_is(params: ArrayTree, x: Array) -> Array:
 def linearise_by_vjp(
     step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected, s: S
 ) -> tuple[Projected, tuple[Array, ...]]:
-    """Without a hand-derived linearise, this stores the arrays that jax.vjp by the carry needs.
+    """Without a hand-derived linearise, this stores what jax.vjp with respect to the carry needs.
 
     Arrays that depend on the parameters alone, such as a weight matrix, are equal at every t and left out.
     """
@@ -185,7 +185,7 @@ def adjoint_by_vjp(
 def _pullback(
     step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected
 ) -> tuple[list[Array], jax.tree_util.PyTreeDef]:
-    """jax.vjp of one step by the carry is returned as the arrays that it stores, and its structure."""
+    """jax.vjp of one step with respect to the carry is split into its arrays and its structure."""
     return jax.tree.flatten(jax.vjp(lambda s: step(params, s, u), s_prev)[1])
 
 
