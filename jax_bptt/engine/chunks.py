@@ -1,4 +1,4 @@
-"""A long sequence is processed in chunks of K steps, so that memory is needed for K steps, not for T.
+"""A long sequence is processed in chunks of K steps, so that intermediate arrays exist for K steps only.
 
     steps 1..T  =  chunks of K, K, .., K and the T mod K steps that are left                 (CH1)
 
