@@ -5,7 +5,7 @@
               n = tanh(u_n + r v_n)                      so b_h is not a second b           (GF3)
               h_t = (1 − z) n + z h_{t−1}                                                   (GF4)
 
-With λ = dE/dh_t; every derivative below is λ times a factor k that does not depend on λ:
+Let λ = dE/dh_t. Every derivative below is λ times a factor that does not depend on λ:
 
     adjoint   δn̂ = δu_n = k_n λ,        k_n = (1 − z) (1 − n²)                              (GA1)
               δv_n = r δn̂                                                                   (GA2)
