@@ -21,9 +21,9 @@ h_t depends on c_t as well, so the total derivative by c_t is the λ̄ᶜ of (LA
               δc_{t−1} = k_s λ̄ᶜ,          k_s = f + p_i k_i + p_f k_f                         (LA6)
               δp_i = c_{t−1} δz_i,  δp_f = c_{t−1} δz_f,  δp_o = c_t δz_o                     (LA7)
 
-Without peepholes (LA6) is λᶜ_{t−1} = f λ̄ᶜ_t: this gradient is multiplied by no W_h and by no derivative of
-an activation. While f is near one it neither vanishes nor explodes. That is why the forget gate starts at
-σ(1) = 0.73 and not at one half (Jozefowicz et al. 2015).
+Without peepholes (LA6) is λᶜ_{t−1} = f λ̄ᶜ_t: the gradient is multiplied by f alone, not by W_h and not by
+the derivative of an activation. While f is near one it neither vanishes nor explodes. That is why the
+forget gate starts at σ(1) = 0.73 and not at one half (Jozefowicz et al. 2015).
 """
 
 from __future__ import annotations
