@@ -11,7 +11,7 @@
               δh_{t−1} = (1 − α) λ      but for the way through v                           (CA2)
               δρ = k_ρ λ,               k_ρ = (g(u_t + v_t) − h_{t−1}) α (1 − α)            (CA3)
 
-By (CA2) a gradient decays only as (1 − α)ᵗ even where W_h passes nothing back. So a unit remembers for
+Even if W_h passes nothing back, (CA2) keeps (1 − α)ᵗ of a gradient over t steps. So a unit remembers for
 about 1/α steps.
 """
 
