@@ -4,7 +4,7 @@
               h_t = g(z_t)                                                                  (IF2)
 
 The factor dh_t/dh_{t−1} of the chain rule is one number per unit, g′(z_t) w. So w shows whether a gradient
-can explode, and a bound on w prevents it: |w| ≤ 1 for a ReLU. With λ = dE/dh_t:
+vanishes or explodes, and a bound on w prevents an explosion: |w| ≤ 1 for a ReLU. With λ = dE/dh_t:
 
     adjoint   δu_t = δz_t = k λ,        k = g′(z_t)                                         (IA1)
               δh_{t−1} = w δz_t                                                             (IA2)
