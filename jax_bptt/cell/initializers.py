@@ -53,7 +53,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
 @cached(gain=_gain)
 def identity(gain: float = 1.0) -> Initializer:
-    """`identity` is the identity matrix times a gain.
+    """`identity` makes the identity matrix and multiplies it by a gain.
 
     W = gain · 1   (I3)
 
