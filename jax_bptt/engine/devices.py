@@ -8,8 +8,8 @@ run on local rows as on one device, and the sum over devices comes last.
 
 Array shardings determine which device holds which rows. On a mesh with Explicit axes the type of xs has its
 sharding, and the rows stay where they are. With Auto axes the type has no sharding, so rows are split by
-every axis of the mesh, in order, that divides the number of rows which remain on a device. Parameters that
-are split over devices are gathered before the first loop.
+every axis of the mesh, in order, whose size divides the number of rows that a device still has. Parameters
+that are split over devices are gathered before the first loop.
 
 Inside a jax.shard_map of the caller the same sums go over the axes along which the rows vary and the
 parameters do not. If the parameters vary too, no sums are taken across devices. The same holds with
@@ -153,6 +153,6 @@ def sum_over_devices(tree: Tree, axes: tuple[str, ...]) -> Tree:
     """Σ_d is computed over these axes; a value that is equal on all devices counts once for each."""
     if not axes:
         return tree
-    if not varying(tree):  # psum refuses equal values; their sum is a multiple
+    if not varying(tree):  # equal values need no communication: their sum is a multiple
         return jax.tree.map(lambda z: z * jax.lax.axis_size(axes), tree)
     return jax.lax.psum(to_local(tree, tree), axes)  # (G1)
