@@ -1,4 +1,4 @@
-"""A backward pass has three phases, after a forward pass, each over the same stretch of steps.
+"""A backward pass has three phases; they follow a forward pass over the same stretch of steps.
 
     forward    s_1..s_T                                     sequential                  `loops`
     linearise  a_t, the derivative of the step at every t   parallel in t               `pointwise`
