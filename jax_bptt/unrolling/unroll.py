@@ -49,7 +49,7 @@ def unroll(
       cell: the cell, such as from `elman`, `lstm`, `make_cell` or `step_cell`.
       params: from `cell.init`, all of one floating dtype.
       carry: s_0, from cell.initial_carry or an earlier call, leaves [..., H], dtype of params; None for
-        the initial carry of these params, which then get its gradient.
+        the initial carry of these params, through which the gradient then reaches params.
       xs: [T, ..., I] with T >= 1, time first, with any number of batch axes or none; dtype of params.
       gradient: the gradient method that jax.grad uses: `full` (derived by hand), `checkpointed`,
         `truncated`, `artbp`, `rtrl`, `parallel` or `autodiff` (JAX's own).
