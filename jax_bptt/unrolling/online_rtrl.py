@@ -151,7 +151,7 @@ def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
       dE_t/dparams, like params, through all earlier steps.
 
     Raises:
-      ValueError: d_h that is not like h, or params of another cell.
+      ValueError: a d_h without the shape and dtype of h, or params of another cell.
 
     Reference: Williams & Zipser 1989.
 
