@@ -1,7 +1,7 @@
 """An engine runs a cell: it has seven functions of one step or of all steps, and the two loops over time.
 
-Every other part of the library but `autodiff` calls the functions of a cell through its engine. To run cells
-by a kernel, replace the two loops of the engine of pointwise cells, by
+Every time loop of the library but that of `autodiff` calls the functions of a cell through its engine. To run
+cells by a kernel, replace the two loops of the engine of pointwise cells, by
 `POINTWISE._replace(forward_loop=..., backward_loop=...)`, and give the new engine to a gradient method.
 `full`, `checkpointed`, `truncated(h)`, `artbp` and `clipped` do all their work in the two loops. The others
 use the functions of one step: sliding truncation and `rtrl` have loops of their own, `parallel` and Newton's
