@@ -159,7 +159,7 @@ BAD = {
     ),
     "shared parameter that is not unit-wise": (
         lambda: _with_extra(jnp.zeros(1)),
-        r"init: k: expected shape \[5\], got float64\[1\]; beside w_x",
+        r"init: k: expected shape \[5\], got float64\[1\]; parameters other than w_x",
     ),
     "scalar parameter": (
         lambda: _with_extra(jnp.zeros(())),

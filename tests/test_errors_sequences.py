@@ -97,7 +97,7 @@ BAD = {
     ),
     "function among the parameters": (
         lambda: jb.check_cell(jb.step_cell(3, 5, lambda p, s, x: s, lambda key: (jnp.ones(3), jnp.tanh))),
-        r"init: expected a pytree of floating arrays, got .*; close over what is no array",
+        r"init: expected a pytree of floating arrays, got .*; keep other values in a closure",
     ),
     "number as key": (lambda: _value_and_grad(key=3), r"key: expected a PRNG key, got 3"),
     "dropout trained without a key": (
@@ -199,7 +199,7 @@ BAD = {
     ),
     "init of integers": (
         lambda: _step_cell(lambda p, s, x: s, init=lambda key: jnp.ones((5, 5), int)),
-        r"params: expected floating arrays int64\[5,5\], got int64\[5,5\]; init returns",
+        r"params: expected floating arrays int64\[5,5\], got int64\[5,5\]; init must return",
     ),
     "adjoint of a wrong shape": (
         lambda: _step_cell(

@@ -1,1 +1,1 @@
-"""Floor 1: types, errors, checks of single arguments, arithmetic on trees, and caching, for all rooms."""
+"""Floor 1: all folders use these types, errors, checks of single arguments, tree arithmetic and caching."""

@@ -1,4 +1,4 @@
-"""Checks of single arguments: each returns the value as the library uses it, or raises a ValueError."""
+"""Each check here takes one argument and returns it as the library uses it, or raises a ValueError."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _T = TypeVar("_T")
 
 
 def size(argument: str, value: object) -> int:
-    """A size as a Python int of at least 1."""
-    fix = "pass a positive Python integer, of 31 bits"
+    """A size is a Python int from 1 to 2**31 - 1."""
+    fix = "pass a Python integer from 1 to 2**31 - 1"
     return _integer(argument, "an integer >= 1", value, 1, 2**31 - 1, fix)
 
 
 def integer(argument: str, value: object, least: int, most: int) -> int:
-    """An integer from least to most as a Python int."""
+    """The argument must be an integer from least to most; it is returned as a Python int."""
     expected = f"an integer from {least} to {most}"
     return _integer(argument, expected, value, least, most, "pass a Python integer in this range")
 
@@ -41,11 +41,11 @@ def _integer(argument: str, expected: str, value: Foreign, least: int, most: int
 
 
 def number(argument: str, expected: str, value: Foreign) -> float:
-    """A finite number as a Python float."""
+    """The argument must be a finite number; it is returned as a Python float."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     try:
         found = float(value) if is_number else math.nan
-    except OverflowError:  # a huge int
+    except OverflowError:  # an int that is too large for a float
         found = math.inf
     if not math.isfinite(found):
         raise bad(argument, expected, value, "pass a finite Python number")
@@ -53,14 +53,14 @@ def number(argument: str, expected: str, value: Foreign) -> float:
 
 
 def or_none(check: Callable[[str, Foreign], _T]) -> Callable[[str, Foreign], _T | None]:
-    """The check of an argument that may be None."""
+    """The returned check lets None pass and gives every other value to `check`."""
     return lambda argument, value: None if value is None else check(argument, value)
 
 
 def flag(argument: str, value: object) -> bool:
-    """True or False."""
+    """A flag is True or False; numbers and words are refused."""
     if not isinstance(value, bool):
-        raise bad(argument, "True or False", value, "pass a bool")
+        raise bad(argument, "True or False", value, "pass a Python bool, not a number or a word")
     return value
 
 
@@ -70,30 +70,30 @@ def is_function(value: object) -> bool:
 
 
 def function(argument: str, value: Foreign) -> Callable[..., Any]:
-    """A function that can be a key of a cache."""
+    """The argument must be a function that is hashable, so that it can be a key of the cache."""
     found: Callable[..., Any] = value
     if not is_function(value):
-        raise bad(argument, "a hashable function", value, "see jb.Cell and jb.StepCell for what it takes")
+        raise bad(argument, "a hashable function", value, "jb.Cell and jb.StepCell list its arguments")
     return found
 
 
 def is_array(value: object) -> bool:
-    """Whether it is an array, and not only a shape."""
+    """Is this a JAX or NumPy array? A jax.ShapeDtypeStruct is not."""
     return isinstance(value, (jax.Array, np.ndarray))
 
 
 def is_floating(value: Foreign) -> bool:
-    """Whether it is an array of a floating dtype."""
+    """Is this an array of a floating dtype?"""
     return is_array(value) and jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def is_numeric(value: Foreign) -> bool:
-    """Whether it is an array of numbers or bools."""
+    """Is this an array of numbers or bools?"""
     return is_array(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)
 
 
 def as_arrays(tree: Tree) -> Tree:
-    """NumPy arrays of numbers as JAX arrays, in JAX's precision; everything else as it is."""
+    """NumPy arrays of numbers become JAX arrays, in JAX's precision; everything else stays as it is."""
 
     def as_array(z: object) -> Foreign:
         return jnp.asarray(z) if isinstance(z, np.ndarray) and is_numeric(z) else z
@@ -102,25 +102,28 @@ def as_arrays(tree: Tree) -> Tree:
 
 
 def check_key(key: Foreign) -> None:
-    """ValueError unless key is one PRNG key, of jax.random.key or the older raw kind."""
+    """key must be one PRNG key, of jax.random.key or of the older raw kind, or a ValueError is raised."""
     dtype = key.dtype if is_array(key) else None
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
-        raise bad("key", "a PRNG key", key, "make one by jax.random.key(seed)")
+        raise bad("key", "a PRNG key", key, "make one by jax.random.key(0)")
     if key.ndim != (1 if dtype == jnp.uint32 else 0):
-        raise bad("key", "one PRNG key", key, "pass one of the keys of jax.random.split")
+        raise bad("key", "one PRNG key", key, "pass a single key, such as keys[0]")
 
 
 def check_batch_shape(batch_shape: object) -> None:
-    """ValueError unless batch_shape is a tuple of positive ints."""
+    """batch_shape must be a tuple of positive ints, or a ValueError is raised."""
     if not isinstance(batch_shape, tuple):
         expected = "a tuple such as (32,), or () for no batch axis"
-        raise bad("batch_shape", expected, batch_shape, "wrap it in a tuple")
+        raise bad("batch_shape", expected, batch_shape, "write 32 rows as (32,)")
     for n in batch_shape:
         size("batch_shape", n)
 
 
 def check_like(argument: str, tree: object, expected: object, dtype: DType | None, fix: str) -> None:
-    """ValueError unless tree is like expected in structure and shapes, and of this dtype if not None."""
+    """tree must have the structure and shapes of expected, and this dtype unless that is None.
+
+    Otherwise a ValueError is raised, which names the leaf.
+    """
     came: Any = jax.tree.structure(tree)
     structure: Any = jax.tree.structure(expected)
     if came != structure:
@@ -129,6 +132,7 @@ def check_like(argument: str, tree: object, expected: object, dtype: DType | Non
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
     ):
         name = argument + jax.tree_util.keystr(path)
+        # a leaf filled in from expected is the same object; it is a shape, not an array
         if not (is_array(leaf) or leaf is wanted) or leaf.shape != wanted.shape:
             raise bad(name, f"shape [{shown(wanted.shape)}]", leaf, fix)
         if dtype is not None and leaf.dtype != dtype:

@@ -1,8 +1,8 @@
-"""The types of what travels, each named once.
+"""These are the types that many modules share.
 
-A tree is anything that jax.tree can take apart: a NamedTuple of arrays, a dict of them, one array. Most
-functions of the house take trees whose exact type the user chose, so a type says what a tree is for; where
-a function returns the same kind of tree that it was given, a type variable says so.
+A tree is anything that jax.tree can take apart: a NamedTuple of arrays, a dict of them, one array. The user
+chooses the exact type of most trees, so a type name here says what a tree is for. A type variable marks a
+function that returns the same kind of tree that it was given.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ Tree = TypeVar("Tree")  # a tree that comes back as the same kind of tree
 P = TypeVar("P")  # the parameters of a cell
 S = TypeVar("S", bound="State")  # the carry of a cell
 
-Shape: TypeAlias = tuple[int, ...]  # of the batch axes, such as (32,), or () for none
-Mark: TypeAlias = Array | None  # bool [T, ...] or [...]; None where it is the same everywhere
+Shape: TypeAlias = tuple[int, ...]  # the batch axes, such as (32,), or () for none
+Mark: TypeAlias = Array | None  # bool [T, ...] or [...]; None means the default at every step
 Gates: TypeAlias = tuple[Array, ...]  # G arrays, one per gate, each shaped like h
 Units: TypeAlias = dict[str, Array]  # unit-wise parameters by name, shaped to broadcast against h
-Slopes: TypeAlias = ArrayTree  # a_t: what the derivative of a step needs, as arrays
+Slopes: TypeAlias = ArrayTree  # a_t: the arrays that the derivative of a step needs
 Targets: TypeAlias = Any  # whatever the loss takes
 Foreign: TypeAlias = Any  # what a user passed, before it is checked
 DType: TypeAlias = np.dtype[Any]
 
 
 class State(Protocol):
-    """The carry of a cell: a NamedTuple of arrays whose field h is what the cell emits."""
+    """The carry of a cell is a NamedTuple of arrays whose field h is the output of the cell."""
 
     @property
     def h(self) -> Array:
-        """h_t, [..., H]."""
+        """The output h_t is [..., H]."""
 
 
 class PointwiseParams(Protocol):
-    """The parameters of a cell with a pointwise step: a NamedTuple; more fields are unit-wise."""
+    """The parameters of a pointwise cell are a NamedTuple; other fields have one number per unit."""
 
     @property
     def w_x(self) -> Array:
-        """[I, G*H]."""
+        """The input weights are [I, G*H]."""
 
     @property
     def w_h(self) -> Array:
-        """[H, G*H], or [H] where there is no recurrent product."""
+        """The recurrent weights are [H, G*H], or [H] where there is no recurrent product."""
 
     @property
     def b(self) -> Array:
-        """[G*H]."""
+        """The bias is [G*H]."""
 
     def _asdict(self) -> dict[str, Any]: ...

@@ -1,1 +1,1 @@
-"""Floor 2: what a cell is: two linear maps and a pointwise step, or any step at all."""
+"""Floor 2: a cell is two linear maps and a pointwise step, or any step function at all."""

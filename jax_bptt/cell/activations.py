@@ -1,4 +1,4 @@
-"""Activations g and their derivatives g′, which a cell and a readout share.
+"""Cells and readouts share these activations g and their derivatives g′.
 
     s = g(z)                                                                  (AF1)
     g′(z)       written with s where that needs no second transcendental      (AF2)
@@ -8,8 +8,8 @@
     relu       g′ = 1 where s > 0, else 0     (0 at exactly z = 0, as jax.nn.relu)
     identity   g′ = 1
 
-Any other g is a callable; its g′ is taken by jax.vjp. It is mapped over single numbers, so it is
-pointwise by construction.
+Any other g is a callable from a number to a number. It is mapped over the numbers of an array, so it is
+pointwise by construction, and jax.vjp computes its g′.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ActivationName: TypeAlias = Literal["tanh", "sigmoid", "relu", "identity"]
 
 
 class Activation(NamedTuple):
-    """A pointwise function and its derivative.
+    """An activation is a pointwise function with its derivative.
 
     Attributes:
       g: z -> s, any shape to the same shape (AF1).
@@ -50,7 +50,7 @@ _NAMED = {
 
 
 def activation(g: ActivationName | Callable[[Array], Array]) -> Activation:
-    """The activation of a name, or of any callable on single numbers.
+    """`activation` finds an activation by its name, or makes one from a callable on single numbers.
 
     s = g(z), with g′(z) beside it.
 
@@ -61,8 +61,8 @@ def activation(g: ActivationName | Callable[[Array], Array]) -> Activation:
       The `Activation`; the same object for the same g.
 
     Raises:
-      ValueError: an unknown name, or (when it is first traced) a callable that is not a function of
-        one number.
+      ValueError: an unknown name, or a callable that is not a function of one number (found when it is
+        first traced).
 
     >>> float(activation("tanh").slope(jnp.zeros(()), jnp.zeros(())))
     1.0
@@ -90,14 +90,14 @@ def _of_callable(g: Callable[[Array], Array]) -> Activation:
 
 
 def _checked(g: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """g on one number, refusing whatever is not a function of one number (softmax, a layer norm)."""
+    """The result is g on one number; a g that needs several numbers (softmax, a layer norm) is refused."""
 
     def scalar(z: Array) -> Array:
         try:
             s = g(z)
         except Exception as error:
             message = f"an error on a single number: {error}"
-            fix = "write it for a single number; normalisations over units are not activations"
+            fix = "write it for a single number; a softmax or a layer norm is not an activation"
             raise bad("activation", "a pointwise function", message, fix) from error
         if getattr(s, "shape", None) != () or s.dtype != z.dtype:
             raise bad("activation", f"{z.dtype}[] from {z.dtype}[]", s, "return one number of the dtype of z")

@@ -1,12 +1,12 @@
-"""What a recurrent cell is: two linear maps, which the engine owns, and a pointwise step.
+"""A recurrent cell is two linear maps, which the engine computes, and a pointwise step of its own.
 
     u_t = x_t W_x + b              one array per gate, each shaped like h
     v_t = h_{t−1} W_h (+ b_h)      one array per gate, each shaped like h
     s_t = step(s_{t−1}, u_t, v_t)  pointwise over units; h_t is a part of s_t
 
-A cell knows its step and the adjoint of that step. It knows nothing about time, batches, layout or
-gradients of matrices: those are in `engine`. Its adjoint comes in two parts, so that the engine can do
-the first for all time steps at once and only the second, which is linear in λ, inside the loop:
+A cell defines its step and the adjoint of that step, which takes a gradient one step back. Time, batches,
+memory layout and the gradients of the matrices are in `engine`. The adjoint comes in two parts. The engine
+computes the first for all time steps at once; only the second, which is linear in λ, runs inside the loop:
 
     a_t = linearise(s_{t−1}, u_t, v_t, s_t)            what the derivative of step needs, as arrays
     (∂s_t/∂(s_{t−1}, u_t, v_t, p))ᵀ λ_t = adjoint(a_t, λ_t)
@@ -31,12 +31,12 @@ from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
 
-INITIAL = "_0"  # h_0 is the parameter from which the field h of the carry begins
+INITIAL = "_0"  # a parameter h_0 is the initial value of the field h of the carry
 
 
 @by_shape
 class Params(NamedTuple):
-    """Parameters of a cell without extras; gate g owns columns gH to (g+1)H.
+    """These are the parameters of a plain cell; gate g has columns gH to (g+1)H of each array.
 
     Attributes:
       w_x: [I, G*H], input weights (the article's W_x).
@@ -51,23 +51,23 @@ class Params(NamedTuple):
 
 @by_shape
 class Carry(NamedTuple):
-    """The state of a cell that remembers only what it emits (the article's S_t).
+    """This is the state of a cell that remembers only its output (the article's S_t).
 
     Attributes:
-      h: [..., H].
+      h: the output, [..., H].
     """
 
     h: Array
 
 
 class StepCotangent(NamedTuple, Generic[S]):
-    """(∂s_t/∂·)ᵀ λ_t for everything the step reads.
+    """A step cotangent is (∂s_t/∂·)ᵀ λ_t for everything that the step reads.
 
     Attributes:
-      carry: towards s_{t−1}, without the way through v; shaped like the carry.
-      u: towards u_t, G arrays shaped like h.
-      v: towards v_t, G arrays shaped like h.
-      units: towards p, by name, shaped like h (the engine sums over time and batch).
+      carry: for s_{t−1}, without what reaches it through v; shaped like the carry.
+      u: for u_t, G arrays shaped like h.
+      v: for v_t, G arrays shaped like h.
+      units: for p, by name, shaped like h (the engine sums over time and batch).
     """
 
     carry: S
@@ -77,7 +77,7 @@ class StepCotangent(NamedTuple, Generic[S]):
 
 
 class Layout(NamedTuple):
-    """What each parameter of a pointwise cell is for, read once from what `init` makes.
+    """A layout says what each parameter of a pointwise cell is for; it is found once, by tracing `init`.
 
     Attributes:
       recurrent: whether w_h is a matrix [H, G*H], so that there is a recurrent product; else w_h is [H].
@@ -92,23 +92,23 @@ class Layout(NamedTuple):
 
 @made(run="jb.unroll(cell, params, carry, xs)")
 class Cell(NamedTuple, Generic[P, S]):
-    """A recurrent cell: sizes and pure functions, nothing else.
+    """A recurrent cell holds its sizes and pure functions, nothing else.
 
     Attributes:
       input_size: I, length of x_t.
       hidden_size: H, length of h_t.
-      gate_names: of the G blocks of W_x and W_h, in their order.
+      gate_names: names of the G blocks of W_x and W_h, in their order.
       step: (units, s_prev, u, v) -> s, pointwise.
-      linearise: (units, s_prev, u, v, s) -> a, the derivative of the step, pointwise.
+      linearise: (units, s_prev, u, v, s) -> a, which the derivative of the step needs, pointwise.
       adjoint: (units, a, lam) -> StepCotangent, pointwise and linear in lam.
       init: key -> params, a NamedTuple with w_x, w_h, b, perhaps b_h [G*H] and unit-wise [H] leaves;
         see `Layout`.
-      initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, H]: zeros, or for each field
-        such as h the parameter h_0 [H] where there is one (see `learn_carry`).
-      dtype: what the operands of its matrix products are rounded to, None for nothing; see `unroll`,
-        which sets it.
-      engine: the `Engine` that runs it, such as one whose loops are a kernel; None for that of all
-        pointwise cells. A gradient method may set it.
+      initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, H]. A field such as h is the
+        parameter h_0 [H] if there is one (see `learn_carry`), else zeros.
+      dtype: the operands of its matrix products are rounded to this dtype; None for no rounding.
+        `unroll` sets it.
+      engine: the `Engine` that runs it, for example one whose loops are a kernel; None for the engine of
+        all pointwise cells. A gradient method may set it.
       made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
@@ -121,36 +121,36 @@ class Cell(NamedTuple, Generic[P, S]):
     init: Callable[[PRNGKey], P]
     initial_carry: Callable[[P, Shape], S]
     dtype: DType | None = None
-    engine: Hashable | None = None  # an Engine: that type stands a floor higher
+    engine: Hashable | None = None  # an Engine; this folder may not import that type
     made_by: Call | None = None
 
     @property
     def gates(self) -> int:
-        """G, the number of gates."""
+        """G is the number of gates."""
         return len(self.gate_names)
 
     @property
     def layout(self) -> Layout:
-        """What each of its parameters is for."""
+        """The layout says what each parameter of the cell is for."""
         return _layout(self.init)
 
 
 def carry_class(argument: str, carry_type: object) -> type:
-    """A NamedTuple class with a field h, or a ValueError."""
+    """A carry type must be a NamedTuple class with a field h, or a ValueError is raised."""
     if not isinstance(carry_type, type) or "h" not in getattr(carry_type, "_fields", ()):
-        raise bad(argument, "a NamedTuple class with a field h", carry_type, "name what the cell emits h")
+        raise bad(argument, "a NamedTuple class with a field h", carry_type, "name its output field h")
     return carry_type
 
 
 def names_of_gates(argument: str, gates: object) -> tuple[str, ...]:
-    """Names of gates as a tuple, or a ValueError."""
+    """Gate names must be strings; they are returned as a tuple."""
     if not (isinstance(gates, (tuple, list)) and all(isinstance(name, str) for name in gates)):
-        raise bad(argument, "a tuple of names", gates, 'pass such as ("i", "f", "g", "o")')
+        raise bad(argument, "a tuple of names", gates, 'pass, for example, ("i", "f", "g", "o")')
     return tuple(gates)
 
 
 def _gates(argument: str, gates: object) -> tuple[str, ...]:
-    """The names, or numbers as names where only how many there are was said."""
+    """Gates are given by names or by their number; a number G makes the names "0" to "G − 1"."""
     is_named = isinstance(gates, tuple) and gates
     return names_of_gates(argument, gates) if is_named else tuple(map(str, range(size(argument, gates))))
 
@@ -176,23 +176,24 @@ def make_cell(
     linearise: Callable[[Units, S, Gates, Gates, S], Slopes] | None = None,
     adjoint: Callable[[Units, Any, S], StepCotangent[S]] | None = None,
 ) -> Cell[Any, S]:
-    """A cell from its pointwise step; every gradient method then works with it.
+    """`make_cell` makes a cell from its pointwise step; every gradient method then works with it.
 
     s_t = step(units, s_{t−1}, x_t W_x + b, h_{t−1} W_h (+ b_h))
 
     Args:
       input_size: I.
       hidden_size: H.
-      step: (units, s_prev, u, v) -> s, pointwise, a function of its arguments and of constants made
-        outside jit; u and v are tuples of G arrays shaped like h, units holds the parameters other
-        than w_x, w_h, b, b_h, shaped to broadcast against h. With a w_h of shape [H] there is no
-        recurrent product: v is (), and units holds w_h.
+      step: (units, s_prev, u, v) -> s, pointwise. It may use only its arguments and constants made
+        outside jit. u and v are tuples of G arrays shaped like h; units holds the parameters other than
+        w_x, w_h, b, b_h, shaped to broadcast against h. If w_h has shape [H] there is no recurrent
+        product: v is (), and units holds w_h.
       gates: G, or the names of the gates, which `check_gradient` then uses.
       carry_type: NamedTuple class of the state, with a field h; all its fields are shaped like h.
-      init: key -> params, in JAX (it is traced for its shapes); None for `init_params`, which has no
-        unit-wise parameters. Names that end in _0, such as h_0, are the initial carry's.
-      linearise, adjoint: the hand-derived derivative (see `Cell`), both or neither; where they are
-        None, jax.vjp of one step takes their place.
+      init: key -> params, a JAX function (it is traced to find the shapes); None for `init_params`, which
+        makes no unit-wise parameters. A parameter whose name ends in _0, such as h_0, is an initial value
+        of the carry.
+      linearise, adjoint: the hand-derived derivative (see `Cell`): pass both or neither. Without them
+        jax.vjp differentiates one step at a time.
 
     Returns:
       The `Cell`; the same object for the same arguments.
@@ -206,10 +207,10 @@ def make_cell(
     """
     if (linearise is None) != (adjoint is None):
         lone = "adjoint alone" if linearise is None else "linearise alone"
-        raise bad("linearise, adjoint", "both or neither", lone, "leave both out to have jax.vjp do it")
-    assert isinstance(gates, tuple)  # `_gates` made names of a number
+        raise bad("linearise, adjoint", "both or neither", lone, "leave both out and jax.vjp is used")
+    assert isinstance(gates, tuple)  # `_gates` has turned a number into names
     if init is None:
-        init = functools.partial(  # of sizes alone, so that it can be pickled
+        init = functools.partial(  # not a lambda, so that it can be pickled
             init_params, input_size=input_size, hidden_size=hidden_size, gates=len(gates)
         )
     if linearise is None or adjoint is None:
@@ -231,7 +232,7 @@ def _layout(init: Callable[[PRNGKey], Any]) -> Layout:
 def init_params(
     key: PRNGKey, input_size: int, hidden_size: int, gates: int, recurrent: Initializer = orthogonal()
 ) -> Params:
-    """Lecun-normal input weights, one recurrent block per gate, zero bias.
+    """`init_params` draws Lecun-normal input weights and one recurrent block per gate; the bias is zero.
 
     Var W_x = 1/I;  W_hᵀ W_h = 1 per gate unless `recurrent` says otherwise;  b = 0
 
@@ -246,7 +247,7 @@ def init_params(
       `Params` in the default float dtype.
 
     Raises:
-      ValueError: a key that is none.
+      ValueError: a key that is not a PRNG key, or a recurrent that fails or returns another shape or dtype.
 
     >>> init_params(jax.random.key(0), 3, 5, gates=4).w_h.shape
     (5, 20)
@@ -259,7 +260,7 @@ def init_params(
 def init_of(
     input_size: int, hidden_size: int, gates: int, recurrent: Initializer
 ) -> Callable[[PRNGKey], Params]:
-    """`init_params` of these sizes as a function of the key alone."""
+    """The result is `init_params` of these sizes, as a function of the key alone."""
     check_initializer("recurrent", recurrent)
     return functools.partial(
         init_params,
@@ -271,7 +272,7 @@ def init_of(
 
 
 def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, batch_shape: Shape) -> S:
-    """The initial carry: for each field such as h the parameter h_0 in every row, or zeros."""
+    """Each field of the initial carry, such as h, is the parameter h_0 in every row, or else zeros."""
     check_batch_shape(batch_shape)
     first: Foreign = next(iter(jax.tree.leaves(params)), None)
     if not is_floating(first):
@@ -284,15 +285,16 @@ def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, 
 
 
 def keep_point(units: Units, s_prev: S, u: Gates, v: Gates, s: S) -> tuple[S, Gates, Gates]:
-    """The linearise of a cell without a hand-derived adjoint: the point at which to differentiate."""
+    """Without a hand-derived adjoint, linearise only stores the point at which to differentiate."""
     return s_prev, u, v
 
 
 def vjp_of_step(
     step: Callable[[Units, S, Gates, Gates], S], units: Units, point: tuple[S, Gates, Gates], lam: S
 ) -> StepCotangent[S]:
-    """The adjoint of a cell without a hand-derived one: jax.vjp of a single step, at any point."""
+    """Without a hand-derived adjoint, jax.vjp differentiates a single step at the stored point."""
     s_prev, u, v = point
+    # p gets the shape of h first, so that its cotangent is per row; the engine sums over rows later
     spread = {name: jnp.broadcast_to(p, lam.h.shape) for name, p in units.items()}
     d_units, d_carry, d_u, d_v = jax.vjp(step, spread, s_prev, u, v)[1](lam)
     return StepCotangent(d_carry, d_u, d_v, d_units)

@@ -1,4 +1,4 @@
-"""Initial values: how large a gradient is before anything has been learnt.
+"""Initial values decide how large a gradient is before training begins.
 
     w_x     Var = 1/I, a truncated normal: u_t has the variance of x_t                    (I1)
     w_h     orthogonal: ‖h W_h‖ = ‖h‖, so that W_h alone makes no gradient vanish        (I2)
@@ -7,7 +7,7 @@
             b_i = −b_f                                                                    (I5)
     b       zero otherwise
 
-An initialiser is any hashable function (key, shape, dtype) -> array, those of jax.nn.initializers too.
+An initialiser is any hashable function (key, shape, dtype) -> array; those of jax.nn.initializers work too.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ class Identity:
 
 @cached(gain=_gain)
 def orthogonal(gain: float = 1.0) -> Initializer:
-    """An orthogonal matrix times a gain.
+    """`orthogonal` draws an orthogonal matrix and multiplies it by a gain.
 
     W = gain · Q,   Qᵀ Q = 1   (I2)
 
     Args:
-      gain: what every singular value is; 1 for tanh at the edge of vanishing.
+      gain: every singular value of W; with 1, W itself neither shrinks nor enlarges a gradient.
 
     Returns:
       The initialiser; the same object for the same gain.
 
     Raises:
-      ValueError: a gain that is no number.
+      ValueError: a gain that is not a finite number.
 
     Reference: Saxe et al. 2014.
     """
@@ -82,18 +82,18 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
 @cached(gain=_gain)
 def identity(gain: float = 1.0) -> Initializer:
-    """The identity times a gain.
+    """`identity` makes the identity matrix and multiplies it by a gain.
 
     W = gain · 1   (I3)
 
     Args:
-      gain: what every eigenvalue is.
+      gain: every eigenvalue of W.
 
     Returns:
       The initialiser; the same object for the same gain.
 
     Raises:
-      ValueError: a gain that is no number.
+      ValueError: a gain that is not a finite number.
 
     Reference: Le, Jaitly & Hinton 2015 (IRNN).
     """
@@ -101,12 +101,12 @@ def identity(gain: float = 1.0) -> Initializer:
 
 
 class Chrono(NamedTuple):
-    """Forget-gate biases for time scales from 1 to `longest` steps; made by `chrono`."""
+    """This draws forget-gate biases for time scales from 1 to `longest` steps; `chrono` makes it."""
 
     longest: int
 
     def __call__(self, key: PRNGKey, units: int, dtype: DType) -> Array:
-        """b_f, [units]; the gate that opposes it takes −b_f."""
+        """The result is b_f, [units]; the opposite gate gets −b_f."""
         return jnp.log(jax.random.uniform(key, (units,), dtype, 1, self.longest - 1))  # (I4)
 
     def __repr__(self) -> str:
@@ -115,30 +115,30 @@ class Chrono(NamedTuple):
 
 @named()
 def chrono(longest: int) -> Chrono:
-    """Biases of the gates by the time scales that a task has.
+    """`chrono` sets the biases of the gates from the time scales of a task.
 
     b_f = log U(1, T_max − 1),   b_i = −b_f   (I4, I5)
 
     Args:
-      longest: T_max, the longest memory wanted, in steps; at least 3.
+      longest: T_max, the longest memory that the task needs, in steps; at least 3.
 
     Returns:
       A value for `lstm(forget_bias=...)` or `gru(update_bias=...)`.
 
     Raises:
-      ValueError: T_max below 3.
+      ValueError: a T_max that is not an integer of at least 3.
 
     Reference: Tallec & Ollivier 2018, Can recurrent neural networks warp time?, section 2.
     """
     if isinstance(longest, bool) or not isinstance(longest, int) or not 3 <= longest < 2**31:
-        raise bad("longest", "an integer >= 3", longest, "count steps of time, in 31 bits")
+        raise bad("longest", "an integer >= 3", longest, "pass at most 2**31 - 1 time steps")
     return Chrono(longest)
 
 
 def gate_biases(
     key: PRNGKey, bias: float | Chrono, keeps: int, opposes: int | None, b: Array, units: int
 ) -> Array:
-    """b with the block of gate `keeps` at a bias, and under chrono that of `opposes` at minus it."""
+    """In b the block of gate `keeps` becomes the bias; under chrono that of `opposes` becomes minus it."""
     blocks = b.reshape(-1, units)
     if isinstance(bias, Chrono):
         b_f = bias(key, units, b.dtype)
@@ -149,12 +149,12 @@ def gate_biases(
 
 
 def bias(argument: str, value: object) -> float | Chrono:
-    """A finite number or a `Chrono`, or a ValueError."""
+    """A bias must be a finite number or a `Chrono`, or a ValueError is raised."""
     return value if isinstance(value, Chrono) else number(argument, "a finite number", value)
 
 
 def check_initializer(argument: str, init: object) -> None:
-    """ValueError unless init is a hashable function."""
+    """An initialiser must be a hashable function, or a ValueError is raised."""
     if not is_function(init):
         fix = "pass jb.orthogonal(), jb.identity() or (key, shape, dtype) -> array"
         raise bad(argument, "a hashable initialiser", init, fix)
@@ -163,10 +163,11 @@ def check_initializer(argument: str, init: object) -> None:
 def matrices(
     key: PRNGKey, inputs: int, units: int, gates: int, recurrent: Initializer
 ) -> tuple[Array, Array]:
-    """w_x [inputs, gates*units] and w_h [units, gates*units], each gate's block of w_h drawn by itself."""
+    """The results are w_x [inputs, gates*units] and w_h [units, gates*units]."""
     dtype = jnp.result_type(float)
     key_x, *keys_h = jax.random.split(key, 1 + gates)
     w_x = jax.nn.initializers.lecun_normal()(key_x, (inputs, gates * units), dtype)  # (I1)
+    # one block for each gate: a single wide matrix would not make every block orthogonal
     with running("recurrent"):
         blocks = [jnp.asarray(recurrent(k, (units, units), dtype)) for k in keys_h]
     for block in blocks:

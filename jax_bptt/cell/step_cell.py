@@ -1,11 +1,11 @@
-"""A cell from any step function at all: layer norm, two products, attention over a memory.
+"""A step cell has any step function at all: layer norm, two products, attention over a memory.
 
     u_t = project(params, x_t)               what the step reads of the input, all t at once
     s_t = step(params, s_{t−1}, u_t)         h_t is a part of s_t
 
-Every function is written for ONE row at ONE step: x_t is [I], h_t is [H], a memory in the carry may
-have any shape. The engine maps them over rows and, where it may, over time; the functions never see
-a batch axis. A hand-derived gradient comes in three parts, and jax.vjp stands in where they are missing:
+Every function is written for ONE row at ONE step: x_t is [I], h_t is [H], and a memory in the carry may
+have any shape. The engine maps the functions over rows and, where possible, over time, so they never see
+a batch axis. A hand-derived gradient consists of three functions; without them jax.vjp is used:
 
     a_t = linearise(params, s_{t−1}, u_t, s_t)                  what the derivative needs, as arrays
     (∂s_t/∂s_{t−1})ᵀ λ_t = adjoint(params, a_t, λ_t)            inside the loop, linear in λ
@@ -29,12 +29,12 @@ from jax_bptt.base.trees import zeros_like
 from jax_bptt.base.types import ArrayTree, P, PRNGKey, S, Shape, Slopes
 from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_gates
 
-Projected: TypeAlias = Any  # u_t: what `project` returns, a tree of its author's choice
+Projected: TypeAlias = Any  # u_t: what `project` returns, any tree
 
 
 @made(run="jb.unroll(cell, params, carry, xs)")
 class StepCell(NamedTuple, Generic[P, S]):
-    """A recurrent cell whose step is any pure function.
+    """A step cell is a recurrent cell whose step is any pure function.
 
     Attributes:
       input_size: I, length of x_t.
@@ -47,8 +47,8 @@ class StepCell(NamedTuple, Generic[P, S]):
         once, leaves [T, ..., n]; or None for jax.vjp of all steps at once.
       init: key -> params, any pytree of floating arrays of one dtype.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, ...].
-      gate_names: of the blocks of H columns that its weights have, if they have such blocks.
-      engine, made_by: as of `Cell`.
+      gate_names: names of the blocks of H columns in its weights, if there are such blocks.
+      engine, made_by: as for `Cell`.
     """
 
     input_size: int
@@ -95,32 +95,33 @@ def step_cell(
     contract: Callable[[P, S, Array, Any, S], tuple[P, Array]] | None = None,
     gates: tuple[str, ...] = (),
 ) -> StepCell[P, S]:
-    """A cell from any pure step; every gradient method then works with it.
+    """`step_cell` makes a cell from any pure step; every gradient method then works with it.
 
     s_t = step(params, s_{t−1}, project(params, x_t))
 
     Args:
       input_size: I.
       hidden_size: H.
-      step: (params, s_prev, u) -> s for one row: u is what `project` returns, or x_t [I]; s is the
-        carry, a NamedTuple whose field h is [H].
-      init: key -> params, in JAX, any pytree of floating arrays of one dtype.
+      step: (params, s_prev, u) -> s for one row. u is what `project` returns, or x_t [I] without it; s is
+        the carry, a NamedTuple whose field h is [H].
+      init: key -> params, a JAX function; params are any pytree of floating arrays of one dtype.
       carry_type: NamedTuple class of the carry; without `initial_carry` all its fields are [H].
       initial_carry: (params, batch_shape) -> the carry of every row, leaves [*batch_shape, ...]; None
-        for zeros. What it reads of params is trained.
-      project: (params, x) -> u for one row, the part of the step that reads no carry; the engine does
-        it for all t at once.
-      linearise, adjoint, contract: the hand-derived derivative (see the top of this module), all or
-        none; contract returns the type of params (params._replace, for `learn_carry`). Where they are
-        None, jax.vjp takes their place: of one step in the loop, by the carry alone, and after it of
-        all steps at once by the parameters.
-      gates: names for `check_gradient`, where weights w_x, w_h, b have a block of H columns for each.
+        for zeros. Parameters that it reads are trained.
+      project: (params, x) -> u for one row: the part of the step that does not depend on the carry. The
+        engine computes it for all t at once.
+      linearise, adjoint, contract: the hand-derived derivative (see the top of this module): pass all
+        three or none. contract returns gradients of the same type as params (use params._replace, so
+        that `learn_carry` works). Without them jax.vjp differentiates one step at a time with respect to
+        the carry, inside the loop, and all steps at once with respect to the parameters, after the loop.
+      gates: names of the gates, for `check_gradient`, if w_x, w_h and b have a block of H columns for
+        each gate.
 
     Returns:
       The `StepCell`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, a carry type without h, or a part of the derivative alone.
+      ValueError: a size below 1, a carry type without h, or only a part of the derivative.
 
     >>> normalised = lambda params, s_prev, x: Carry(jnp.tanh(jax.nn.standardize(x + s_prev.h @ params)))
     >>> step_cell(5, 5, normalised, init=lambda key: jax.random.normal(key, (5, 5)))
@@ -129,7 +130,7 @@ def step_cell(
     parts = {"linearise": linearise, "adjoint": adjoint, "contract": contract}
     given = [name for name, f in parts.items() if f is not None]
     if 0 < len(given) < len(parts):
-        raise bad(", ".join(parts), "all or none", ", ".join(given), "leave all out to have jax.vjp do it")
+        raise bad(", ".join(parts), "all or none", ", ".join(given), "leave all out and jax.vjp is used")
     if linearise is None or adjoint is None:
         linearise = functools.partial(linearise_by_vjp, step)
         adjoint = functools.partial(adjoint_by_vjp, step)
@@ -148,16 +149,16 @@ def step_cell(
 
 
 def as_it_is(params: ArrayTree, x: Array) -> Array:
-    """The project of a step that reads x itself."""
+    """Without a `project` the step reads x itself."""
     return x
 
 
 def linearise_by_vjp(
     step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected, s: S
 ) -> tuple[Projected, tuple[Array, ...]]:
-    """The linearise of a step without a hand-derived one: what jax.vjp by the carry keeps of this point.
+    """Without a hand-derived linearise, this stores what jax.vjp with respect to the carry needs.
 
-    What it keeps of the parameters alone, such as a weight matrix, is the same at every t and left out.
+    Arrays that depend on the parameters alone, such as a weight matrix, are equal at every t and left out.
     """
     kept, _ = _pullback(step, params, s_prev, u)
     varies = _varies(step, params, s_prev, u)
@@ -167,10 +168,10 @@ def linearise_by_vjp(
 def adjoint_by_vjp(
     step: Callable[[P, S, Projected], S], params: P, a: tuple[Projected, tuple[Array, ...]], lam: S
 ) -> S:
-    """The adjoint that belongs to it: the pullback by the carry alone, put together again.
+    """This adjoint belongs to `linearise_by_vjp`: it rebuilds the function of jax.vjp and applies it to λ.
 
-    Anywhere but at the point itself jax.vjp keeps the same of the parameters, so the step is traced at
-    zeros for its structure and for these; the rest of that trace is read by nobody and compiled away.
+    The arrays that depend on the parameters alone are equal at every point. So the step is traced at zeros
+    to get them and the structure; nothing else of that trace is used, and the compiler removes it.
     """
     u, at_point = a
     zeros, zero_u = zeros_like((lam, u))
@@ -184,15 +185,16 @@ def adjoint_by_vjp(
 def _pullback(
     step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected
 ) -> tuple[list[Array], jax.tree_util.PyTreeDef]:
-    """jax.vjp of one step by the carry, as the arrays it keeps and its structure."""
+    """jax.vjp of one step with respect to the carry is split into its arrays and its structure."""
     return jax.tree.flatten(jax.vjp(lambda s: step(params, s, u), s_prev)[1])
 
 
 def _varies(step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected) -> list[bool]:
-    """Which of these arrays depend on s_prev or u."""
+    """Which of these arrays depend on s_prev or u?"""
     of_params, *of_point = (jax.tree.map(jax.typeof, tree) for tree in (params, s_prev, u))
     jaxpr = jax.make_jaxpr(lambda p, *at: _pullback(step, p, *at)[0])(of_params, *of_point).jaxpr
     varying = {id(v) for v in jaxpr.invars[len(jax.tree.leaves(params)) :]}
+    # an operation on a varying array gives varying arrays
     for equation in jaxpr.eqns:
         if any(id(v) in varying for v in equation.invars):
             varying.update(map(id, equation.outvars))

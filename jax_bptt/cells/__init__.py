@@ -1,1 +1,1 @@
-"""Floor 4: the built-in cells, one a file: the step, and its derivative by hand."""
+"""Floor 4: each file defines one built-in cell: its step, and the derivative of the step by hand."""

@@ -1,11 +1,11 @@
-"""The Elman network's state (Elman 1990), the cell of the article.
+"""The Elman cell (Elman 1990) computes the state S_t of the article.
 
     article   S_t = g₁(W_x X_t + W_s S_{t−1})
 
     forward   z_t = u_t + v_t                   u_t = x_t W_x + b,  v_t = h_{t−1} W_h    (EF1)
               h_t = g(z_t)                                                               (EF2)
 
-The loss reaches z_t only through h_t, and g is pointwise, so with λ_t = dE/dh_t
+z_t influences the loss only through h_t, and g is pointwise. With λ_t = dE/dh_t:
 
     adjoint   a_t = g′(z_t)                                                              (EA1)
               δz_t = a_t λ_t                                                             (EA2)
@@ -40,7 +40,7 @@ def elman(
     activation: ActivationName | Callable[[Array], Array] = "tanh",
     recurrent: Initializer = orthogonal(),
 ) -> Cell[Params, Carry]:
-    """The Elman cell, the article's S_t = g₁(W_x X_t + W_s S_{t−1}).
+    """`elman` makes the cell of the article, S_t = g₁(W_x X_t + W_s S_{t−1}).
 
     h_t = g(x_t W_x + b + h_{t−1} W_h)
 
@@ -54,7 +54,7 @@ def elman(
       The `Cell`, with G = 1 and `Params`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, an unknown activation or initialiser.
+      ValueError: a size below 1, an unknown activation, or a recurrent that is not a function.
 
     Reference: Elman 1990, Finding structure in time.
 

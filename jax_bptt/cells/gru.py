@@ -1,11 +1,11 @@
-"""The gated recurrent unit with the reset after the product, as in cuDNN and PyTorch.
+"""This gated recurrent unit applies the reset gate after the product, as cuDNN and PyTorch do.
 
     forward   r = σ(u_r + v_r)                           v = h_{t−1} W_h + b_h              (GF1)
               z = σ(u_z + v_z)                                                              (GF2)
               n = tanh(u_n + r v_n)                      so b_h is not a second b           (GF3)
               h_t = (1 − z) n + z h_{t−1}                                                   (GF4)
 
-With λ = dE/dh_t, and every derivative below a number k times λ:
+Let λ = dE/dh_t. Every derivative below is λ times a factor that does not depend on λ:
 
     adjoint   δn̂ = δu_n = k_n λ,        k_n = (1 − z) (1 − n²)                              (GA1)
               δv_n = r δn̂                                                                   (GA2)
@@ -13,7 +13,7 @@ With λ = dE/dh_t, and every derivative below a number k times λ:
               δu_z = δv_z = k_z λ,      k_z = (h_{t−1} − n) z (1 − z)                       (GA4)
               δh_{t−1} = z λ            but for the way through v                           (GA5)
 
-(GA5) is the LSTM's conveyor in one gate: where z is near one, λ goes back unchanged.
+In (GA5) the gate z does what the forget gate does in an LSTM: where z is near one, λ goes back unchanged.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _Slopes = tuple[Array, Array, Array, Array, Array]
 
 @by_shape
 class GRUParams(NamedTuple):
-    """Parameters of a GRU with the reset after the product.
+    """These are the parameters of a GRU with the reset after the product.
 
     Attributes:
       w_x: [I, 3H].
       w_h: [H, 3H].
-      b: [3H], beside x W_x.
-      b_h: [3H], beside h W_h, inside the reset.
+      b: [3H], added to x W_x.
+      b_h: [3H], added to h W_h, so that the reset gate scales its part for n.
     """
 
     w_x: Array
@@ -89,16 +89,16 @@ def gru(
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
 ) -> Cell[Any, Carry] | StepCell[Params, Carry]:
-    """The gated recurrent unit.
+    """`gru` makes a gated recurrent unit, whose update gate z mixes the past state with a new value n.
 
     h_t = (1 − z) n + z h_{t−1}   (GF1-GF4)
 
     Args:
       input_size: I.
       hidden_size: H.
-      reset_after: True for n = tanh(u_n + r (h W_n + b_n)), one product a step, as cuDNN and PyTorch;
-        False for n = tanh(u_n + (r h) W_n) of the paper, two products, as Haiku.
-      update_bias: the initial bias of z, which keeps the past: a number, or `chrono`.
+      reset_after: True for n = tanh(u_n + r (h W_n + b_n)), one product per step, as cuDNN and PyTorch;
+        False for n = tanh(u_n + (r h) W_n), two products per step, as the paper and Haiku.
+      update_bias: the initial bias of the gate z, which keeps the past state: a number, or `chrono`.
       recurrent: initialiser of each gate's block of W_h.
 
     Returns:
@@ -106,7 +106,8 @@ def gru(
       `Params`. The same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, a bias or an initialiser of another kind.
+      ValueError: a size below 1, a reset_after that is not a bool, an update_bias that is not a number or
+        `chrono`, or a recurrent that is not a function.
 
     Reference: Cho et al. 2014, Learning phrase representations, equations (5)-(8).
 
@@ -117,6 +118,7 @@ def gru(
 
     def init_before(key: PRNGKey) -> Params:
         params = plain(key)
+        # gate 1 is z; a GRU has no gate that opposes it
         b = gate_biases(jax.random.fold_in(key, 1), update_bias, 1, None, params.b, hidden_size)
         return params._replace(b=b)
 

@@ -1,12 +1,12 @@
-"""The gated recurrent unit with the reset before the product, as Cho et al. 2014 wrote it.
+"""This gated recurrent unit applies the reset gate before the product, as Cho et al. 2014 wrote it.
 
     forward   u_r, u_z, u_n = x_t W_x + b                                                   (RF1)
               r, z = σ(u_rz + h_{t−1} W_rz)              W_h = [W_rz, W_n]                  (RF2)
               n = tanh(u_n + (r h_{t−1}) W_n)            the second product                 (RF3)
               h_t = (1 − z) n + z h_{t−1}                                                   (RF4)
 
-n reads h_{t−1} through r, through r h_{t−1} and a matrix, so the way back is through two products as
-well, one after the other. With λ = dE/dh_t:
+n depends on h_{t−1} through two matrix products, W_rz for the gate r and then W_n for r h_{t−1}. So the
+backward step does two products as well, one after the other. With λ = dE/dh_t:
 
     adjoint   δn̂ = k_n λ,               k_n = (1 − z) (1 − n²)                              (RA1)
               δ(r h) = δn̂ W_nᵀ                                                              (RA2)
@@ -39,7 +39,7 @@ _Slopes = tuple[Array, Array, Array, Array, Array]
 def reset_before(
     input_size: int, hidden_size: int, init: Callable[[PRNGKey], Params]
 ) -> StepCell[Params, Carry]:
-    """`gru(reset_after=False)`; init: key -> `Params` with blocks r, z, n."""
+    """`reset_before` makes the cell of gru(reset_after=False); init: key -> `Params` with blocks r, z, n."""
     return step_cell(
         input_size,
         hidden_size,
@@ -58,7 +58,7 @@ def _project(params: Params, x: Array) -> Array:
 
 
 def _matrices(params: Params) -> tuple[Array, Array]:
-    """W_rz [H, 2H] and W_n [H, H]."""
+    """The results are W_rz [H, 2H] and W_n [H, H]."""
     hidden = params.w_h.shape[0]
     return params.w_h[:, : 2 * hidden], params.w_h[:, 2 * hidden :]
 
@@ -85,7 +85,7 @@ def _linearise(params: Params, s_prev: Carry, u: Array, s: Carry) -> _Slopes:
 
 
 def _towards_gates(params: Params, a: _Slopes, lam: Carry) -> tuple[Array, Array, Array, Array]:
-    """δr̂, δẑ, δn̂ and δ(r h)."""
+    """The results are δr̂, δẑ, δn̂ and δ(r h)."""
     k_r, k_z, k_n, _, _ = a
     d_n = k_n * lam.h  # (RA1)
     d_rh = d_n @ _matrices(params)[1].T  # (RA2)
@@ -109,4 +109,5 @@ def _contract(params: Params, s_prev: Carry, xs: Array, a: _Slopes, lam: Carry) 
         "w_h": joined((d_w_rz, d_w_n)),
         "b": sum_over_rows(d_u),  # (RC2)
     }
+    # under `learn_carry` params have more fields, which the step does not read: their gradient is zero
     return zeros_like(params)._replace(**gradient), joined(d_u) @ params.w_x.T  # (RC3)

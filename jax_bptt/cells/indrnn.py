@@ -1,16 +1,16 @@
-"""The independently recurrent network (Li et al. 2018): each unit remembers only itself.
+"""In the independently recurrent network (Li et al. 2018) each unit reads only its own past.
 
     forward   z_t = u_t + w h_{t−1}                     w: one recurrent weight per unit    (IF1)
               h_t = g(z_t)                                                                  (IF2)
 
-The factor dh_t/dh_{t−1} of the chain rule is a number per unit, g′(z_t) w, so whether a gradient
-vanishes or explodes can be read off w and set: |w| ≤ 1 for a ReLU. With λ = dE/dh_t:
+The factor dh_t/dh_{t−1} of the chain rule is one number per unit, g′(z_t) w. So w shows whether a gradient
+vanishes or explodes, and a bound on w prevents an explosion: |w| ≤ 1 for a ReLU. With λ = dE/dh_t:
 
     adjoint   δu_t = δz_t = k λ,        k = g′(z_t)                                         (IA1)
               δh_{t−1} = w δz_t                                                             (IA2)
               δw = h_{t−1} δz_t                                                             (IA3)
 
-There is no product in the loops, forward or backward.
+There is no matrix product in the loops, forward or backward.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jax_bptt.cell.initializers import orthogonal
 def indrnn(
     input_size: int, hidden_size: int, *, activation: ActivationName | Callable[[Array], Array] = "relu"
 ) -> Cell[Params, Carry]:
-    """The independently recurrent cell.
+    """`indrnn` makes an independently recurrent cell: one recurrent weight per unit, no matrix W_h.
 
     h_t = g(x_t W_x + b + w h_{t−1})   (IF1, IF2)
 
@@ -44,7 +44,7 @@ def indrnn(
       activation: g, as for `elman`.
 
     Returns:
-      The `Cell`, with `Params` whose w_h is [H] and begins uniform in 0 to 1; the same object for the
+      The `Cell`, with `Params` whose w_h is [H], drawn uniformly from 0 to 1; the same object for the
       same arguments.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The leaky integrator: an Elman network in continuous time, each unit with its own time constant.
+"""The leaky integrator is an Elman network in continuous time; each unit has its own time constant.
 
     τ dh/dt = −h + g(u + v), one Euler step of length Δt, α = Δt/τ:
 
@@ -11,7 +11,8 @@
               δh_{t−1} = (1 − α) λ      but for the way through v                           (CA2)
               δρ = k_ρ λ,               k_ρ = (g(u_t + v_t) − h_{t−1}) α (1 − α)            (CA3)
 
-By (CA2) a gradient decays as (1 − α)ᵗ even where W_h passes nothing back: memory of about 1/α steps.
+Even if W_h passes nothing back, (CA2) keeps (1 − α)ᵗ of a gradient over t steps. So a unit remembers for
+about 1/α steps.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from jax_bptt.cell.initializers import Initializer, orthogonal
 
 @by_shape
 class LeakyParams(NamedTuple):
-    """Parameters of a leaky integrator.
+    """These are the parameters of a leaky integrator.
 
     Attributes:
       w_x: [I, H].
@@ -61,7 +62,7 @@ def leaky(
     rate: float = 0.1,
     recurrent: Initializer = orthogonal(),
 ) -> Cell[LeakyParams, Carry]:
-    """The leaky integrator, an Elman network in continuous time.
+    """`leaky` makes a leaky integrator, which is an Elman network in continuous time.
 
     h_t = (1 − α) h_{t−1} + α g(x_t W_x + b + h_{t−1} W_h),   α = σ(ρ)   (CF1, CF2)
 
@@ -69,14 +70,15 @@ def leaky(
       input_size: I.
       hidden_size: H.
       activation: g, as for `elman`.
-      rate: the initial α = Δt/τ of every unit, between 0 and 1.
+      rate: the initial α = Δt/τ of every unit: time step over time constant, between 0 and 1.
       recurrent: initialiser of W_h.
 
     Returns:
       The `Cell`, with G = 1 and `LeakyParams`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, a rate outside (0, 1), an unknown activation or initialiser.
+      ValueError: a size below 1, a rate outside (0, 1), an unknown activation, or a recurrent that is not
+        a function.
 
     Reference: Jaeger et al. 2007, leaky-integrator neurons; Funahashi & Nakamura 1993.
 
@@ -84,7 +86,7 @@ def leaky(
     0.2
     """
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
-        raise bad("rate", "a number between 0 and 1", rate, "pass the step over the time constant")
+        raise bad("rate", "a number between 0 and 1", rate, "pass time step / time constant")
     plain = init_of(input_size, hidden_size, 1, recurrent)
 
     def init(key: PRNGKey) -> LeakyParams:

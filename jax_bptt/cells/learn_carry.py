@@ -1,7 +1,7 @@
-"""An initial carry that is trained, for any cell: its h_0 (and c_0) are parameters.
+"""`learn_carry` trains the initial carry of any cell: its h_0 (and c_0) become parameters.
 
-The engine needs nothing for it. What a reset goes back to, and what a missing carry begins with, is
-`cell.initial_carry(params, rows)`: where that reads params, the gradient goes on into params.
+No engine change is needed. A reset, or a carry of None, starts from cell.initial_carry(params, rows); where
+that reads params, the gradient reaches them.
 """
 
 from __future__ import annotations
@@ -27,33 +27,34 @@ def learn_carry(cell: Cell[Any, S]) -> Cell[Any, S]: ...
 def learn_carry(cell: StepCell[Any, S]) -> StepCell[Any, S]: ...
 @cached()
 def learn_carry(cell: AnyCell) -> AnyCell:
-    """The same cell with a trained initial carry.
+    """`learn_carry` returns the same cell with an initial carry that is trained.
 
     h_0 = the parameter h_0 [H] in every row, and so for every field of the carry
 
-    It is trained wherever a sequence begins at it: by a reset, or by `None` for the carry. A training
-    step of `make_train_step` goes on from the chunk before: say by reset[0] where a row begins anew.
+    It is trained wherever a sequence starts from it: after a reset, or if the carry is None. A step of
+    `make_train_step` continues from the carry of the batch before; set reset[0] in the rows where a new
+    sequence starts.
 
     Args:
-      cell: a cell whose params are a NamedTuple and whose carry is zeros [H].
+      cell: a cell whose params are a NamedTuple and whose initial carry is zeros.
 
     Returns:
-      The cell, its params with one more field, such as h_0, for each field of the carry; zeros at
-      first. The same object for the same cell.
+      The cell, whose params have one more field, such as h_0 [H], for each field of the carry; init makes
+      it zero. The same object for the same cell.
 
     Raises:
-      ValueError: a cell that makes its own initial carry, or whose params are no NamedTuple.
+      ValueError: a cell that makes its own initial carry, or whose params are not a NamedTuple.
 
     >>> import jax_bptt as jb
     >>> learn_carry(jb.lstm(3, 5)).init(jax.random.key(0))._fields
     ('w_x', 'w_h', 'b', 'h_0', 'c_0')
     """
     if not isinstance(cell, (Cell, StepCell)):
-        raise bad("cell", "a Cell", cell, "wrap each cell before it goes into a network")
+        raise bad("cell", "a Cell", cell, "call it on each cell of a network")
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
     fields = getattr(params, "_fields", ())
     if not fields or getattr(cell.initial_carry, "func", None) is not initial_of or "h" + INITIAL in fields:
-        fix = "let init make the parameters and initial_carry read them"
+        fix = "let init make the parameter h_0, and let your own initial_carry return it for every row"
         raise bad("cell", "NamedTuple params and an initial carry of zeros", cell, fix)
     carry = jax.eval_shape(lambda: cell.initial_carry(cell.init(jax.random.key(0)), ()))
     names = [*fields, *(field + INITIAL for field in carry._fields)]

@@ -1,4 +1,6 @@
-"""Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate Gers et al. 2000).
+"""Long short-term memory keeps a cell state c_t, which gates write, forget and read.
+
+It was published by Hochreiter & Schmidhuber 1997, and its forget gate by Gers et al. 2000.
 
     forward   z_i, z_f, z_g, z_o = u_t + v_t              gates in this order
               i = σ(z_i + p_i c_{t−1})                    p: peepholes, absent without them   (LF1)
@@ -8,8 +10,8 @@
               o = σ(z_o + p_o c_t)                                                            (LF5)
               h_t = o tanh(c_t)                                                               (LF6)
 
-The loss reaches step t through h_t and through c_t: λʰ = dE/dh_t, λᶜ = dE/dc_t. By (LF6) and (LF5)
-h_t depends on c_t as well, so the total derivative by c_t is
+Step t influences the loss through h_t and through c_t: λʰ = dE/dh_t, λᶜ = dE/dc_t. By (LF6) and (LF5)
+h_t depends on c_t as well, so the total derivative by c_t is the λ̄ᶜ of (LA2):
 
     adjoint   δz_o = k_o λʰ,              k_o = tanh(c_t) o (1 − o)                           (LA1)
               λ̄ᶜ = λᶜ + k_c λʰ,           k_c = o (1 − tanh²c_t) + p_o k_o                    (LA2)
@@ -19,9 +21,9 @@ h_t depends on c_t as well, so the total derivative by c_t is
               δc_{t−1} = k_s λ̄ᶜ,          k_s = f + p_i k_i + p_f k_f                         (LA6)
               δp_i = c_{t−1} δz_i,  δp_f = c_{t−1} δz_f,  δp_o = c_t δz_o                     (LA7)
 
-Without peepholes (LA6) is λᶜ_{t−1} = f λ̄ᶜ_t: a gradient that meets no W_h and no derivative of an
-activation on its way back. It neither vanishes nor explodes while f is near one, which is why the
-forget gate begins at σ(1) = 0.73 and not at one half (Jozefowicz et al. 2015).
+Without peepholes (LA6) is λᶜ_{t−1} = f λ̄ᶜ_t: the gradient is multiplied by f alone, not by W_h and not by
+the derivative of an activation. While f is near one it neither vanishes nor explodes. That is why the
+forget gate starts at σ(1) = 0.73 and not at one half (Jozefowicz et al. 2015).
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ _Slopes = tuple[tuple[Array, ...], tuple[Array, ...]]
 
 @by_shape
 class LSTMCarry(NamedTuple):
-    """The state of an LSTM.
+    """The state of an LSTM has two parts.
 
     Attributes:
-      h: what is emitted, [..., H].
+      h: the output, [..., H].
       c: the cell state, [..., H].
     """
 
@@ -57,7 +59,7 @@ class LSTMCarry(NamedTuple):
 
 @by_shape
 class PeepholeParams(NamedTuple):
-    """Parameters of an LSTM with peepholes.
+    """These are the parameters of an LSTM with peepholes.
 
     Attributes:
       w_x: [I, 4H].
@@ -110,14 +112,15 @@ def lstm(
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),
 ) -> Cell[Any, LSTMCarry]:
-    """Long short-term memory.
+    """`lstm` makes a long short-term memory cell, which keeps a cell state c_t beside its output h_t.
 
     c_t = f c_{t−1} + i g,   h_t = o tanh(c_t)   (LF1-LF6)
 
     Args:
       input_size: I.
       hidden_size: H.
-      forget_bias: the initial bias of f, stored in b: a number, or `chrono` for biases of f and i.
+      forget_bias: the initial bias of the forget gate f, stored in b: a number, or `chrono` for biases of
+        f and i.
       peephole: whether the gates also read the cell state, through p_i, p_f and p_o.
       recurrent: initialiser of each gate's block of W_h.
 
@@ -126,7 +129,8 @@ def lstm(
       same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, a bias or an initialiser of another kind.
+      ValueError: a size below 1, a forget_bias that is not a number or `chrono`, a peephole that is not a
+        bool, or a recurrent that is not a function.
 
     Reference: Gers & Schmidhuber 2000, Recurrent nets that time and count (peepholes).
 
@@ -137,6 +141,7 @@ def lstm(
 
     def init(key: PRNGKey) -> Params | PeepholeParams:
         params = plain(key)
+        # gate 1 is f; gate 0 is i, which opposes it
         b = gate_biases(jax.random.fold_in(key, 1), forget_bias, 1, 0, params.b, hidden_size)
         none = jnp.zeros(hidden_size, b.dtype)
         return PeepholeParams(*params._replace(b=b), none, none, none) if peephole else params._replace(b=b)

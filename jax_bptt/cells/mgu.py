@@ -1,11 +1,11 @@
-"""The minimal gated unit (Zhou et al. 2016): one gate that both forgets and resets.
+"""The minimal gated unit (Zhou et al. 2016) has one gate that both forgets and resets.
 
     forward   f = σ(u_f + v_f)                                                              (MF1)
               n = tanh(u_n + f v_n)                                                         (MF2)
               h_t = (1 − f) h_{t−1} + f n                                                   (MF3)
 
-The paper gates before the product, n = tanh(u_n + (f h_{t−1}) W_n); here as in `gru` the gate comes
-after it, so that one product a step does. With λ = dE/dh_t:
+The paper applies the gate before the product, n = tanh(u_n + (f h_{t−1}) W_n). Here, as in `gru`, the gate
+comes after it, so that one product per step is enough. With λ = dE/dh_t:
 
     adjoint   δn̂ = δu_n = k_n λ,        k_n = f (1 − n²)                                    (MA1)
               δv_n = f δn̂                                                                   (MA2)
@@ -30,7 +30,7 @@ _Slopes = tuple[Array, Array, Array]
 
 @cached(input_size=size, hidden_size=size)
 def mgu(input_size: int, hidden_size: int, *, recurrent: Initializer = orthogonal()) -> Cell[Params, Carry]:
-    """The minimal gated unit, with the gate after the product.
+    """`mgu` makes a minimal gated unit, with the gate after the product.
 
     h_t = (1 − f) h_{t−1} + f tanh(u_n + f v_n)   (MF1-MF3)
 
@@ -43,7 +43,7 @@ def mgu(input_size: int, hidden_size: int, *, recurrent: Initializer = orthogona
       The `Cell`, with gates f, n, `Carry` and `Params`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1 or an initialiser of another kind.
+      ValueError: a size below 1, or a recurrent that is not a function.
 
     Reference: Zhou et al. 2016, Minimal gated unit for recurrent neural networks.
 

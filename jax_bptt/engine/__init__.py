@@ -1,1 +1,1 @@
-"""Floor 3: matrix products, loops over time, memory, layout, precision and devices, once for all cells."""
+"""Floor 3: the engine does matrix products, time loops, memory, precision and devices for all cells."""

@@ -1,19 +1,19 @@
-"""Rows over devices: each runs rows of its own, and sums over rows meet once, outside every loop.
+"""Every device runs its own rows; sums over devices are taken once, outside every loop.
 
     E = Σ_d E_d,   dE/dθ = Σ_d dE_d/dθ,   d the devices                                       (G1)
 
-Left to itself XLA forms Σ_d where dE/dθ is added up: in the loop over chunks, in each iteration. So what
-is run is one jax.shard_map over the mesh: θ enters it as each device's own copy, all loops run on local
-rows as on one device, and the sum over devices is the last thing that is done.
+By default XLA would compute Σ_d where dE/dθ is accumulated: in every iteration of the loop over chunks. To
+avoid that, everything runs in one jax.shard_map over the mesh. Each device has its own copy of θ, all loops
+run on local rows as on one device, and the sum over devices comes last.
 
-Which rows are where, the arrays say. On a mesh of Explicit axes their type does: rows stay as xs has
-them. On one of Auto axes no type says how an array lies, so rows are split by every axis of the mesh, in
-order, that divides what is left of them. Parameters that are spread over devices are gathered before
-the first loop.
+Array shardings determine which device holds which rows. On a mesh with Explicit axes the type of xs has its
+sharding, and the rows stay where they are. With Auto axes the type has no sharding, so rows are split by
+every axis of the mesh, in order, whose size divides the number of rows that a device still has. Parameters
+that are split over devices are gathered before the first loop.
 
-In a jax.shard_map of the caller's own the same sums go over the axes by which the rows vary and the
-parameters do not; where the parameters vary too, every device is on its own. So it is with check_vma=False,
-under which JAX does not tell what varies.
+Inside a jax.shard_map of the caller the same sums go over the axes along which the rows vary and the
+parameters do not. If the parameters vary too, no sums are taken across devices. The same holds with
+check_vma=False, because JAX then does not track what varies.
 """
 
 from __future__ import annotations
@@ -30,45 +30,45 @@ from jax.sharding import PartitionSpec as P
 from jax_bptt.base.types import ArrayTree, Shape, Tree
 
 AnyMesh: TypeAlias = AbstractMesh | Mesh
-Axes: TypeAlias = tuple[str, ...] | str | None  # the mesh axes that one axis of an array is split by
+Axes: TypeAlias = tuple[str, ...] | str | None  # the mesh axes that split one axis of an array
 
-ALL, ROWS, STEPS = "all", "rows", "steps"  # θ and E; arrays [..., features]; arrays [T, ..., features]
+ALL, ROWS, STEPS = "all", "rows", "steps"  # kinds: θ and E; arrays [..., features]; arrays [T, ..., features]
 
 
 class Rows(NamedTuple):
-    """How rows lie on a mesh.
+    """This says how rows are split over a mesh.
 
     Attributes:
       mesh: the abstract mesh.
-      axes: for each batch axis the mesh axes that it is split by, or None.
+      axes: for each batch axis the mesh axes that split it, or None.
     """
 
     mesh: AbstractMesh
     axes: tuple[Axes, ...]
 
     def spec(self, kind: str) -> P:
-        """How an array of this kind lies."""
+        """The result is the PartitionSpec of an array of this kind."""
         return {ALL: P(), ROWS: P(*self.axes), STEPS: P(None, *self.axes)}[kind]
 
 
 def rows_of(xs: Array, *others: object) -> Rows | None:
-    """How the rows of xs, [T, ..., I], are split; None on one device, and inside a jax.shard_map.
+    """How are the rows of xs, [T, ..., I], split? None on one device, and inside a jax.shard_map.
 
-    The mesh is that of xs, or else of another array, or else of jax.set_mesh.
+    The mesh is that of xs, or else that of another array, or else that of jax.set_mesh.
     """
     meshes = [jax.typeof(z).sharding.mesh for z in jax.tree.leaves((xs, others))]
     mesh = next((m for m in (*meshes, jax.sharding.get_abstract_mesh()) if not m.empty), None)
     if mesh is None or AxisType.Manual in mesh.axis_types:
         return None
-    of_xs = jax.typeof(xs).sharding
-    if AxisType.Explicit in of_xs.mesh.axis_types:
-        return Rows(mesh, tuple(of_xs.spec[1:-1]))
+    sharding = jax.typeof(xs).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return Rows(mesh, tuple(sharding.spec[1:-1]))
     axes = choose_axes(xs.shape[1:-1], mesh)
     return Rows(mesh, axes) if num_parts(mesh, axes) > 1 or AxisType.Explicit in mesh.axis_types else None
 
 
 def choose_axes(rows: Shape, mesh: AnyMesh) -> tuple[Axes, ...]:
-    """The mesh axes that each batch axis is split by: every one that divides what is left of it."""
+    """Each batch axis is split by every mesh axis that divides its length on a device so far."""
     axes: list[tuple[str, ...] | None] = []
     left = list(mesh.axis_names)
     for n in rows:
@@ -82,77 +82,77 @@ def choose_axes(rows: Shape, mesh: AnyMesh) -> tuple[Axes, ...]:
 
 
 def num_parts(mesh: AnyMesh, axes: Iterable[Axes]) -> int:
-    """How many parts rows are in, split like this."""
+    """Into how many parts do these axes split the rows?"""
     return math.prod([mesh.shape[name] for names in axes for name in names or ()])
 
 
 def on_devices(
     f: Callable[..., Any], rows: Rows | None, inputs: tuple[str, ...], outputs: tuple[str, ...]
 ) -> Callable[..., Any]:
-    """f, each device with its own rows.
+    """The result runs f on every device, each with its own rows.
 
     Args:
-      f: of arrays, as on one device; it returns a tuple.
+      f: a function written for one device; it returns a tuple.
       rows: from `rows_of`; None for f itself.
       inputs: the kind of each argument, ALL, ROWS or STEPS.
-      outputs: the kind of all that f returns; what is of ALL must be equal on all devices.
+      outputs: the kind of each result; a result of kind ALL must be equal on all devices.
 
     Returns:
-      The function of whole arrays.
+      The function of arrays with the rows of all devices.
     """
     if rows is None:
         return f
-    taken, made = (tuple(map(rows.spec, kinds)) for kinds in (inputs, outputs))
-    spread = jax.shard_map(f, mesh=rows.mesh, in_specs=taken, out_specs=made)
+    in_specs, out_specs = (tuple(map(rows.spec, kinds)) for kinds in (inputs, outputs))
+    sharded = jax.shard_map(f, mesh=rows.mesh, in_specs=in_specs, out_specs=out_specs)
 
     def run(*args: object) -> Any:
-        return spread(*(_placed(arg, rows.mesh, spec) for arg, spec in zip(args, taken, strict=True)))
+        return sharded(*(_placed(arg, rows.mesh, spec) for arg, spec in zip(args, in_specs, strict=True)))
 
     return run
 
 
 def _placed(tree: Tree, mesh: AnyMesh, spec: P) -> Tree:
-    """The tree where jax.shard_map wants it; on Auto axes that is XLA's own affair."""
+    """On Explicit axes the tree is resharded as jax.shard_map needs it; on Auto axes XLA does that."""
     if AxisType.Explicit not in mesh.axis_types:
         return tree
     return jax.tree.map(lambda z: jax.reshard(z, NamedSharding(mesh, spec)), tree)
 
 
 def replicate(tree: Tree) -> Tree:
-    """A tree for what is not run by rows: on Explicit axes all of it on every device."""
+    """On Explicit axes every device gets the whole tree, for code that does not split rows."""
     return jax.tree.map(lambda z: _placed(z, jax.typeof(z).sharding.mesh, P()), tree)
 
 
 def placed_like(tree: Tree, like: Tree) -> Tree:
-    """A tree that lies as another does, where Explicit axes say how."""
+    """On Explicit axes the tree gets the shardings of another tree."""
 
     def one(z: Array, other: Array) -> Array:
-        lies = jax.typeof(other).sharding
-        return jax.reshard(z, lies) if AxisType.Explicit in lies.mesh.axis_types else z
+        sharding = jax.typeof(other).sharding
+        return jax.reshard(z, sharding) if AxisType.Explicit in sharding.mesh.axis_types else z
 
     return jax.tree.map(one, tree, like)
 
 
 def varying(tree: ArrayTree) -> set[str]:
-    """The axes of a jax.shard_map by which any leaf differs from device to device."""
+    """Along which axes of a jax.shard_map does any leaf differ from device to device?"""
     return {a for z in jax.tree.leaves(tree) for a in jax.typeof(z).manual_axis_type.varying}
 
 
 def to_local(tree: Tree, like: ArrayTree) -> Tree:
-    """A tree as each device's own copy, by all axes by which any leaf of like varies."""
+    """Each device gets its own copy of a tree, along all axes along which any leaf of like varies."""
     axes = varying(like)
     return jax.tree.map(lambda z: jax.lax.pcast(z, tuple(sorted(axes - varying(z))), to="varying"), tree)
 
 
 def reduce_axes(rows: ArrayTree, params: ArrayTree) -> tuple[str, ...]:
-    """The axes over which Σ_d goes: those by which the rows differ from device to device, and θ does not."""
+    """Σ_d goes over the axes along which the rows differ from device to device, and θ does not."""
     return tuple(sorted(varying(rows) - varying(params)))
 
 
 def sum_over_devices(tree: Tree, axes: tuple[str, ...]) -> Tree:
-    """Σ_d, over these axes; what is the same on every device counts once for each."""
+    """Σ_d is computed over these axes; a value that is equal on all devices counts once for each."""
     if not axes:
         return tree
-    if not varying(tree):
+    if not varying(tree):  # equal values need no communication: their sum is a multiple
         return jax.tree.map(lambda z: z * jax.lax.axis_size(axes), tree)
     return jax.lax.psum(to_local(tree, tree), axes)  # (G1)

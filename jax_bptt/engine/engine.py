@@ -1,10 +1,11 @@
-"""What runs a cell: seven functions of one step or of all, and the two loops over time.
+"""An engine runs a cell: it has seven functions of one step or of all steps, and the two loops over time.
 
-Nothing else of the house calls a cell's own functions in time. A kernel is the engine of pointwise cells with
-two other loops, `POINTWISE._replace(forward_loop=..., backward_loop=...)`; a gradient method names the engine
-that it runs on. `full`, `checkpointed`, `truncated(h)`, `artbp` and `clipped` do all their work by the two
-loops. The others read the functions of one step: sliding truncation and `rtrl` have loops of their own,
-`parallel` and Newton's method none.
+Every time loop of the library but that of `autodiff` calls the functions of a cell through its engine. To run
+cells by a kernel, replace the two loops of the engine of pointwise cells, by
+`POINTWISE._replace(forward_loop=..., backward_loop=...)`, and give the new engine to a gradient method.
+`full`, `checkpointed`, `truncated(h)`, `artbp` and `clipped` do all their work in the two loops. The others
+use the functions of one step: sliding truncation and `rtrl` have loops of their own, `parallel` and Newton's
+method have none.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from jax_bptt.cell.step_cell import AnyCell, Projected
 from jax_bptt.engine.run import Outputs, Run
 
 C = TypeVar("C")  # the kind of cell that an engine runs
-Transform: TypeAlias = Callable[[Any], Any]  # what is done to λ̃ on its way to the step before
+Transform: TypeAlias = Callable[[Any], Any]  # changes λ̃ before the previous step gets it
 
 
 class Forward(NamedTuple):
-    """What the forward loop returns.
+    """This is the result of the forward loop.
 
     Attributes:
       carry: s_T, leaves [..., H].
       states: s_1..s_T, leaves [T, ..., H].
-      slopes: a_1..a_T, leaves [T, ...]; None where they were not asked for.
+      slopes: a_1..a_T, leaves [T, ...]; None if they were not asked for.
     """
 
     carry: State
@@ -37,11 +38,11 @@ class Forward(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What the backward loop returns.
+    """This is the result of the backward loop.
 
     Attributes:
       carry: dE/ds_0, leaves [..., H].
-      start: dE/dstart, into the initial carry, leaves [..., H]; None without resets.
+      start: dE/dstart, start being the initial carry of resets, leaves [..., H]; None without resets.
       lam: λ_1..λ_T, leaves [T, ..., H], zero where a step was masked.
     """
 
@@ -51,17 +52,17 @@ class Swept(NamedTuple):
 
 
 class Engine(NamedTuple, Generic[C, P]):
-    """How a kind of cell is run.
+    """An engine says how one kind of cell is run.
 
     Attributes:
-      pointwise: whether the step is pointwise over units, so that the engine makes the matrix products.
-      project: (cell, params, xs) -> u_1..u_T, what the steps read of the inputs, all t at once.
+      pointwise: whether the step is pointwise over units, so that the engine does the matrix products.
+      project: (cell, params, xs) -> u_1..u_T, the part of each step that reads only x_t, all t at once.
       recur: (cell, params, s_prev) -> v_t, the products of the step with s̃_{t−1}.
       step: (cell, params, s_prev, u, v) -> s_t.
       linearise: (cell, params, s_prev, u, v, s) -> a_t.
-      before_sweep: (cell, params) -> what every backward step reads, made once before the loop.
+      before_sweep: (cell, params) -> prepared, which all backward steps share; made once before the loop.
       backward_step: (cell, params, prepared, a, lam) -> (ds_t/ds̃_{t−1})ᵀ λ_t.
-      contract: (cell, params, s_prev, xs, a, lam) -> dE/dparams and dE/dxs, from everything at every t.
+      contract: (cell, params, s_prev, xs, a, lam) -> dE/dparams and dE/dxs, from all t at once.
       forward_loop: (engine, cell, run, u, keep_slopes) -> `Forward`.
       backward_loop: (engine, cell, run, slopes, d_outputs, transform) -> `Swept`.
     """

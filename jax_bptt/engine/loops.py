@@ -1,10 +1,10 @@
-"""The two loops over time of Backpropagation Through Time, once for every cell, mask, reset and cut.
+"""These are the two time loops of Backpropagation Through Time, for every cell, mask, reset and cut.
 
     forward    s_t = step(s̃_{t−1}, x_t) where mask_t, s̃_{t−1} elsewhere                       (F4)
                s̃_{t−1} is s_{t−1}, or the initial carry where reset_t (`sequence`)
 
-The loss E reads h_1..h_T and the final state s_T. Write G_t for its direct derivative by s_t and
-λ_t = dE/ds_t for the total one. Unrolled in time the network is a deep one whose layers share their
+The loss E depends on h_1..h_T and on the final state s_T. Let G_t be its direct derivative by s_t, and
+λ_t = dE/ds_t the total one. Unrolled in time, the network is a deep network whose layers share their
 weights, so the chain rule gives a recursion backwards in t:
 
     sweep      λ_T = G_T + dE/ds_T                          sequential, linear in λ           (S1)
@@ -13,8 +13,8 @@ weights, so the chain rule gives a recursion backwards in t:
                dE/dstart = Σ_t λ̃_{t−1} where reset_t        into the initial carry            (S4)
                a step where mask is False read no weight: its λ_t counts as 0                 (S5)
 
-Of a plain sequence nothing of masks, resets or cuts is in the compiled loops. What comes before, between
-and after the loops is in `phases`.
+For a sequence without masks, resets and cuts the compiled loops have no operations for them. The work
+before, between and after the loops is in `phases`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jax_bptt.engine.sequence import Marks
 
 
 class StepBack(NamedTuple):
-    """What one step of the sweep returns.
+    """This is the result of one step of the sweep, the backward loop.
 
     Attributes:
       carry: λ_{t−1} − G_{t−1}, leaves [..., H].
@@ -47,11 +47,11 @@ class StepBack(NamedTuple):
     lam: State
 
 
-StepBackOf: TypeAlias = Callable[[State, Slopes, Marks], StepBack]  # of λ_t, a_t and the marks at t
+StepBackOf: TypeAlias = Callable[[State, Slopes, Marks], StepBack]  # takes λ_t, a_t and the marks at t
 
 
 def scan_forward(engine: AnyEngine, cell: AnyCell, run: Run, u: Projected, keep_slopes: bool) -> Forward:
-    """The states of every step, and their slopes if they are asked for, by jax.lax.scan.
+    """jax.lax.scan computes the states of every step, and the slopes a_1..a_T if they are asked for.
 
     s_t = step(s̃_{t−1}, x_t)   (F4)
 
@@ -59,8 +59,8 @@ def scan_forward(engine: AnyEngine, cell: AnyCell, run: Run, u: Projected, keep_
       engine: the functions of a step.
       cell: the cell.
       run: parameters, s_0, the initial carry and the marks.
-      u: u_1..u_T, what the steps read of the inputs.
-      keep_slopes: whether a_1..a_T are kept.
+      u: u_1..u_T, the part of each step that reads only x_t.
+      keep_slopes: whether a_1..a_T are stored.
 
     Returns:
       s_T, s_1..s_T and a_1..a_T.
@@ -80,7 +80,7 @@ def scan_forward(engine: AnyEngine, cell: AnyCell, run: Run, u: Projected, keep_
 def scan_backward(
     engine: AnyEngine, cell: AnyCell, run: Run, slopes: Slopes, d: Outputs, transform: Transform | None
 ) -> Swept:
-    """λ backwards through time, by jax.lax.scan.
+    """jax.lax.scan computes λ backwards through time.
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t   (S1-S5)
 
@@ -114,14 +114,14 @@ def scan_backward(
 def step_back_of(
     engine: AnyEngine, cell: AnyCell, params: ArrayTree, transform: Transform | None = None
 ) -> StepBackOf:
-    """One step of the sweep, as a function of λ_t, a_t and the marks at t.
+    """The result is one step of the sweep, as a function of λ_t, a_t and the marks at t.
 
     Args:
-      engine, cell, params: whose step it is.
-      transform: what is done to λ̃ on its way to step t − 1, None for nothing; see `artbp`, `clipped`.
+      engine, cell, params: they define the step.
+      transform: changes λ̃ before step t − 1 gets it; None for no change. See `artbp` and `clipped`.
 
     Returns:
-      (λ_t, a_t, marks at t) -> `StepBack`. What all steps share is made here, outside of the loop.
+      (λ_t, a_t, marks at t) -> `StepBack`. Values that all steps share are computed here, before the loop.
     """
     prepared = engine.before_sweep(cell, params)
 
@@ -130,6 +130,7 @@ def step_back_of(
         back = engine.backward_step(cell, params, prepared, a, lam_step)
         lam_prev = select(marks.mask, back, lam)  # (S2)
         d_start = None
+        # at a reset the gradient goes to the initial carry, at a cut it ends
         if marks.reset is not None:
             d_start = select(marks.reset, lam_prev, zeros_like(lam_prev))
             lam_prev = select(marks.reset, zeros_like(lam_prev), lam_prev)  # (S3)
@@ -141,13 +142,13 @@ def step_back_of(
 
 
 def begin_of_step(marks: Marks, start: S | None, s_prev: S) -> S:
-    """s̃_{t−1}: the initial carry where reset, s_{t−1} elsewhere, and a constant where cut.
+    """s̃_{t−1} is the initial carry where reset, s_{t−1} elsewhere, and a constant where cut.
 
-    The cut matters only to derivatives of the passes themselves, such as a hessian.
+    stop_gradient matters only if JAX differentiates the passes themselves, as for a Hessian.
     """
     if marks.cut is not None:
         s_prev = select(marks.cut, jax.lax.stop_gradient(s_prev), s_prev)
     if marks.reset is not None:
-        assert start is not None  # a run with resets has the carry that they go back to
+        assert start is not None  # a run with resets has an initial carry
         s_prev = select(marks.reset, start, s_prev)
     return s_prev

@@ -1,11 +1,11 @@
-"""The three phases of a backward pass, and the forward pass before them, over a stretch of steps.
+"""A backward pass has three phases; they follow a forward pass over the same stretch of steps.
 
     forward    s_1..s_T                                     sequential                  `loops`
     linearise  a_t, the derivative of the step at every t   parallel in t               `pointwise`
     sweep      λ_T..λ_1                                     sequential, linear in λ     `loops`
     contract   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t, one product for each matrix, parallel in t   `pointwise`
 
-The stretch is the whole sequence or a chunk of it; who chooses the stretches is in `gradients`.
+A stretch is the whole sequence or a chunk of it; the gradient methods choose the stretches.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from jax_bptt.engine.stepwise import STEPWISE
 
 
 def engine_of(cell: AnyCell) -> AnyEngine:
-    """What runs a cell: its own engine, or that of its kind."""
+    """A cell runs on its own engine if it has one, else on the engine of its kind."""
     if cell.engine is not None:
         return cell.engine  # type: ignore[return-value]
     return POINTWISE if isinstance(cell, Cell) else STEPWISE
 
 
 def is_pointwise(cell: AnyCell) -> TypeGuard[Cell[Any, Any]]:
-    """Whether the step of a cell is pointwise over units."""
+    """Is the step of this cell pointwise over units?"""
     return engine_of(cell).pointwise
 
 
 def forward(cell: AnyCell, run: Run, keep_slopes: bool = False) -> Forward:
-    """The states of every step, and with keep_slopes phase 1 along with them.
+    """The forward pass computes the states of every step; with keep_slopes it does phase 1 as well.
 
     s_t = step(s̃_{t−1}, x_t)
 
     Args:
       cell: the cell.
       run: its parameters, s_0, the initial carry, x_1..x_T and the marks.
-      keep_slopes: whether a_1..a_T are kept.
+      keep_slopes: whether a_1..a_T are computed and stored.
 
     Returns:
       s_T, leaves [..., H]; s_1..s_T, leaves [T, ..., H]; a_1..a_T or None.
@@ -59,14 +59,14 @@ def forward(cell: AnyCell, run: Run, keep_slopes: bool = False) -> Forward:
 
 
 def previous(run: Run, states: State) -> State:
-    """s̃_0..s̃_{T−1}, what each step began from, leaves [T, ..., H]; states are s_1..s_T."""
+    """s̃_0..s̃_{T−1} are the states that the steps start from, leaves [T, ..., H]; states are s_1..s_T."""
     shifted = jax.tree.map(lambda s_0, s: jnp.concatenate([s_0[None], s[:-1]]), run.carry, states)
     every_t = jax.tree.map(lambda s_0: s_0[None], run.start)
     return loops.begin_of_step(run.sequence.marks, every_t, shifted)
 
 
 def linearise(cell: AnyCell, run: Run, s_prev: State, states: State) -> Slopes:
-    """Phase 1: the derivative of the step at every t.
+    """Phase 1 computes the derivative of the step at every t.
 
     Args:
       cell: the cell.
@@ -80,13 +80,14 @@ def linearise(cell: AnyCell, run: Run, s_prev: State, states: State) -> Slopes:
     engine = engine_of(cell)
     with jax.named_scope("bptt/linearise"):
         u = engine.project(cell, run.params, run.sequence.xs)
+        # every s̃_{t−1} is known here, so the products of all steps are one product
         v = engine.recur(cell, run.params, s_prev)
         slopes: Slopes = jax.vmap(functools.partial(engine.linearise, cell, run.params))(s_prev, u, v, states)
         return slopes
 
 
 def sweep(cell: AnyCell, run: Run, slopes: Slopes, d: Outputs, transform: Transform | None = None) -> Swept:
-    """Phase 2: λ backwards through time.
+    """Phase 2 computes λ backwards through time.
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t
 
@@ -107,7 +108,7 @@ def sweep(cell: AnyCell, run: Run, slopes: Slopes, d: Outputs, transform: Transf
 
 
 def contract(cell: AnyCell, run: Run, s_prev: State, slopes: Slopes, lam: State) -> tuple[Any, Array]:
-    """Phase 3: the summed chain rule, one product for each matrix.
+    """Phase 3 is the summed chain rule, with one product for each matrix.
 
     dE/dW_h = Σ_t h_{t−1}ᵀ δv_t,   dE/dW_x = Σ_t x_tᵀ δu_t
 
@@ -126,11 +127,11 @@ def contract(cell: AnyCell, run: Run, s_prev: State, slopes: Slopes, lam: State)
 
 
 def backward(cell: AnyCell, kept: Kept, d: Outputs, transform: Transform | None = None) -> Cotangents:
-    """The three phases over one stretch of steps.
+    """The three phases run over one stretch of steps.
 
     Args:
       cell: the cell.
-      kept: the stretch and its states; its slopes, or None to make them again.
+      kept: the stretch and its states; its slopes, or None to recompute them.
       d: dE/ds_T and G_1..G_T of the stretch.
       transform: see `loops.step_back_of`.
 
@@ -138,7 +139,7 @@ def backward(cell: AnyCell, kept: Kept, d: Outputs, transform: Transform | None 
       dE/dparams, dE/ds_0, dE/dstart and dE/dxs of the stretch.
     """
     run, states = kept.run, kept.states
-    assert states is not None  # a method without states makes them before it comes here
+    assert states is not None  # a method that stores no states recomputes them first
     s_prev = previous(run, states)
     slopes = linearise(cell, run, s_prev, states) if kept.slopes is None else kept.slopes
     swept = sweep(cell, run, slopes, d, transform)
@@ -147,7 +148,7 @@ def backward(cell: AnyCell, kept: Kept, d: Outputs, transform: Transform | None 
 
 
 def backward_steps(cell: AnyCell, params: ArrayTree, slopes: Slopes, lam: State) -> State:
-    """(ds_t/ds̃_{t−1})ᵀ λ_t for all t at once, leaves [T, ..., H]; marks are not read."""
+    """(ds_t/ds̃_{t−1})ᵀ λ_t is computed for all t at once, leaves [T, ..., H]; marks are not read."""
     engine = engine_of(cell)
     prepared = engine.before_sweep(cell, params)
     back: State = jax.vmap(functools.partial(engine.backward_step, cell, params, prepared))(slopes, lam)

@@ -1,4 +1,4 @@
-"""The engine's part for a cell with a pointwise step: its matrix products, before, in and after the loop.
+"""The engine of pointwise cells does their matrix products: before, in and after the time loop.
 
     forward    u_t = x_t W_x + b                            all t at once: a product a gate   (F1)
                v_t = h̃_{t−1} W_h + b_h                      the only product in the loop      (F2)
@@ -16,19 +16,13 @@
                dE/db = Σ_t δu_t,  dE/db_h = Σ_t δv_t,  dE/dp = Σ_t δp_t                       (C4)
                dE/dx_t = δu_t W_xᵀ                                                            (C5)
 
-(C2) is the article's summed chain rule dE/dW_s = Σ_t Σ_{i≤t} dE_t/dY_t dY_t/dS_i dS_i/dW_s: the inner
-sum over loss steps t ≥ i is λ_i, which the sweep has already added up; the last factor is the
-immediate derivative, S_{i−1} held fixed. JAX's transpose of a scan instead adds one outer product to
-dE/dW_h at every step, inside the loop.
+(C2) is the article's summed chain rule dE/dW_s = Σ_t Σ_{i≤t} dE_t/dY_t dY_t/dS_i dS_i/dW_s. The sum over
+loss steps t ≥ i is λ_i, which the sweep has already computed; the last factor is the immediate derivative,
+with S_{i−1} held fixed. jax.grad of a scan instead adds one outer product to dE/dW_h at every step, inside
+the loop.
 
-Arrays are time-major and batch-major, [T, ..., features]. Measured on a 2-core CPU in float32 for the
-Elman cell, against jax.grad of the plain scan, value and gradient: this layout with (C2) and (C3) as
-two-dimensional products 1.1 to 1.9 times as fast, the same with the contraction left over (t, b) 1.0
-to 1.6, feature-major arrays [T, features, B] 1.0 to 1.5 (2.3 at B = 1). The backward loop of an LSTM
-there, in ms at (T, B, H) = (256, 64, 256), (96, 64, 512), (64, 32, 1024): concatenated gates times a
-W_hᵀ transposed before the loop 44, 42, 66 (this one); W_h transposed by the product 49, 48, 85; a
-product per gate without any concatenate 55, 45, 65; one packed array of slopes, also without
-concatenate, 56, 62, 91; feature-major 72, 75, 69.
+Arrays are time-major and batch-major, [T, ..., features]. See experiments/MEASURED.md, "Layout of arrays"
+and "Layout of the backward loop".
 """
 
 from __future__ import annotations
@@ -56,17 +50,17 @@ from jax_bptt.engine.loops import scan_backward, scan_forward
 
 
 def _project(cell: PointwiseCell, params: PointwiseParams, xs: Array) -> Gates:
-    """u_1..u_T, G arrays [T, ..., H], from xs [T, ..., I]."""
+    """u_1..u_T are G arrays [T, ..., H], computed from xs [T, ..., I]."""
     return input_gates(cell, params, xs)  # (F1)
 
 
 def _recur(cell: PointwiseCell, params: PointwiseParams, s_prev: State) -> Gates:
-    """v_t, G arrays [..., H], from s̃_{t−1}, leaves [..., H]."""
+    """v_t is G arrays [..., H], computed from s̃_{t−1}, leaves [..., H]."""
     return recurrent_gates(cell, params, s_prev.h)  # (F2)
 
 
 def _step(cell: PointwiseCell, params: PointwiseParams, s_prev: S, u: Gates, v: Gates) -> S:
-    """s_t from s̃_{t−1}, leaves [..., H], u_t and v_t."""
+    """s_t is computed from s̃_{t−1}, leaves [..., H], u_t and v_t."""
     s: S = cell.step(unit_wise(cell, params, s_prev.h.ndim), s_prev, u, v)  # (F3)
     return s
 
@@ -74,19 +68,19 @@ def _step(cell: PointwiseCell, params: PointwiseParams, s_prev: S, u: Gates, v: 
 def _linearise(
     cell: PointwiseCell, params: PointwiseParams, s_prev: State, u: Gates, v: Gates, s: State
 ) -> Slopes:
-    """a_t from s̃_{t−1}, u_t, v_t and s_t, leaves [..., H]."""
+    """a_t is computed from s̃_{t−1}, u_t, v_t and s_t, leaves [..., H]."""
     return cell.linearise(unit_wise(cell, params, s_prev.h.ndim), s_prev, u, v, s)  # (PL1)
 
 
 def _before_sweep(cell: PointwiseCell, params: PointwiseParams) -> Array | None:
-    """W_hᵀ, or None without a recurrent product: what every backward step reads."""
+    """All backward steps share W_hᵀ; the result is None without a recurrent product."""
     return transposed(params.w_h) if cell.layout.recurrent else None
 
 
 def _backward_step(
     cell: PointwiseCell, params: PointwiseParams, prepared: Array | None, a: Slopes, lam: S
 ) -> S:
-    """(ds_t/ds̃_{t−1})ᵀ λ_t, leaves [..., H]; prepared is W_hᵀ."""
+    """The result is (ds_t/ds̃_{t−1})ᵀ λ_t, leaves [..., H]; prepared is W_hᵀ."""
     towards = cell.adjoint(unit_wise(cell, params, lam.h.ndim), a, lam)  # (S6)
     d_s_prev: S = towards.carry
     return d_s_prev if prepared is None else add_to_h(d_s_prev, towards_h(cell, prepared, towards.v))  # (S7)
@@ -95,7 +89,7 @@ def _backward_step(
 def _contract(
     cell: PointwiseCell, params: PointwiseParams, s_prev: State, xs: Array, a: Slopes, lam: State
 ) -> tuple[PointwiseParams, Array]:
-    """dE/dparams and dE/dxs, [T, ..., I], from everything at every t."""
+    """dE/dparams and dE/dxs, [T, ..., I], are computed from all steps at once."""
     every_t = jax.vmap(functools.partial(cell.adjoint, unit_wise(cell, params, xs.ndim - 1)))
     towards = every_t(a, lam)  # (C1)
     gradient = {
@@ -107,6 +101,7 @@ def _contract(
         gradient["w_h"] = sum_of_outer_products(s_prev.h, towards.v, cell.dtype)  # (C2)
     if cell.layout.recurrent_bias:
         gradient["b_h"] = sum_over_rows(towards.v)  # (C4)
+    # parameters that the step does not read, such as h_0, get zero
     d_params = with_fields(zeros_like(params), **gradient)
     return d_params, towards_x(cell, params.w_x, towards.u)  # (C5)
 

@@ -1,8 +1,8 @@
-"""What travels through a gradient method, each way one value.
+"""A gradient method takes and returns these four values.
 
 forward    Run      parameters, s_0, the initial carry, x_1..x_T with their marks
-between    Kept     the run, s_1..s_T, and what else a method keeps for its way back
-outputs    Outputs  s_T and h_1..h_T; and, on the way back, dE/ds_T and G_1..G_T
+between    Kept     the run, s_1..s_T, and what else a method stores for the backward pass
+outputs    Outputs  s_T and h_1..h_T; in the backward pass dE/ds_T and G_1..G_T
 back       Cotangents   dE/dparams, dE/ds_0, dE/dstart, dE/dx_1..dE/dx_T
 """
 
@@ -17,7 +17,7 @@ from jax_bptt.engine.sequence import Sequence
 
 
 class Run(NamedTuple):
-    """A cell over a stretch of steps: the whole sequence, or a chunk of it.
+    """A run is a cell over a stretch of steps: the whole sequence, or a chunk of it.
 
     Attributes:
       params: of the cell.
@@ -33,11 +33,11 @@ class Run(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a run returns. A value called d is the loss's derivative by each part of it instead.
+    """These are the outputs of a run. A value named d holds the loss's derivatives by them instead.
 
     Attributes:
-      carry: s_T, leaves [..., H]; dE/ds_T.
-      hs: h_1..h_T, [T, ..., H]; G_1..G_T.
+      carry: s_T, leaves [..., H]; in d it is dE/ds_T.
+      hs: h_1..h_T, [T, ..., H]; in d it is G_1..G_T.
     """
 
     carry: State
@@ -45,13 +45,13 @@ class Outputs(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What waits for the backward pass.
+    """This is stored for the backward pass.
 
     Attributes:
-      run: what was run.
-      states: s_1..s_T, leaves [T, ..., H]; None for a method that makes them again.
-      slopes: a_1..a_T, or those of the last steps; None where they are made again.
-      extra: what else the method keeps for itself.
+      run: the run.
+      states: s_1..s_T, leaves [T, ..., H]; None for a method that recomputes them.
+      slopes: a_1..a_T, or those of the last steps; None for a method that recomputes them.
+      extra: anything else that the method needs.
     """
 
     run: Run
@@ -61,7 +61,7 @@ class Kept(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """What comes back: the loss's derivative by each part of a run.
+    """These are the loss's derivatives by each part of a run.
 
     Attributes:
       params: dE/dparams, like params.

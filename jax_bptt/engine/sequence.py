@@ -1,13 +1,13 @@
-"""What a cell is run over: the inputs, and at which steps of which rows something else happens.
+"""A sequence is the inputs of a cell, with marks where the carry is held, reset or cut.
 
     s̃_{t−1} = start              where reset_t
-              s_{t−1}, a number   where cut_t: the gradient ends there
+              s_{t−1}, constant   where cut_t: the gradient ends there
               s_{t−1}             elsewhere
     s_t     = step(s̃_{t−1}, x_t)  where mask_t
               s̃_{t−1}             elsewhere: the carry is held
 
-Reset and cut come first, so they act where mask is False too. None stands for an array that is the
-same everywhere (mask True, reset and cut False) and costs nothing.
+Reset and cut come before the mask, so they act where mask is False, too. None means mask True, reset False
+or cut False at every step, and costs nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from jax_bptt.base.types import Mark, Shape
 
 
 class Marks(NamedTuple):
-    """Where something else than a plain step happens, at every step or at one; None: nowhere.
+    """Marks say where the carry is held, reset or cut, at every step or at one step.
 
     Attributes:
       mask: bool [T, ...] or None; False holds the carry.
-      reset: bool [T, ...] or None; True begins the step at the initial carry.
-      cut: bool [T, ...] or None; True ends the gradient before the step.
+      reset: bool [T, ...] or None; True starts the step from the initial carry.
+      cut: bool [T, ...] or None; True stops the gradient before the step.
     """
 
     mask: Mark
@@ -40,13 +40,13 @@ class Marks(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """Inputs of T steps, time first, with their marks.
+    """A sequence is the inputs of T steps, time first, with their marks.
 
     Attributes:
       xs: [T, ..., I].
       mask: bool [T, ...] or None; False holds the carry.
-      reset: bool [T, ...] or None; True begins the step at the initial carry.
-      cut: bool [T, ...] or None; True ends the gradient before the step.
+      reset: bool [T, ...] or None; True starts the step from the initial carry.
+      cut: bool [T, ...] or None; True stops the gradient before the step.
     """
 
     xs: Array
@@ -56,20 +56,20 @@ class Sequence(NamedTuple):
 
     @property
     def rows(self) -> Shape:
-        """The batch axes, such as (32,), or () for none."""
+        """These are the batch axes of xs, such as (32,), or () for none."""
         return self.xs.shape[1:-1]
 
     @property
     def marks(self) -> Marks:
-        """The marks alone."""
+        """These are the marks without the inputs."""
         return Marks(self.mask, self.reset, self.cut)
 
 
 def ends_of(sequence: Sequence) -> Sequence:
-    """The marks for a cell that reads from the last step to the first.
+    """Resets and cuts are moved for a cell that reads from the last step to the first.
 
-    A sequence that begins at step t, for a reader from the left, begins at step t − 1 for one from the
-    right: resets and cuts move by one step, and there is none before the last step.
+    A reset at step t separates the steps t − 1 and t. A cell that reads backwards comes to t − 1 after t, so
+    its reset is at t − 1. Resets and cuts move by one step, and the last step has none.
     """
 
     def moved(mark: Mark) -> Mark:
@@ -79,16 +79,16 @@ def ends_of(sequence: Sequence) -> Sequence:
 
 
 def without_padding(sequence: Sequence) -> Sequence:
-    """Some valid x in the place of every x where mask is False.
+    """Where mask is False, x is replaced by an x of a step where mask is True.
 
-    What stands there, a NaN, then reaches no product. It is a valid one, and not zero, because a step
-    may be singular at zero (x/‖x‖), and a zero cotangent times an infinite derivative is no number. In a
-    chunk of a sequence without any valid step it is a vector that is neither zero nor constant.
+    Padding, even a NaN, then enters no product. The replacement is not zero, because a step may be singular
+    at zero (x/‖x‖), and a zero cotangent times an infinite derivative is NaN. If mask is False everywhere,
+    the replacement is a vector that is neither zero nor constant.
     """
     if sequence.mask is None:
         return sequence
-    rows = sequence.xs.reshape(-1, sequence.xs.shape[-1])
-    valid = jax.lax.stop_gradient(rows[jnp.argmax(sequence.mask)])  # the first, in time and row
+    all_x = sequence.xs.reshape(-1, sequence.xs.shape[-1])
+    valid = jax.lax.stop_gradient(all_x[jnp.argmax(sequence.mask)])  # the first step and row with mask True
     valid = jnp.where(sequence.mask.any(), valid, jnp.sin(jnp.arange(1, 1 + valid.size, dtype=valid.dtype)))
     everywhere = jnp.broadcast_to(valid, sequence.xs.shape)
     return sequence._replace(xs=select(sequence.mask, sequence.xs, everywhere))
@@ -96,20 +96,20 @@ def without_padding(sequence: Sequence) -> Sequence:
 
 @named()
 def mask_of_lengths(lengths: Array, steps: int) -> Array:
-    """The mask of sequences that all begin at the first step: True for the first `lengths` steps.
+    """`mask_of_lengths` makes the mask of padded sequences: True for the first `lengths` steps of a row.
 
     mask[t, ...] = t < lengths[...]
 
     Args:
       lengths: integers from 0 to T, [...]; a row of length zero keeps its initial carry.
-      steps: T.
+      steps: T, the length of the padded arrays.
 
     Returns:
       bool [T, ...].
 
     Raises:
-      ValueError: lengths that are not integers, or not from 0 to T (where their values are known: not
-        inside jit).
+      ValueError: lengths that are not integers, or not from 0 to T. Inside jit the values are unknown and
+        are not checked.
 
     >>> mask_of_lengths(jnp.array([2, 0, 3]), 3).astype(int).tolist()
     [[1, 0, 1], [1, 0, 1], [0, 0, 1]]
@@ -118,11 +118,11 @@ def mask_of_lengths(lengths: Array, steps: int) -> Array:
     with naming("lengths", "integers"):
         lengths = lengths if isinstance(lengths, jax.Array) else jnp.asarray(np.asarray(lengths))
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise bad("lengths", "integers", lengths, "count the steps of each row")
+        raise bad("lengths", "integers", lengths, "pass the number of steps of each row")
     came = describe(lengths)
-    lengths = lengths.astype(jnp.result_type(int))  # T may exceed what 8 or 16 bits say
+    lengths = lengths.astype(jnp.result_type(int))  # T may be too large for 8 or 16 bits
     if not isinstance(lengths, jax.core.Tracer) and not bool(((lengths >= 0) & (lengths <= steps)).all()):
         came = f"{came} from {lengths.min()} to {lengths.max()}"
-        raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row by more steps")
+        raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row or increase T")
     t = jnp.arange(steps, dtype=lengths.dtype).reshape((steps,) + (1,) * lengths.ndim)
     return t < lengths[None]

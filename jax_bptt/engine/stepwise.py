@@ -1,7 +1,7 @@
-"""The engine's part for a cell with any step: the same functions as in `pointwise`.
+"""The engine of step cells has the same functions as the engine in `pointwise`.
 
-The step is mapped over rows. Forward mode, layout and products inside it are its own affair; what is
-settled here is that its weights are contracted once, for all t together, and not at every step:
+The step is mapped over rows, and the author of the step decides about the products inside it. The engine
+computes the gradient of the weights once, for all t together, and not at every step:
 
     sweep      (ds_t/ds̃_{t−1})ᵀ λ_t                     by the carry alone, in the loop        (S8)
     contract   dE/dparams = (∂(s_1..s_T)/∂params)ᵀ (λ_1..λ_T), every s̃_{t−1} held fixed         (C6)
@@ -26,16 +26,16 @@ AnyStepCell: TypeAlias = StepCell[Any, Any]
 
 
 def _project(cell: AnyStepCell, params: ArrayTree, xs: Array) -> Projected:
-    """u_1..u_T, leaves [T, ..., n], from xs [T, ..., I]."""
+    """u_1..u_T, leaves [T, ..., n], are computed from xs [T, ..., I]."""
     return vmap_leading(xs.ndim - 1, functools.partial(cell.project, params))(xs)
 
 
 def _recur(cell: AnyStepCell, params: ArrayTree, s_prev: State) -> None:
-    """Nothing: what is made of s̃_{t−1} alone is the step's own affair."""
+    """The step itself does every product with s̃_{t−1}, so there is nothing to do here."""
 
 
 def _step(cell: AnyStepCell, params: ArrayTree, s_prev: S, u: Projected, v: None) -> S:
-    """s_t from s̃_{t−1} and u_t."""
+    """s_t is computed from s̃_{t−1} and u_t."""
     s: S = vmap_leading(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
     return s
 
@@ -43,16 +43,16 @@ def _step(cell: AnyStepCell, params: ArrayTree, s_prev: S, u: Projected, v: None
 def _linearise(
     cell: AnyStepCell, params: ArrayTree, s_prev: State, u: Projected, v: None, s: State
 ) -> Slopes:
-    """a_t from s̃_{t−1}, u_t and s_t."""
+    """a_t is computed from s̃_{t−1}, u_t and s_t."""
     return vmap_leading(s_prev.h.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, s)
 
 
 def _before_sweep(cell: AnyStepCell, params: ArrayTree) -> None:
-    """Nothing: the parameters are all that a backward step reads."""
+    """A backward step reads only the parameters, so there is nothing to prepare."""
 
 
 def _backward_step(cell: AnyStepCell, params: ArrayTree, prepared: None, a: Slopes, lam: S) -> S:
-    """(ds_t/ds̃_{t−1})ᵀ λ_t."""
+    """The result is (ds_t/ds̃_{t−1})ᵀ λ_t."""
     back: S = vmap_leading(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
     return back
 
@@ -60,10 +60,11 @@ def _backward_step(cell: AnyStepCell, params: ArrayTree, prepared: None, a: Slop
 def _contract(
     cell: AnyStepCell, params: ArrayTree, s_prev: State, xs: Array, a: Slopes, lam: State
 ) -> tuple[ArrayTree, Array]:
-    """dE/dparams and dE/dxs, [T, ..., I], from everything at every t."""
+    """dE/dparams and dE/dxs, [T, ..., I], are computed from all steps at once."""
     if cell.contract is not None:
         return cell.contract(params, s_prev, xs, a, lam)
 
+    # each s̃_{t−1} is held fixed, so the steps do not depend on each other and run in parallel
     def every_t(params: ArrayTree, xs: Array) -> State:
         step = vmap_leading(xs.ndim - 1, functools.partial(cell.step, params))
         states: State = step(s_prev, _project(cell, params, xs))

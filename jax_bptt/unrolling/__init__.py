@@ -1,1 +1,1 @@
-"""Floor 5: a cell over a sequence, checked, and online without a stored sequence."""
+"""Floor 5: a cell is run over a sequence, after its arguments are checked, or online, step by step."""

@@ -1,4 +1,4 @@
-"""The checks of what a sequence is run with: at trace time, before anything is computed."""
+"""The arguments of `unroll` are checked here at trace time, before anything is computed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Owner = TypeVar("_Owner")
 
 
 def check_cell(cell: object) -> None:
-    """ValueError unless cell is a cell."""
+    """cell must be a `Cell` or a `StepCell`, or a ValueError is raised."""
     if not isinstance(cell, (Cell, StepCell)):
         raise bad("cell", "a Cell", cell, "make one by jb.elman(input_size, hidden_size) or jb.make_cell")
 
@@ -39,13 +39,13 @@ def check_unroll(
     gradient: Foreign = full(),
     reverse: Foreign = False,
 ) -> tuple[Any, Any, Sequence]:
-    """params, carry and sequence of `unroll` as arrays, or a ValueError that says which is wrong."""
+    """params, carry and sequence of `unroll` are returned as arrays; a wrong one raises a ValueError."""
     check_cell(cell)
     flag("reverse", reverse)
     check_method(gradient)
     sizes = parameter_shapes(cell), cell.input_size
     params, carry, sequence = check_inputs("cell", cell, sizes, params, carry, sequence)
-    if gradient.backward is not None:  # to JAX any step is welcome
+    if gradient.backward is not None:  # without one, JAX differentiates, and any step will do
         check_step(gradient.on_engine(cell), params, sequence.rows)
     return params, carry, sequence
 
@@ -58,9 +58,9 @@ def check_inputs(
     carry: Foreign,
     sequence: Sequence,
 ) -> tuple[Any, Any, Sequence]:
-    """params, carry and sequence as arrays that fit each other and their owner, a cell or a network.
+    """params, carry and sequence must fit each other and their owner, a cell or a network.
 
-    sizes are the shapes of the owner's parameters, and I.
+    They are returned as arrays. sizes are the shapes of the owner's parameters, and I.
     """
     shapes, input_size = sizes
     params, carry = as_arrays((params, carry))
@@ -81,29 +81,29 @@ def check_inputs(
 
 
 def fill_missing_carry(carry: object, initial: object) -> Any:
-    """carry with the initial one in the place of a cell's that is None, where the two have one structure."""
+    """Where the carry of a cell is None, the initial one takes its place, if the structures agree."""
 
     def filled(c: object, i: object) -> Foreign:
         return i if c is None and hasattr(i, "_fields") else c
 
     try:
         return jax.tree.map(filled, carry, initial, is_leaf=lambda c: c is None)
-    except ValueError:
+    except ValueError:  # of another structure: the check that follows names what is wrong
         return carry
 
 
 def check_mark(name: str, mark: Foreign, shape: Shape) -> Mark:
-    """A mask, reset or cut as a bool array [T, ...], or None."""
+    """A mask, reset or cut must be a bool array [T, ...], or None."""
     if mark is None:
         return None
     if not is_array(mark) or mark.shape != shape or mark.dtype != bool:
-        fix = "one bool for each step and row of xs; from lengths by jb.mask_of_lengths(lengths, T)"
+        fix = "one bool for each step and row of xs; a mask of lengths is jb.mask_of_lengths(lengths, T)"
         raise bad(name, f"bool[{shown(shape)}]", mark, fix)
     return jnp.asarray(mark)
 
 
 def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
-    """A cell or readout whose matrix products have operands of this dtype, or a ValueError."""
+    """The result is the cell or readout with matrix products whose operands have this dtype."""
     if dtype is None:
         return owner
     own = jax.tree.leaves(params)[0].dtype
@@ -111,30 +111,30 @@ def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
         asked = jnp.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
     except TypeError:
         asked = None
-    if asked is not None and asked == own:  # to NumPy None is float64
+    if asked is not None and asked == own:  # NumPy would take None for float64
         return owner
     if (
         asked is None
         or asked.name not in ("bfloat16", "float16", "float32")
         or asked.itemsize >= own.itemsize
     ):
-        fix = "pass jnp.bfloat16, or None to compute as params are"
+        fix = "pass jnp.bfloat16, or None to compute in the dtype of params"
         came = dtype if asked is None else asked.name
         raise bad("dtype", f"a floating dtype not wider than params, {own}", came, fix)
     if not hasattr(owner, "dtype"):
-        fix = "round the operands inside your step; make_cell and the built-in pointwise cells have it done"
+        fix = "round the operands inside your step; make_cell and the built-in pointwise cells do it for you"
         raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)
     return with_fields(owner, dtype=asked)
 
 
 def check_method(gradient: object) -> None:
-    """ValueError unless gradient is a gradient method."""
+    """gradient must be a gradient method, or a ValueError is raised."""
     if not isinstance(gradient, GradientMethod):
-        raise bad("gradient", "a gradient method", gradient, "pass jb.full() or another one, called")
+        raise bad("gradient", "a gradient method", gradient, "pass jb.full(), with parentheses")
 
 
 def check_params(params: Foreign, shapes: ArrayTree, fix: str) -> DType:
-    """The one floating dtype of params, which have these shapes."""
+    """params must have these shapes and one floating dtype, which is returned."""
     first: Foreign = next(iter(jax.tree.leaves(params)), None)
     if not is_floating(first):
         raise bad("params", f"floating arrays {describe(shapes)}", params, fix)
@@ -144,7 +144,7 @@ def check_params(params: Foreign, shapes: ArrayTree, fix: str) -> DType:
 
 
 def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
-    """xs as one array [T, ..., I] of this dtype, without empty axes."""
+    """xs must be one array [T, ..., I] of this dtype, without empty axes."""
     shape = f"one array [T, ..., {input_size}]"
     if not is_array(xs):
         raise bad("xs", shape, xs, "stack the steps; pad sequences of unequal length to one T")
@@ -162,16 +162,16 @@ def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
 
 @cached()
 def parameter_shapes(cell: AnyCell) -> ArrayTree:
-    """What cell.init makes, as shapes; ValueError unless the engine knows what each parameter is for."""
+    """The result is the shapes of what cell.init makes; a parameter of unknown use raises a ValueError."""
     try:
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise bad("init", "a pytree of floating arrays", message, "close over what is no array") from error
+        raise bad("init", "a pytree of floating arrays", message, "keep other values in a closure") from error
     if not is_pointwise(cell):
         dtypes = {p.dtype for p in jax.tree.leaves(params)}
         if len(dtypes) != 1 or not jnp.issubdtype(next(iter(dtypes)), jnp.floating):
-            fix = "init returns a pytree of floating arrays of one dtype"
+            fix = "init must return a pytree of floating arrays of one dtype"
             raise bad("params", f"floating arrays {describe(params)}", params, fix)
         return params
     names, wide = getattr(params, "_fields", ()), cell.gates * cell.hidden_size
@@ -181,13 +181,13 @@ def parameter_shapes(cell: AnyCell) -> ArrayTree:
     for name, p in zip(names, params, strict=True):
         shape, wanted = getattr(p, "shape", None), layout.get(name, (cell.hidden_size,))
         if shape != wanted and not (name == "w_h" and shape == (cell.hidden_size,)):
-            fix = "beside w_x, w_h, b, b_h, parameters have one number per unit"
+            fix = "parameters other than w_x, w_h, b, b_h must have one number per unit"
             raise bad(f"init: {name}", f"shape [{shown(wanted)}]", p, fix)
     return params
 
 
 def check_step(cell: AnyCell, params: ArrayTree, rows: Shape) -> None:
-    """One abstract step and its adjoint: right shapes, and nothing traced captured from outside."""
+    """One step and its adjoint are traced, to check shapes and that no traced value comes from outside."""
     leaves, structure = jax.tree.flatten(params)
     _check_step(cell, structure, tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in leaves), rows)
 
@@ -209,6 +209,7 @@ def _check_step(
         with running("step"):
             s = engine.step(cell, params, s_prev, u, v)
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
+        # s_prev stands in for every later state and λ: only the shapes count here
         with running("linearise"):
             a = engine.linearise(cell, params, s_prev, u, v, s_prev)
         if is_pointwise(cell):
@@ -227,24 +228,24 @@ def _check_step(
     captured = [c for c in jax.make_jaxpr(once)(shapes, x).consts if isinstance(c, jax.core.Tracer)]
     if captured:
         came = f"a captured tracer {describe(captured[0])}"
-        fix = "make values that change or are differentiated a part of params (cell.init)"
+        fix = "make values that change, or that you differentiate by, a part of params (cell.init)"
         raise bad("cell", "functions of their arguments alone", came, fix)
 
 
 def check_initial_carry(cell: AnyCell, carry: object, rows: Shape, dtype: DType) -> None:
-    """ValueError unless every leaf has the batch axes first and this dtype, and h is [..., H]."""
+    """Every leaf must have the batch axes first and this dtype, and h must be [..., H]."""
     h = {"h": jax.ShapeDtypeStruct((*rows, cell.hidden_size), dtype)}
     came = {"h": getattr(carry, "h", None)}
     check_like("initial_carry", came, h, dtype, "return a NamedTuple with h [..., H]")
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if leaf.shape[: len(rows)] != rows or leaf.dtype != dtype:
             name, shape = f"initial_carry{jax.tree_util.keystr(path)}", shown((*rows, "..."))
-            fix = "put the batch axes first; all of a carry is floating, as params"
+            fix = "put the batch axes first; every leaf of a carry has the dtype of params"
             raise bad(name, f"{dtype}[{shape}]", leaf, fix)
 
 
 def check_adjoint(cell: PointwiseCell, params: ArrayTree, a: Slopes, s: State) -> None:
-    """ValueError unless the adjoint of a pointwise step returns what the engine reads."""
+    """The adjoint of a pointwise step must return what the engine reads, or a ValueError is raised."""
     units = unit_wise(cell, params, s.h.ndim)
     with running("adjoint"):
         towards = cell.adjoint(units, a, s)

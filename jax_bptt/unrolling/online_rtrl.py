@@ -1,13 +1,13 @@
-"""The gradient of a stream without an end: real-time recurrent learning, one step at a time.
+"""Real-time recurrent learning computes the gradient of an endless stream, one step at a time.
 
-No sequence is stored. Beside the carry goes its influence P_t = ds_t/dparams, by the recursion of
-`gradients.rtrl`, and the gradient of what is lost at step t is there at step t:
+No sequence is stored. Each step also updates P_t = ds_t/dparams, the influence of the parameters on the
+carry, by the recursion of `gradients.rtrl`. So the gradient of the loss E_t is known at step t:
 
     dE_t/dparams = Σ over rows of (∂E_t/∂h_t) dh_t/dparams
 
-It is exact while the parameters stand still. Where they move at every step, P_t carries derivatives
-taken at the slightly older parameters of the steps behind it (Williams & Zipser 1989): the smaller the
-learning rate, the smaller the difference.
+The gradient is exact as long as the parameters stay constant. If they change at every step, P_t contains
+derivatives at the slightly older parameters of earlier steps (Williams & Zipser 1989): the smaller the
+learning rate, the smaller the error.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from jax_bptt.unrolling.arguments import (
 
 @by_shape
 class RTRLState(NamedTuple):
-    """What a stream remembers.
+    """This is what real-time recurrent learning stores between two steps.
 
     Attributes:
-      carry: s_t, leaves [..., H] or as the cell has them.
-      influence: ds_t/dparams, [..., S, P]: S numbers of one row's carry by P numbers of params, each in
-        the order of jax.flatten_util.ravel_pytree.
+      carry: s_t, leaves [..., H] or other shapes that the cell defines.
+      influence: ds_t/dparams, [..., S, P], where one row's carry has S numbers and params have P numbers,
+        each in the order of jax.flatten_util.ravel_pytree.
     """
 
     carry: State
@@ -58,20 +58,20 @@ class RTRLState(NamedTuple):
 @named()
 @compiled("cell", "batch_shape")
 def rtrl_init(cell: Cell[P, S] | StepCell[P, S], params: P, batch_shape: Shape) -> RTRLState:
-    """The beginning of a stream.
+    """`rtrl_init` makes the state before the first step of a stream.
 
     s_0 = cell.initial_carry(params),   P_0 = ds_0/dparams
 
     Args:
       cell: the cell.
       params: from `cell.init`, all of one floating dtype.
-      batch_shape: of the rows that are read side by side, () for none. All begin alike.
+      batch_shape: the batch axes of x, such as (32,), or () for none. All rows start from the same carry.
 
     Returns:
-      The `RTRLState`, with B·S·P numbers of influence.
+      The `RTRLState`; its influence has B·S·P numbers.
 
     Raises:
-      ValueError: naming the argument, what was expected and what came.
+      ValueError: an argument is wrong; it says which one, what was expected and what was passed.
 
     Reference: Williams & Zipser 1989.
 
@@ -97,24 +97,24 @@ def rtrl_step(
     reset: Mark = None,
     cut: Mark = None,
 ) -> tuple[RTRLState, Array]:
-    """One step of a stream; `unroll` of the steps so far gives the same h.
+    """`rtrl_step` takes one step of a stream; its h is the same as that of `unroll` over all steps so far.
 
     s_t = step(s_{t−1}, x_t),   P_t = (∂s_t/∂s_{t−1}) P_{t−1} + ∂s_t/∂params
 
     Args:
       cell: the cell.
-      params: those of now.
-      state: from `rtrl_init` or the step before.
+      params: the present parameters.
+      state: from `rtrl_init` or from the previous step.
       x: [..., I], dtype of params.
       mask: bool [...]; where False the carry and its influence are held and x is not read.
-      reset: bool [...]; where True the step begins from the initial carry of params.
-      cut: bool [...]; where True the influence of all steps before is forgotten.
+      reset: bool [...]; where True the step starts from the initial carry of params.
+      cut: bool [...]; where True the influence of all earlier steps is set to zero.
 
     Returns:
       The next state, and h_t, [..., H].
 
     Raises:
-      ValueError: naming the argument, what was expected and what came.
+      ValueError: an argument is wrong; it says which one, what was expected and what was passed.
 
     Reference: Williams & Zipser 1989.
 
@@ -131,6 +131,7 @@ def rtrl_step(
     marks = {"mask": mask, "reset": reset, "cut": cut}
     at_t = Sequence(x, **{name: check_mark(name, mark, rows) for name, mark in marks.items()})
     params, state, at_t = replicate((params, state, at_t))
+    # without resets nothing goes back to the initial carry, so it is not computed
     start, d_start = None, None
     if at_t.reset is not None:
         start, d_start = cell.initial_carry(params, ()), _initial_influence(cell, params)
@@ -146,20 +147,20 @@ def rtrl_step(
 @named()
 @compiled()
 def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
-    """The gradient of the current step's loss.
+    """`rtrl_gradient` computes the gradient of the current step's loss.
 
     dE_t/dparams = Σ over rows of (∂E_t/∂h_t) dh_t/dparams
 
     Args:
-      params: of the cell.
-      state: after step t.
+      params: the parameters of the cell.
+      state: the state after step t.
       d_h: ∂E_t/∂h_t, [..., H].
 
     Returns:
-      dE_t/dparams, like params, with all earlier steps in it.
+      dE_t/dparams, like params, through all earlier steps.
 
     Raises:
-      ValueError: d_h that is not like h, or params of another cell.
+      ValueError: a d_h without the shape and dtype of h, or params of another cell.
 
     Reference: Williams & Zipser 1989.
 
@@ -171,7 +172,7 @@ def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
     params, state, d_h = as_arrays((params, state, d_h))
     rows = _check_after(state)
     h, numbers = state.carry.h, state.influence.shape[-1]
-    check_like("d_h", d_h, h, h.dtype, "give the derivative of the loss by every h")
+    check_like("d_h", d_h, h, h.dtype, "pass the derivative of the loss by h")
     leaves = jax.tree.leaves(params)
     if not all(is_array(p) and p.dtype == h.dtype for p in leaves) or sum(p.size for p in leaves) != numbers:
         expected = f"{numbers} numbers of {h.dtype}"
@@ -187,20 +188,20 @@ def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
 
 
 def _beginning(cell: AnyCell, params: ArrayTree, rows: Shape) -> RTRLState:
-    """s_0 and P_0 of all rows."""
+    """The result is s_0 and P_0 of all rows."""
     influence = _initial_influence(cell, params)
-    spread = jnp.broadcast_to(influence, (*rows, *influence.shape))
-    return RTRLState(cell.initial_carry(params, rows), spread)
+    of_all_rows = jnp.broadcast_to(influence, (*rows, *influence.shape))
+    return RTRLState(cell.initial_carry(params, rows), of_all_rows)
 
 
 def _initial_influence(cell: AnyCell, params: ArrayTree) -> Array:
-    """ds_0/dparams of one row, [S, P]: zero but where the initial carry is learned."""
+    """ds_0/dparams of one row is [S, P]; it is zero unless the initial carry is trained."""
     theta, params_of = ravel_pytree(params)
     return jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(params_of(theta), ()))[0])(theta)
 
 
 def _check_cell(cell: Foreign, params: Foreign) -> Any:
-    """params as arrays, or a ValueError."""
+    """cell and params must fit each other; params are returned as arrays."""
     check_cell(cell)
     params = as_arrays(params)
     check_params(params, parameter_shapes(cell), "make them by cell.init(key)")
@@ -208,17 +209,17 @@ def _check_cell(cell: Foreign, params: Foreign) -> Any:
 
 
 def _check_x(cell: AnyCell, params: ArrayTree, x: Foreign) -> Shape:
-    """The rows of x, or a ValueError."""
+    """x must be one step of the stream; its batch axes are returned."""
     dtype, shape = jax.tree.leaves(params)[0].dtype, f"one step [..., {cell.input_size}]"
     if not is_array(x) or x.ndim < 1 or x.shape[-1] != cell.input_size:
-        raise bad("x", shape, x, "a stream is read one step at a time, features last")
+        raise bad("x", shape, x, "pass a single step, features last")
     if x.dtype != dtype:
         raise bad("x", f"{dtype} as params", x, f"cast by x.astype({str(dtype)!r})")
     return tuple(x.shape[:-1])
 
 
 def _check_after(state: Foreign) -> Shape:
-    """The rows of a state, or a ValueError unless its parts fit each other."""
+    """The parts of a state must fit each other; its batch axes are returned."""
     fix = "pass what jb.rtrl_step returns"
     if not isinstance(state, RTRLState):
         raise bad("state", "an RTRLState", state, fix)
@@ -238,7 +239,7 @@ def _check_after(state: Foreign) -> Shape:
 
 
 def _check_state(cell: AnyCell, params: ArrayTree, state: object, rows: Shape) -> None:
-    """ValueError unless the state is that of a stream of these rows."""
+    """The state must belong to this cell and have these batch axes, or a ValueError is raised."""
     expected = jax.eval_shape(lambda: _beginning(cell, params, rows))
     dtype = jax.tree.leaves(params)[0].dtype
     fix = f"make it by jb.rtrl_init(cell, params, {rows}), the batch axes of x"

@@ -1,9 +1,9 @@
-"""A cell over a whole sequence, with the gradient method of one's choice around it.
+"""`unroll` runs a cell over a whole sequence; the caller chooses the gradient method.
 
     s_t = step(s̃_{t−1}, x_t),   t = 1..T   (`sequence` says what s̃ is under masks, resets and cuts)
 
-The only jax.custom_vjp of the library is here: jax.grad of anything that calls `unroll` runs the
-backward pass of `gradient`, and the rest of the program is JAX's business.
+If a function calls `unroll`, its jax.grad runs the backward pass of `gradient` for that call; JAX
+differentiates the rest of the function. The jax.custom_vjp that does this is here.
 """
 
 from __future__ import annotations
@@ -45,34 +45,36 @@ def unroll(
     reverse: bool = False,
     dtype: DTypeLike | None = None,
 ) -> tuple[S, Array]:
-    """A cell over a sequence; differentiable by params, carry and xs.
+    """`unroll` runs a cell over a sequence; it is differentiable with respect to params, carry and xs.
 
     s_t = step(s_{t−1}, x_t)
 
     Args:
       cell: the cell, such as from `elman`, `lstm`, `make_cell` or `step_cell`.
       params: from `cell.init`, all of one floating dtype.
-      carry: s_0, from `cell.initial_carry` or an earlier call, leaves [..., H], dtype of params; None
-        for the initial carry of these params, to which the gradient then goes on.
-      xs: [T, ..., I] with T >= 1, time first, any number of batch axes, also none; dtype of params.
-      gradient: how jax.grad goes backwards: `full` (by hand), `checkpointed`, `truncated`, `artbp`,
-        `rtrl`, `parallel` or `autodiff` (JAX's own).
-      mask: bool [T, ...]; where False the carry is held, h_t = h_{t−1}, and x_t is not read: what
-        stands there, a NaN too, reaches no value and no gradient. See `mask_of_lengths`.
-      reset: bool [T, ...]; where True the step begins from the initial carry of params.
-      cut: bool [T, ...]; where True the step treats s_{t−1} as a constant: no gradient goes before it.
-      reverse: from the last step to the first, as in jax.lax.scan: marks and outputs keep their places.
-      dtype: jnp.bfloat16 for mixed precision: the operands of every matrix product, forward and back,
+      carry: s_0, from cell.initial_carry or an earlier call, leaves [..., H], dtype of params; None for
+        the initial carry of these params, through which the gradient then reaches params.
+      xs: [T, ..., I] with T >= 1, time first, with any number of batch axes or none; dtype of params.
+      gradient: the gradient method that jax.grad uses: `full` (derived by hand), `checkpointed`,
+        `truncated`, `artbp`, `rtrl`, `parallel` or `autodiff` (JAX's own).
+      mask: bool [T, ...]; where False the carry is held, h_t = h_{t−1}, and x_t is not read: padding,
+        even a NaN, never affects an output or a gradient. See `mask_of_lengths`.
+      reset: bool [T, ...]; where True the step starts from the initial carry of params.
+      cut: bool [T, ...]; where True the step treats s_{t−1} as a constant (stop_gradient).
+      reverse: whether to go from the last step to the first, as jax.lax.scan does; marks and outputs stay
+        at their steps.
+      dtype: jnp.bfloat16 for mixed precision: the operands of every matrix product, forward and backward,
         are rounded to it; sums, states, biases, gradients and all else stay in the dtype of params.
-        (`autodiff` and `rtrl` differentiate the rounding as JAX does, step by step, and `parallel` sweeps
-        with W_h as it is.)
-        Not for cells whose step makes its own products (`step_cell`, the GRU with the reset before).
+        (`autodiff` and `rtrl` differentiate the rounding as JAX does, step by step, and the backward pass
+        of `parallel` uses W_h without rounding.) It is not for cells whose step does its own products:
+        `step_cell` and the GRU with the reset before.
 
     Returns:
       (carry, hs) as jax.lax.scan: the last state, leaves [..., H], and h_1..h_T, [T, ..., H].
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time, if an argument is wrong; it says which one, what was expected and what was
+        passed.
 
     Reference: Werbos 1990, Backpropagation through time: what it does and how to do it.
 
@@ -101,11 +103,11 @@ def run_checked(
     gradient: GradientMethod,
     reverse: bool = False,
 ) -> tuple[State, Array]:
-    """`unroll` of arguments that have been checked, on one device or inside a jax.shard_map."""
+    """This is `unroll` for arguments that have been checked, on one device or inside a jax.shard_map."""
     cell = gradient.on_engine(cell)
     run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
     run = to_local(run, run)
-    if gradient.backward is None:  # left to JAX: no custom_vjp, so that forward mode (jvp) works too
+    if gradient.backward is None:  # JAX differentiates: without a custom_vjp, forward mode (jvp) works too
         outputs, _ = _forward(cell, gradient)(run)
     else:
         outputs = _with_gradient(cell, gradient)(run)
@@ -114,7 +116,7 @@ def run_checked(
 
 
 def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Sequence) -> Run:
-    """The run of a cell, with nothing missing: padding, s_0 and what resets go back to."""
+    """The run of a cell gets what is missing: valid x for padding, s_0, and the initial carry for resets."""
     sequence, rows = without_padding(sequence), sequence.rows
     s_0: State = cell.initial_carry(params, rows) if carry is None else carry
     start: State | None = None if sequence.reset is None else cell.initial_carry(params, rows)
@@ -128,7 +130,7 @@ def _forward(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], tuple[O
 
 @cached()
 def _with_gradient(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], Outputs]:
-    assert gradient.backward is not None  # `run_checked` asks
+    assert gradient.backward is not None  # `run_checked` has checked it
     backward = gradient.backward
 
     forward = _forward(cell, gradient)
@@ -139,7 +141,7 @@ def _with_gradient(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], O
 
     def back(kept: Kept, d: Outputs) -> tuple[Run]:
         found = backward(cell, kept, d)
-        # marks have no derivative
+        # masks, resets and cuts are bools, which have no derivative: None stands for their cotangents
         return (Run(found.params, found.carry, found.start, Sequence(found.xs)),)
 
     # compiled, since jax.grad outside jax.jit runs both rules as they stand, operation by operation

@@ -1,4 +1,4 @@
-"""A cell over a whole sequence without a loop over time: all states at once, and how well it went."""
+"""Newton's method computes all states of a sequence at once, without a loop over time."""
 
 from __future__ import annotations
 
@@ -32,24 +32,25 @@ def unroll_by_newton(
     reset: Mark = None,
     reverse: bool = False,
 ) -> tuple[S, Array, NewtonInfo]:
-    """The states of `unroll` by Newton's method, and how it went; a derivative of it is a ValueError.
+    """`unroll_by_newton` computes the states of `unroll` by Newton's method and reports its convergence.
 
     s_t = step(s_{t−1}, x_t) for all t at once
 
-    For the gradient take `unroll` with `gradient=jb.parallel(newton=...)`, which falls back to the loop
-    where this does not converge; here the last iterate is returned, and the info says that it is no
-    solution.
+    If the method does not converge, the last iterate is returned, and the info says so. This function cannot
+    be differentiated. For gradients use `unroll` with gradient=jb.parallel(newton=...), which falls back to
+    the loop over time if the method does not converge.
 
     Args:
       cell, params, carry, xs, mask, reset, reverse: as for `unroll`.
-      newton: how, from `newton`.
+      newton: the settings of the method, from `newton`.
 
     Returns:
-      The last state, leaves [..., H]; h_1..h_T, [T, ..., H]; `NewtonInfo`: iterations, residual and
-      whether it converged.
+      The last state, leaves [..., H]; h_1..h_T, [T, ..., H]; and `NewtonInfo`: the iterations, the residual
+      and whether the method converged.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time, if an argument is wrong; it says which one, what was expected and what was
+        passed. Also if JAX differentiates this function.
 
     Reference: Lim et al. 2024, Parallelizing non-linear sequential models over the sequence length.
 
