@@ -276,7 +276,7 @@ def _empty_slots(plan: _Plan, like: Tree) -> Tree:
 
 
 def _put(plan: _Plan, slots: Tree, keep: Array, s: Tree) -> Tree:
-    # always a write, to the spare slot if need be: a branch would copy all slots
+    # a state that is not to be stored goes to the spare slot, so that no branch is needed
     at = jnp.where(keep < 0, plan.slots, keep)
     return jax.tree.map(
         lambda z, new: jax.lax.dynamic_update_index_in_dim(z, new, at, 0), slots, _placed(plan, s)
