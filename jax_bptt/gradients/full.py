@@ -99,7 +99,7 @@ def full_with(transform: Transform) -> Callable[[AnyCell, Kept, Outputs], Cotang
 def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
     steps, total = chunk or chunks.chunk_of(run.sequence, run.params), len(run.sequence.xs)
     share = _share(steps, run) if recompute is None else recompute
-    # rounded up to whole chunks, so that both parts below consist of chunks of the same length
+    # rounded up to whole chunks, so that no chunk is split between the two parts
     kept_from = min(math.ceil(share * total / steps) * steps, total)
 
     def run_steps(carry: State, keep_slopes: bool, begin: int, end: int) -> Forward:
