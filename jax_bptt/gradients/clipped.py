@@ -65,7 +65,7 @@ def clip(max_norm: float, lam: S) -> S:
     """Each row of λ is scaled down to this norm if its own is larger."""
     norm = norm_of_rows(lam)
     c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
-    above = norm > c  # the inner where keeps 0/0 out of a derivative of this
+    above = norm > c  # the inner `where` below avoids a division by zero, also in a derivative of this
     scale = jnp.where(above, c / jnp.where(above, norm, one), one)
     return jax.tree.map(lambda z: z * trailing(scale, z), lam)  # (CL1)
 
