@@ -155,7 +155,7 @@ def _sweep_of_blocks(window: int, stride: int, cell: AnyCell, run: Run, slopes: 
     step_back = loops.step_back_of(phases.engine_of(cell), cell, run.params)
 
     def block_back(lam: State, first: Array, t: Array) -> loops.StepBack:
-        # a block that has passed the first step (t < 0) reads step 0, and what it makes of it is dropped
+        # a block that has passed the first step (t < 0) reads step 0, and the result is dropped
         d_h, a, marks_t = jax.tree.map(lambda z: z[jnp.maximum(t, 0)], (d.hs, slopes, marks))
         d_s = add_to_h(select(t == steps - 1, d.carry, zeros_like(d.carry)), d_h)
         lam = plus(lam, select((t >= first) & (t >= 0), d_s, zeros_like(d_s)))  # (W3)
