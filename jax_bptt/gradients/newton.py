@@ -118,7 +118,7 @@ def newton(
     if tolerance is not None:
         tolerance = number("tolerance", "a number above 0, or None", tolerance)
         if tolerance <= 0:
-            raise bad("tolerance", "a number above 0, or None", tolerance, "pass some 16 eps or more")
+            raise bad("tolerance", "a number above 0, or None", tolerance, "pass None for the default")
     damping = number("damping", "a number in (0, 1]", damping)
     if not 0 < damping <= 1:
         raise bad("damping", "a number in (0, 1]", damping, "pass 1.0 for no damping")
