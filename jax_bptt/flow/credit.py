@@ -87,7 +87,7 @@ def credit(
     cut: Mark = None,
     key: PRNGKey | None = None,
 ) -> Credit:
-    """Credit measures the terms of the gradient's sum, by loss step and source step.
+    """`credit` measures the terms of the gradient's sum by loss step and source step.
 
     g = Σ_t Σ_{k≤t} g_tk   (CR1-CR3)
 
@@ -184,7 +184,7 @@ def _weighed(layer: LayerRecord, gradient: ArrayTree, found: AtLag) -> Any:
 
 
 class _Weights(NamedTuple):
-    """These are ‖g_tk‖² and <g_tk, g> of terms."""
+    """These are ‖z‖² and <z, g> of a term or a sum of terms z."""
 
     squared: Array
     along: Array
