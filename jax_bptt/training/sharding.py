@@ -132,7 +132,7 @@ def _carry_by_rows(mesh: Mesh, carry: Tree) -> Tree:
     rows = next((z.shape[:-1] for path, z in leaves if getattr(path[-1], "name", None) == "h"), ())
     axes = choose_axes(rows, mesh)
     if rows and num_parts(mesh, axes) != mesh.size:
-        fix = "choose a batch_shape with so many rows"
+        fix = f"choose a batch_shape whose rows are a multiple of {mesh.size}"
         raise bad("state.carry", f"a number of rows divisible by {mesh.size} (the devices)", str(rows), fix)
     return jax.tree.map(lambda z: NamedSharding(mesh, P(*axes)), carry)
 
