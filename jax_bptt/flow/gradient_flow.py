@@ -167,7 +167,7 @@ def gradient_flow(
     lags = check_lags(lags, len(done.d_outputs))
     if lags < 2:
         came = f"{lags} lag of {len(done.d_outputs)} steps"
-        raise bad("lags", "at least 2", came, "pass lags of 2 or more, and at least two steps")
+        raise bad("lags", "at least 2", came, "pass lags=2 or more, and xs of two steps or more")
     _, gradient = swept(done)
     ages = [_ages(one.run.sequence) for one in done.layers]
     Sums = tuple[tuple[Any, ...], list[Array]]  # g_0 + .. + g_l; ‖λᵗ_t‖² of each layer
