@@ -3,9 +3,8 @@
     ds_t/ds_{t−l} = J_t J_{t−1} .. J_{t−l+1},   J_t = ds_t/ds_{t−1}                          (LP1)
 
 Row i of this product is λ after l steps back, if λ begins at step t as the unit vector e_i. So every unit
-vector goes back as the losses do in `lags`, for all t at once.
-
-The squares of all these rows add up to the squared Frobenius norm                               (LP2)
+vector goes back as the losses do in `lags`, for all t at once. The squares
+of all these rows add up to the squared Frobenius norm                                           (LP2)
 
 Divided by √S, where S is the size of the state, this norm is the root mean square factor by which a random
 direction grows: one for a rotation, whatever S is. It is exact; nothing is sampled.
