@@ -66,12 +66,10 @@ def full(chunk: int | None = None, recompute: float | None = None) -> GradientMe
       chunk: K, the number of steps that are linearised, swept and contracted together. T or more puts all
         steps into one chunk; None chooses K by length, batch and weights (`chunks.chunk_of`).
       recompute: the fraction of the steps whose slopes are recomputed in the backward pass: the earliest
-        steps. The slopes of the other steps are stored by the forward pass. True recomputes all, False
-        none. None chooses
-        0 where one chunk holds all steps, because all slopes then exist together in any case,
-        2/3 for a million weights or more,
-        1 otherwise.
-        See experiments/MEASURED.md, "Recomputed slopes".
+        steps. The forward pass stores the slopes of the other steps. True recomputes all slopes, False
+        none. None chooses: 0 if one chunk holds all steps, because all slopes then exist together in any
+        case; 2/3 for a million weights or more; 1 otherwise. See experiments/MEASURED.md, "Recomputed
+        slopes".
 
     Returns:
       The `GradientMethod`; the same object for the same arguments.
