@@ -1,4 +1,4 @@
-"""The weights alone bound the growth of the gradient (Pascanu, Mikolov & Bengio 2013), for any cell.
+"""The weights and the slopes of a run bound the growth of λ (Pascanu, Mikolov & Bengio 2013), for any cell.
 
     article          dS_t/dS_{t−1} = diag(g′(z_t)) W_s, so ‖dS_t/dS_{t−1}‖ ≤ max g′ · σ_max(W_s)
 
