@@ -52,8 +52,8 @@ class LayerFlow(NamedTuple):
 
     Attributes:
       profile: ρ_l, [lags]; NaN at lags that no loss reaches.
-      rate: ρ_l^(1/l), the factor per step, at the longest lag with a positive finite ρ_l, a scalar; NaN if no
-        loss reaches such a lag.
+      rate: ρ_l^(1/l), the factor per step, at the longest lag with a positive finite ρ_l, a scalar; zero or
+        NaN if there is no such lag.
       saturation: the share of units, steps and rows whose h hardly answers to its input. It includes units
         that a gate keeps as they are. NaN for a `step_cell`, which has no pre-activations of its own.
       bound: η; no λ grows by more than this factor in a step. If η < 1, the gradient must vanish.
