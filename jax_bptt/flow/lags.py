@@ -1,6 +1,7 @@
 """All losses go back side by side, one lag at a time, and so make the article's sum term by term.
 
-Let λᵗ_k = dE_t/ds_k be the derivative of the loss at step t by the state at step k = t − l. All t at once:
+Let λᵗ_k = dE_t/ds_k be the derivative of the loss at step t by the state at step k = t − l, where l is the
+lag. For all t at once:
 
     lag 0      λᵗ_t = G_t                                                                     (X1)
     each lag   term (t, k) = (∂s_k/∂W)ᵀ λᵗ_k        s̃_{k−1} held fixed                        (X2)
