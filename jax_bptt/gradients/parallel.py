@@ -3,8 +3,8 @@
     loop       λ_{t−1} = G_{t−1} + M_tᵀ λ_t       M_t = ds_t/ds_{t−1} with its marks, see `jacobians`
 
 Two affine maps, one after the other, are again an affine map, and composition is associative. So a parallel
-scan of depth log₂ T computes all T compositions exactly. Write μ_t for λ_t without the term γ_t that is added
-at step t itself:
+scan (also called parallel prefix) of depth log₂ T computes all T compositions exactly. Write μ_t for λ_t
+without the term γ_t that is added at step t itself:
 
     sweep      γ_t = G_t,  γ_T = G_T + dE/ds_T                                                    (P1)
                μ_{t−1} = M_tᵀ μ_t + M_tᵀ γ_t,  μ_T = 0        an affine map for each t            (P2)
