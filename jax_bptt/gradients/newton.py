@@ -1,8 +1,8 @@
 """Newton's method solves the recurrence for the states of all steps at once (DEER, Lim et al. 2024).
 
 The recurrence s_t = F_t(s_{t−1}), where F_t is the step with its marks, is a system of equations for
-s_1..s_T. Linearised about an iterate s^k it becomes a linear recurrence, which a parallel scan solves. For
-the change z_t = s_t^{k+1} − s_t^k it reads:
+s_1..s_T. Linearised about an iterate s^k it becomes a linear recurrence, which a parallel scan (also called
+parallel prefix) solves. For the change z_t = s_t^{k+1} − s_t^k it reads:
 
     residual   f_t = F_t(s_{t−1}^k),  r_t = f_t − s_t^k        all t at once; zero at the solution  (Q1)
     slope      A_t = κ dF_t/ds_{t−1}                           κ: the damping; 1 where the carry is
