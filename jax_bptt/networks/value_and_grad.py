@@ -86,7 +86,7 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
     Args:
       net: from `network`.
       loss: `squared_error` (a sum), `softmax_cross_entropy` (a mean), or any function (ys, targets) ->
-        scalar. If there is a mask, yours is called with mask=mask in addition.
+        scalar. If there is a mask, a function of your own is also given mask=mask.
 
     Returns:
       A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
