@@ -138,7 +138,7 @@ class Network(NamedTuple):
         key: PRNGKey | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[NetworkCarry, Array]:
-        """This runs the network and returns Y_1..Y_T; differentiable by params, carry and xs.
+        """This runs the network; the outputs Y_1..Y_T are differentiable by params, carry and xs.
 
         Y_t = g₂(h_t W_y + b_y)   (N1, N2)
 
