@@ -58,21 +58,49 @@ class Readout(NamedTuple):
     dtype: DType | None = None
 
     def init(self, key: PRNGKey) -> ReadoutParams:
-        """W_y is Lecun-normal and b_y zero, in the default float dtype; the key is from jax.random.key."""
+        """This makes parameters: a Lecun-normal W_y and a zero b_y.
+
+        Args:
+          key: a key from jax.random.key.
+
+        Returns:
+          `ReadoutParams` in the default float dtype.
+
+        Raises:
+          ValueError: key is not a PRNG key.
+        """
         check_key(key)
         dtype = jnp.result_type(float)
         w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
         return ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
 
     def forward(self, params: ReadoutParams, hs: Array) -> tuple[Array, Array]:
-        """The forward pass returns z and Y, both [..., O], for hs [..., H]."""
+        """The forward pass computes the outputs of any number of steps.
+
+        Args:
+          params: from `init`.
+          hs: the features, [..., H].
+
+        Returns:
+          z and Y, both [..., O].
+        """
         zs = product(hs, params.w_y, self.dtype) + broadcast_leading(params.b_y, hs.ndim)  # (Y1)
         return zs, self.activation.g(zs)  # (Y2)
 
     def backward(
         self, params: ReadoutParams, hs: Array, zs: Array, ys: Array, d_ys: Array
     ) -> tuple[ReadoutParams, Array]:
-        """The backward pass returns dE/dparams and G, [..., H], for dE/dY, [..., O]."""
+        """The backward pass computes the gradients by the parameters and by the features.
+
+        Args:
+          params: from `init`.
+          hs: the features, [..., H].
+          zs, ys: from `forward`, [..., O].
+          d_ys: dE/dY, [..., O].
+
+        Returns:
+          dE/dparams and G, [..., H].
+        """
         d_zs = d_ys * self.activation.slope(zs, ys)  # (Y3)
         d_w_y = sum_of_outer_products(hs, (d_zs,), self.dtype)  # (Y4)
         d_b_y = sum_over_rows((d_zs,))  # (Y5)
@@ -96,6 +124,9 @@ def readout(
 
     Raises:
       ValueError: a size is below 1, or the activation is unknown.
+
+    >>> readout(5, 2).init(jax.random.key(0)).w_y.shape
+    (5, 2)
     """
     sizes = size("hidden_size", hidden_size), size("output_size", output_size)
     return Readout(*sizes, activation_of(activation))
@@ -117,6 +148,11 @@ def last(readout: Readout) -> Readout:
 
     Raises:
       ValueError: readout is not a `Readout`.
+
+    >>> net = jb.network([jb.elman(3, 5)], jb.last(jb.readout(5, 2)))
+    >>> carry, ys = net.apply(net.init(jax.random.key(0)), None, jnp.ones((7, 3)))
+    >>> ys.shape
+    (2,)
     """
     if not isinstance(readout, Readout):
         raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
