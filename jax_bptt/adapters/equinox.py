@@ -41,6 +41,9 @@ def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: the params are those of another cell.
+
+    >>> list(to_equinox(jb.lstm(3, 5).init(jax.random.key(0))))
+    ['weight_ih', 'weight_hh', 'bias']
     """
     cell = to_their_order(GATES, params, "equinox.nn")
     b, b_n = folded(cell)
@@ -59,6 +62,10 @@ def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
+
+    >>> params = jb.gru(3, 5).init(jax.random.key(0))
+    >>> bool((from_equinox(to_equinox(params)).w_h == params.w_h).all())
+    True
     """
     w_x, w_h = leaf(weights, "weight_ih").T, leaf(weights, "weight_hh").T  # (WL9)
     b_n = bias(weights, "bias_n", beside=w_h[:, : len(w_h)])
