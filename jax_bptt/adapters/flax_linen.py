@@ -43,6 +43,9 @@ def to_linen(params: Params | GRUParams) -> dict[str, dict[str, np.ndarray]]:
 
     Raises:
       ValueError: the params are those of another cell.
+
+    >>> list(to_linen(jb.elman(3, 5).init(jax.random.key(0))))
+    ['i', 'h']
     """
     cell = to_their_order(GATES, params, "flax.linen")
     gates = GATES[cell.kind]
@@ -68,6 +71,10 @@ def from_linen(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUPara
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
+
+    >>> params = jb.gru(3, 5).init(jax.random.key(0))
+    >>> bool((from_linen(to_linen(params)).w_h == params.w_h).all())
+    True
     """
     kind = next((kind for kind, gates in GATES.items() if has(weights, f"i{gates[0]}")), ELMAN)
     gates = GATES[kind]
