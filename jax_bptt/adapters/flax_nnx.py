@@ -36,6 +36,9 @@ def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict
     Raises:
       ValueError: the params are those of another cell, or of a GRU whose b_h is not zero for gate n, as
         nnx.GRUCell has no such bias.
+
+    >>> list(to_nnx(jb.lstm(3, 5).init(jax.random.key(0))))
+    ['dense_i', 'dense_h']
     """
     flag("optimized", optimized)
     cell = to_their_order(GATES, params, "flax.nnx")
@@ -61,6 +64,10 @@ def from_nnx(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
+
+    >>> params = jb.lstm(3, 5).init(jax.random.key(0))
+    >>> bool((from_nnx(to_nnx(params)).w_h == params.w_h).all())
+    True
     """
     if has(weights, "if_"):
         return from_linen({"if" if name == "if_" else name: part for name, part in weights.items()})  # (WL4)
