@@ -47,6 +47,9 @@ def to_haiku(params: Params | GRUParams) -> dict[str, ArrayTree]:
 
     Raises:
       ValueError: the params are those of another cell.
+
+    >>> list(to_haiku(jb.elman(3, 5).init(jax.random.key(0))))
+    ['linear', 'linear_1']
     """
     cell = to_their_order(GATES, params, "haiku")
     w_x, w_h, b = cell.w_x, cell.w_h, cell.b
@@ -68,6 +71,10 @@ def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
+
+    >>> params = jb.gru(3, 5, reset_after=False).init(jax.random.key(0))
+    >>> bool((from_haiku(to_haiku(params)).w_h == params.w_h).all())
+    True
     """
     if has(weights, "w_i"):
         w_x, w_h = leaf(weights, "w_i"), leaf(weights, "w_h")
