@@ -42,6 +42,9 @@ def to_keras(params: Params | GRUParams) -> list[np.ndarray]:
 
     Raises:
       ValueError: the params are those of another cell.
+
+    >>> [w.shape for w in to_keras(jb.gru(3, 5).init(jax.random.key(0)))]
+    [(3, 15), (5, 15), (2, 15)]
     """
     cell = to_their_order(GATES, params, "keras.layers")
     return [cell.w_x, cell.w_h, np.stack([cell.b, cell.b_h]) if cell.kind == AFTER else cell.b]  # (WL5)
@@ -59,6 +62,10 @@ def from_keras(weights: Sequence[Foreign]) -> Params | GRUParams:
 
     Raises:
       ValueError: there are not two or three arrays, or the shapes are not those of such a layer.
+
+    >>> params = jb.gru(3, 5).init(jax.random.key(0))
+    >>> bool((from_keras(to_keras(params)).w_h == params.w_h).all())
+    True
     """
     if not isinstance(weights, Sequence) or len(weights) not in (2, 3):
         raise bad("weights", "[W_x, W_h, b]", weights, "pass layer.get_weights()")
