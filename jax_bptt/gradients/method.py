@@ -64,7 +64,7 @@ class Streamed(NamedTuple):
 
 
 def method_repr(name: str, **arguments: tuple[object, object]) -> str:
-    """The text is the call that makes a method; an argument (value, default) shows where the two differ."""
+    """This writes the call that makes a method; an argument (value, default) is omitted if both are equal."""
     given = ", ".join(f"{n}={value}" for n, (value, default) in arguments.items() if value != default)
     return f"{name}({given})"
 
@@ -91,7 +91,17 @@ class GradientMethod(NamedTuple):
     engine: Callable[[AnyCell], AnyEngine] | None = None
 
     def on_engine(self, cell: AnyCell) -> AnyCell:
-        """The cell is returned with the engine on which this method runs it; a wrong one is refused."""
+        """The cell is returned with the engine on which this method runs it.
+
+        Args:
+          cell: the cell.
+
+        Returns:
+          The cell, with the engine of this method if it has one.
+
+        Raises:
+          ValueError: the engine of this method does not fit this kind of cell.
+        """
         if self.engine is None:
             return cell
         engine = self.engine(cell)
