@@ -156,7 +156,7 @@ def _run_layer(
         return run_checked(layer.forward, params, carry, sequence, gradient)  # (H1)
     to_right, to_left = Directions(None, None) if carry is None else carry
     right, ahead = run_checked(layer.forward, params.forward, to_right, sequence, gradient)  # (H1)
-    ends = ends_of(sequence)
+    ends = ends_of(sequence)  # a reset or cut before step t ends what is read backwards from step t on
     left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, reverse=True)  # (H2)
     return Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
 
@@ -192,6 +192,7 @@ def keys_of_layer(number: int, keys: PRNGKey | None) -> PRNGKey | None:
 
 def at_last_step(layer: Layer, outputs: Array, mask: Mark) -> Array:
     """From outputs [T, ..., features] each direction's last valid one is taken: [..., features]."""
+    # the forward cell ends at the last valid step, the backward cell at the first
     to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
     if mask is None:
         return jnp.concatenate([to_right[-1], to_left[0]], -1)
