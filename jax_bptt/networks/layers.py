@@ -156,7 +156,7 @@ def _run_layer(
         return run_checked(layer.forward, params, carry, sequence, gradient)  # (H1)
     to_right, to_left = Directions(None, None) if carry is None else carry
     right, ahead = run_checked(layer.forward, params.forward, to_right, sequence, gradient)  # (H1)
-    ends = ends_of(sequence)  # a reset or cut before step t ends what is read backwards from step t on
+    ends = ends_of(sequence)  # read backwards, a mark between steps t − 1 and t is one of t − 1
     left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, reverse=True)  # (H2)
     return Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
 
