@@ -109,7 +109,7 @@ def credit(
       ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     Reference: Werbos 1990, and Williams & Zipser 1995, Gradient-based learning algorithms for recurrent
-    networks (for the sum; measuring its terms by lag is new here).
+    networks (for the sum; its terms by lag are this library's own).
 
     >>> import jax_bptt as jb
     >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
@@ -123,18 +123,18 @@ def credit(
     lags = check_lags(lags, len(done.d_outputs))
     _, gradient = swept(done)
 
-    def at_lag(total: tuple[Any, ...], lag: Array, found: tuple[AtLag, ...]) -> tuple[tuple[Any, ...], Any]:
+    def at_lag(so_far: tuple[Any, ...], lag: Array, found: tuple[AtLag, ...]) -> tuple[tuple[Any, ...], Any]:
         sums = tuple(layer.d_params for layer in found)
         terms = tuple(map(_weighed, done.layers, gradient, found))
         by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)  # from index k to index t = k + l
         along = jax.tree.map(_squared_and_along, sums, gradient)
-        return plus(total, sums), (by_loss_step, along)  # (CR2)
+        return plus(so_far, sums), (by_loss_step, along)  # (CR2)
 
-    total, (terms, of_lags) = scan_lags(done, lags, zeros_like(gradient), at_lag)
+    sum_of_lags, (terms, of_lags) = scan_lags(done, lags, zeros_like(gradient), at_lag)
     squares = jax.tree.map(lambda g: jnp.vdot(g, g), gradient)
     by_parameter = jax.tree.map(_terms, squares, terms, of_lags)
     of_all = _terms(*(_over_parameters(tree, squares) for tree in (squares, terms, of_lags)))
-    return Credit(total, by_parameter, of_all)
+    return Credit(sum_of_lags, by_parameter, of_all)
 
 
 def by_steps(z: Array) -> Array:
@@ -144,7 +144,7 @@ def by_steps(z: Array) -> Array:
       z: [lags, T], such as `Terms.norm`.
 
     Returns:
-      [T, T], the number of g_tk at [t, k]; zero where k > t, or where the lag t − k was not used.
+      [T, T], with the entry of g_tk at [t, k]; zero where k > t, or where the lag t − k was not used.
 
     Raises:
       ValueError: z is not a numeric array [lags, T], or it has more lags than steps.
