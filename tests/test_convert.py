@@ -147,7 +147,7 @@ BAD = {
     "peepholes": (
         lambda: convert.to_torch(PEEPHOLES),
         r"params: expected those of elman, lstm, gru\(reset_after=True\) for torch.nn, got PeepholeParams\(.*"
-        r"peepholes, trained carries and other cells have no counterpart there",
+        r"convert one of these cells, without peepholes or a trained carry",
     ),
     "a leak": (lambda: convert.to_keras(jb.LeakyParams(*ELMAN, np.ones(H))), r"params: .* got LeakyParams\("),
     "two gates": (

@@ -127,9 +127,9 @@ def test_training_in_a_shard_map_of_ones_own():
 
 def test_bad_placements_are_refused():
     mesh, state = mesh_of("auto"), jb.init_train_state(jax.random.key(0), NET, SGD, (6,))
-    with pytest.raises(ValueError, match=r"tree: expected rows, axis 1, that 4 devices divide, got float64"):
+    with pytest.raises(ValueError, match=r"tree: expected a multiple of 4 rows on axis 1, got float64"):
         jb.by_rows(mesh, jnp.ones((T, 6, I)))
-    with pytest.raises(ValueError, match=r"state\.carry: expected rows that 4 devices divide, got \(6,\)"):
+    with pytest.raises(ValueError, match=r"rows divisible by 4 \(the devices\), got \(6,\)"):
         jb.data_parallel(mesh, state)
     with pytest.raises(ValueError, match=r"mesh: expected a Mesh, got 4; make one by jax.make_mesh"):
         jb.by_rows(4, state)

@@ -72,7 +72,7 @@ BAD = {
     ),
     "loss that takes no mask": (
         lambda: _value_and_grad(lambda ys, d: jnp.sum(ys), mask=MASK),
-        r"loss: expected a function that takes the mask, got function; write it as \(ys, targets, mask\)",
+        r"loss: expected a function that takes the mask, got function; give it a third argument mask",
     ),
     "loss with another third argument": (
         lambda: _value_and_grad(lambda ys, d, weights=None: jnp.sum(ys), mask=MASK),

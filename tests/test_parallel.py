@@ -280,7 +280,7 @@ BAD = {
         lambda: jb.unroll_by_newton(
             ATTENTION, *_problem(ATTENTION)[:1], None, jnp.ones((5, 3)), newton=jb.newton(diagonal=True)
         ),
-        r"newton: expected diagonal=False for this cell, got diagonal=True; unit-wise blocks need",
+        r"newton: expected diagonal=False for this cell, got diagonal=True; pass diagonal=False",
     ),
     "no Newton at all": (
         lambda: jb.unroll_by_newton(jb.elman(3, 4), None, None, jnp.ones((5, 3)), newton=3),

@@ -204,7 +204,7 @@ def test_artbp_in_a_network_of_two_layers():
 
 def test_artbp_asks_for_its_cuts():
     case = make("elman-tanh", 3, ())
-    with pytest.raises(ValueError, match=r"cut: expected bool marks .* got None; draw it by jax.random.bern"):
+    with pytest.raises(ValueError, match=r"cut: expected bool marks .* got None; pass cut=jax.random.bern"):
         jax.grad(lambda p: w.unrolled(case, jb.artbp(0.3))(p, case.carry, case.xs)[1].sum())(case.params)
 
 
@@ -212,7 +212,7 @@ BAD = {
     "no window": (lambda: jb.truncated(0), r"window: expected an integer >= 1, got 0"),
     "stride above the window": (
         lambda: jb.truncated(3, 4),
-        r"stride: expected at most window=3, got 4; losses between two blocks would be lost",
+        r"stride: expected at most window=3, got 4; pass a smaller stride",
     ),
     "stride of zero": (lambda: jb.truncated(3, 0), r"stride: expected an integer >= 1, got 0"),
     "rate of one": (lambda: jb.artbp(1), r"rate: expected a probability in \[0, 1\), got 1"),

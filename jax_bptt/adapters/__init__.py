@@ -1,1 +1,1 @@
-"""Floor 5: weights to and from other frameworks, one framework a file."""
+"""Floor 5: weights to and from other frameworks, one framework in each file."""

@@ -1,6 +1,6 @@
-"""The weights of one cell go to other frameworks and come back, in NumPy alone.
+"""These functions convert the weights of one cell to other frameworks and back, with NumPy alone.
 
-Each framework has a file of its own, which says where it keeps which of our arrays:
+Each framework has its own file, which says where the framework stores which of our arrays:
 
 * `torch`, PyTorch: `to_torch` and `from_torch`.
 * `flax_linen`, Flax's older modules: `to_linen` and `from_linen`.
@@ -9,9 +9,9 @@ Each framework has a file of its own, which says where it keeps which of our arr
 * `haiku`, Haiku: `to_haiku` and `from_haiku`.
 * `equinox`, Equinox: `to_equinox` and `from_equinox`.
 
-Biases that are absent are zeros. Activations are not weights, so the cell that takes the weights has to be
-made with the same ones. A cell that the framework lacks, a name that is absent and a shape that does not
-fit are ValueErrors.
+A missing bias counts as zeros. Activations are not weights, so make the cell that takes the weights with the
+same activations. A ValueError names a cell that the framework lacks, a missing name or a wrong shape. The
+arrays must be concrete: these functions do not work on traced arrays inside jax.jit.
 """
 
 from jax_bptt.adapters.equinox import from_equinox, to_equinox

@@ -1,8 +1,8 @@
-"""Equinox keeps the transposed matrices and one bias, with the gates in our order.
+"""Equinox stores the transposed matrices and one bias, with the gates in our order.
 
     weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias = b̄,  bias_n = b_n                        (WL9)
 
-b̄ and b_n are those of `weights`.
+`weights` defines b̄ and b_n.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ GATES: GateOrders = {LSTM: [*"ifgo"], AFTER: [*"rzn"]}
 
 @named("convert.to_equinox")
 def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
-    """Params become the arrays of equinox.nn.LSTMCell or GRUCell by attribute.
+    """Params become the arrays of equinox.nn.LSTMCell or GRUCell, named by attribute.
 
-    equinox.tree_at(lambda cell: [getattr(cell, name) for name in w], cell, [*w.values()]) loads them.
+    Load them, w, by equinox.tree_at(lambda c: [getattr(c, name) for name in w], cell, [*w.values()]).
 
     Args:
       params: those of `lstm` or `gru`.
 
     Returns:
-      weight_ih [GH, I], weight_hh [GH, H], bias [GH]; bias_n [H] of a GRU.
+      weight_ih [GH, I], weight_hh [GH, H], bias [GH], and for a GRU bias_n [H].
 
     Raises:
-      ValueError: params of another cell.
+      ValueError: the params are those of another cell.
+
+    >>> list(to_equinox(jb.lstm(3, 5).init(jax.random.key(0))))
+    ['weight_ih', 'weight_hh', 'bias']
     """
     cell = to_their_order(GATES, params, "equinox.nn")
     b, b_n = folded(cell)
@@ -58,10 +61,14 @@ def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
       weights: vars(cell), with arrays as in `to_equinox`; a bias may be None.
 
     Returns:
-      The params of `lstm` or `gru`, of NumPy arrays; b_h of a GRU is (0, 0, b_n).
+      The params of `lstm` or `gru`, as NumPy arrays; b_h of a GRU is (0, 0, b_n).
 
     Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
+      ValueError: a name is missing, or the shapes are not those of such a cell.
+
+    >>> params = jb.gru(3, 5).init(jax.random.key(0))
+    >>> bool((from_equinox(to_equinox(params)).w_h == params.w_h).all())
+    True
     """
     w_x, w_h = leaf(weights, "weight_ih").T, leaf(weights, "weight_hh").T  # (WL9)
     b_n = bias(weights, "bias_n", beside=w_h[:, : len(w_h)])

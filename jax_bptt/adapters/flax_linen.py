@@ -1,9 +1,9 @@
-"""Flax's linen keeps an array for each gate, under the gate's name.
+"""Flax's linen stores an array for each gate, under the gate's name.
 
     i<g>/kernel = W_x^g,  h<g>/kernel = W_h^g,  i<g>/bias = b̄^g (LSTM: h<g>),  hn/bias = b_n (WL3)
 
-b̄ and b_n are those of `weights`. SimpleCell(residual=True), which adds h_{t−1}, is `elman` with 1 added to
-the diagonal of W_h.
+`weights` defines b̄ and b_n. SimpleCell(residual=True) adds h_{t−1}; it equals `elman` with 1 added to the
+diagonal of W_h.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ def to_linen(params: Params | GRUParams) -> dict[str, dict[str, np.ndarray]]:
       params: those of `elman`, `lstm` or `gru`.
 
     Returns:
-      i and h with the name of each gate behind, such as `if` and `hf` (i and h alone where there is one
-      gate): kernel [I, H] or [H, H], bias [H].
+      A dict with two entries for each gate: i and h followed by its name, such as `if` and `hf` (i and h
+      alone for a cell with one gate). Each is a dict with kernel, [I, H] or [H, H], and perhaps bias, [H].
 
     Raises:
-      ValueError: params of another cell.
+      ValueError: the params are those of another cell.
+
+    >>> list(to_linen(jb.elman(3, 5).init(jax.random.key(0))))
+    ['i', 'h']
     """
     cell = to_their_order(GATES, params, "flax.linen")
     gates = GATES[cell.kind]
@@ -61,16 +64,20 @@ def to_linen(params: Params | GRUParams) -> dict[str, dict[str, np.ndarray]]:
 
 @named("convert.from_linen")
 def from_linen(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams:
-    """The "params" of a cell of flax.linen become ours.
+    """The "params" of a cell of flax.linen become params of our cell.
 
     Args:
       weights: names and arrays as in `to_linen`.
 
     Returns:
-      The params of `elman`, `lstm` or `gru`, of NumPy arrays; b_h of a GRU is (0, 0, b_n).
+      The params of `elman`, `lstm` or `gru`, as NumPy arrays; b_h of a GRU is (0, 0, b_n).
 
     Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
+      ValueError: a name is missing, or the shapes are not those of such a cell.
+
+    >>> params = jb.gru(3, 5).init(jax.random.key(0))
+    >>> bool((from_linen(to_linen(params)).w_h == params.w_h).all())
+    True
     """
     kind = next((kind for kind, gates in GATES.items() if has(weights, f"i{gates[0]}")), ELMAN)
     gates = GATES[kind]

@@ -1,8 +1,8 @@
-"""Flax's nnx keeps the gates of linen side by side in two dense layers.
+"""Flax's nnx stores the gates of linen side by side in two dense layers.
 
     dense_i, dense_h: linen's gates side by side, no b_n; LSTMCell as linen, if_ for if   (WL4)
 
-SimpleCell(residual=True), which adds h_{t−1}, is `elman` with 1 added to the diagonal of W_h.
+SimpleCell(residual=True) adds h_{t−1}; it equals `elman` with 1 added to the diagonal of W_h.
 """
 
 from __future__ import annotations
@@ -24,17 +24,22 @@ from jax_bptt.cells.gru import GRUParams
 def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict[str, np.ndarray]]:
     """Params become the state of flax.nnx.SimpleCell, OptimizedLSTMCell, LSTMCell or GRUCell, a pure dict.
 
-    nnx.replace_by_pure_dict(state, to_nnx(params)) loads it, where graphdef, state = nnx.split(cell).
+    Load it by nnx.replace_by_pure_dict(state, to_nnx(params)), where graphdef, state = nnx.split(cell).
 
     Args:
       params: those of `elman`, `lstm` or `gru`.
-      optimized: True for an LSTM that goes to nnx.OptimizedLSTMCell, False for nnx.LSTMCell.
+      optimized: for an LSTM, True makes the state of nnx.OptimizedLSTMCell, False that of nnx.LSTMCell.
 
     Returns:
-      dense_i and dense_h: kernel [I, GH] or [H, GH], bias [GH] in one; for nnx.LSTMCell see `to_linen`.
+      dense_i and dense_h, each a dict with kernel, [I, GH] or [H, GH]; one of them has a bias, [GH]. For
+      nnx.LSTMCell see `to_linen`.
 
     Raises:
-      ValueError: params of another cell, or a GRU's b_h that is not zero for n: nnx.GRUCell has none.
+      ValueError: the params are those of another cell, or of a GRU whose b_h is not zero for gate n, as
+        nnx.GRUCell has no such bias.
+
+    >>> list(to_nnx(jb.lstm(3, 5).init(jax.random.key(0))))
+    ['dense_i', 'dense_h']
     """
     flag("optimized", optimized)
     cell = to_their_order(GATES, params, "flax.nnx")
@@ -43,7 +48,7 @@ def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict
     b, b_n = folded(cell)
     if b_n.any():
         expected = "zeros for n, as nnx.GRUCell has no such bias"
-        raise bad("params.b_h", expected, cell.b_h, "use flax.linen's")
+        raise bad("params.b_h", expected, cell.b_h, "use flax.linen's GRUCell")
     tree = {"dense_i": {"kernel": cell.w_x}, "dense_h": {"kernel": cell.w_h}}  # (WL4)
     tree["dense_h" if cell.kind == LSTM else "dense_i"]["bias"] = b  # (WL4)
     return tree
@@ -57,10 +62,14 @@ def from_nnx(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams
       weights: nnx.to_pure_dict(nnx.state(cell, nnx.Param)), see `to_nnx`.
 
     Returns:
-      The params of `elman`, `lstm` or `gru`, of NumPy arrays; b_h of a GRU is 0.
+      The params of `elman`, `lstm` or `gru`, as NumPy arrays; b_h of a GRU is 0.
 
     Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
+      ValueError: a name is missing, or the shapes are not those of such a cell.
+
+    >>> params = jb.lstm(3, 5).init(jax.random.key(0))
+    >>> bool((from_nnx(to_nnx(params)).w_h == params.w_h).all())
+    True
     """
     if has(weights, "if_"):
         return from_linen({"if" if name == "if_" else name: part for name, part in weights.items()})  # (WL4)

@@ -1,10 +1,10 @@
-"""Haiku has a layout for each cell, the gates in another order, and a GRU with the reset before.
+"""Haiku has a layout for each cell, other gate orders, and a GRU with the reset before the product.
 
     RNN   linear = W_x, b;  linear_1 = W_h, b_h                                          (WL6)
     LSTM  linear = the rows (W_x, W_h), b, gates i, g, f, o; b_f − 1, as it adds 1 itself (WL7)
     GRU   gates −z, r, n, reset before: h' = (1 − z) h + z n there, 1 − σ(z) = σ(−z)     (WL8)
 
-hk.VanillaRNN is `elman` with activation="relu".
+hk.VanillaRNN equals `elman` with activation="relu".
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ GATES: GateOrders = {ELMAN: [""], LSTM: [*"igfo"], BEFORE: [*"zrn"]}
 def to_haiku(params: Params | GRUParams) -> dict[str, ArrayTree]:
     """Params become those of hk.VanillaRNN, hk.LSTM or hk.GRU, without the module's name in front.
 
-    Under a name they are {"lstm/linear": to_haiku(params)["linear"]}; a GRU has no inner module, so that its
-    are {"gru": to_haiku(params)}.
+    With the module's name they are {"lstm/linear": to_haiku(params)["linear"]} for an LSTM. A GRU has no
+    inner module, so they are {"gru": to_haiku(params)}.
 
     Args:
       params: those of `elman`, `lstm` or `gru(reset_after=False)`.
 
     Returns:
-      linear and linear_1 of an RNN, linear of an LSTM: w and b [GH]; `w_i`, `w_h` and b of a GRU.
+      For an RNN linear and linear_1, for an LSTM linear, each a dict with w, [., GH], and b, [GH]. For a GRU
+      `w_i` [I, GH], `w_h` [H, GH] and b [GH].
 
     Raises:
-      ValueError: params of another cell.
+      ValueError: the params are those of another cell.
+
+    >>> list(to_haiku(jb.elman(3, 5).init(jax.random.key(0))))
+    ['linear', 'linear_1']
     """
     cell = to_their_order(GATES, params, "haiku")
     w_x, w_h, b = cell.w_x, cell.w_h, cell.b
@@ -60,16 +64,20 @@ def to_haiku(params: Params | GRUParams) -> dict[str, ArrayTree]:
 
 @named("convert.from_haiku")
 def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
-    """The params of hk.VanillaRNN, hk.LSTM or hk.GRU become ours.
+    """The params of hk.VanillaRNN, hk.LSTM or hk.GRU become params of our cell.
 
     Args:
       weights: names and arrays as in `to_haiku`, without the module's name in front.
 
     Returns:
-      The params of `elman`, `lstm` or `gru(reset_after=False)`, of NumPy arrays.
+      The params of `elman`, `lstm` or `gru(reset_after=False)`, as NumPy arrays.
 
     Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
+      ValueError: a name is missing, or the shapes are not those of such a cell.
+
+    >>> params = jb.gru(3, 5, reset_after=False).init(jax.random.key(0))
+    >>> bool((from_haiku(to_haiku(params)).w_h == params.w_h).all())
+    True
     """
     if has(weights, "w_i"):
         w_x, w_h = leaf(weights, "w_i"), leaf(weights, "w_h")
@@ -81,11 +89,11 @@ def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
         w_h = leaf(weights, "linear_1", "w")
         b_h = bias(weights, "linear_1", "b", beside=w_h)
         return to_our_order({ELMAN: GATES[ELMAN]}, w, w_h, b, b_h)  # (WL6)
-    inputs = max(0, len(w) - w.shape[1] // 4)
+    inputs = max(0, len(w) - w.shape[1] // 4)  # I of the I + H rows, as w has 4 H columns
     params = to_our_order({LSTM: GATES[LSTM]}, w[:inputs], w[inputs:], b)  # (WL7)
     return params._replace(b=params.b + _per_gate((0, 1, 0, 0), params.b))  # (WL7)
 
 
 def _per_gate(values: tuple[int, ...], like: np.ndarray | Array) -> np.ndarray:
-    """The value of each gate is repeated for its units, as many as the last axis of an array has."""
+    """The value of each gate is repeated for each of its units, to match the last axis of an array."""
     return np.repeat(np.array(values, like.dtype), like.shape[-1] // len(values))

@@ -1,8 +1,8 @@
-"""Keras keeps a list of arrays, with the gates of a GRU in another order.
+"""Keras stores a list of arrays, with the gates of a GRU in another order.
 
     [W_x, W_h, b] with the gates z, r, n; the rows (b, b_h) with the reset after         (WL5)
 
-Only the shape of its bias tells where the reset of a GRU is.
+Only the shape of its bias tells whether the reset of a GRU comes before or after the product.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ def to_keras(params: Params | GRUParams) -> list[np.ndarray]:
     """Params become the weights of keras.layers.SimpleRNN, LSTM or GRU, for layer.set_weights.
 
     Args:
-      params: those of `elman`, `lstm` or `gru`, with the reset after or before.
+      params: those of `elman`, `lstm` or `gru`, with the reset after or before the product.
 
     Returns:
-      [W_x [I, GH], W_h [H, GH], b [GH], or [2, GH] with the reset after].
+      A list of W_x [I, GH], W_h [H, GH] and b [GH]; b is [2, GH] for a GRU with the reset after the product.
 
     Raises:
-      ValueError: params of another cell.
+      ValueError: the params are those of another cell.
+
+    >>> [w.shape for w in to_keras(jb.gru(3, 5).init(jax.random.key(0)))]
+    [(3, 15), (5, 15), (2, 15)]
     """
     cell = to_their_order(GATES, params, "keras.layers")
     return [cell.w_x, cell.w_h, np.stack([cell.b, cell.b_h]) if cell.kind == AFTER else cell.b]  # (WL5)
@@ -50,17 +53,21 @@ def to_keras(params: Params | GRUParams) -> list[np.ndarray]:
 
 @named("convert.from_keras")
 def from_keras(weights: Sequence[Foreign]) -> Params | GRUParams:
-    """What layer.get_weights() of keras.layers.SimpleRNN, LSTM or GRU returns becomes params.
+    """The weights of keras.layers.SimpleRNN, LSTM or GRU become params.
 
     Args:
-      weights: arrays as in `to_keras`; without the bias where the layer has none, but not of a GRU, where
-        the shape of the bias tells whether the reset is after.
+      weights: layer.get_weights(), arrays as in `to_keras`. A layer without a bias has only two; a GRU must
+        have one, as its shape tells whether the reset comes before or after the product.
 
     Returns:
-      The params of `elman`, `lstm` or `gru`, of NumPy arrays.
+      The params of `elman`, `lstm` or `gru`, as NumPy arrays.
 
     Raises:
-      ValueError: not two or three arrays, or shapes of no such layer.
+      ValueError: there are not two or three arrays, or the shapes are not those of such a layer.
+
+    >>> params = jb.gru(3, 5).init(jax.random.key(0))
+    >>> bool((from_keras(to_keras(params)).w_h == params.w_h).all())
+    True
     """
     if not isinstance(weights, Sequence) or len(weights) not in (2, 3):
         raise bad("weights", "[W_x, W_h, b]", weights, "pass layer.get_weights()")

@@ -1,8 +1,8 @@
-"""PyTorch keeps the transposed matrices and both biases, with the gates in our order.
+"""PyTorch stores the transposed matrices and both biases, with the gates in our order.
 
     weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias_ih = b,  bias_hh = b_h                    (WL2)
 
-Behind these names stand the layer and the direction, as in `weight_ih_l1_reverse`.
+The names end with the layer and the direction, as in `weight_ih_l1_reverse`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ def to_torch(params: Params | GRUParams, layer: int = 0, reverse: bool = False) 
 
     Args:
       params: those of `elman`, `lstm` or `gru`.
-      layer, reverse: the layer and the direction that they go to.
+      layer: the number of the PyTorch layer, from 0.
+      reverse: whether the weights are for its backward direction.
 
     Returns:
-      weight_ih_l0 [GH, I], weight_hh_l0 [GH, H], bias_ih_l0 and bias_hh_l0 [GH], named for the layer; as
-      {name: torch.tensor(w) for name, w in to_torch(params).items()} for load_state_dict.
+      weight_ih_l0 [GH, I], weight_hh_l0 [GH, H], bias_ih_l0 and bias_hh_l0 [GH], named for the layer. Pass
+      {name: torch.tensor(w) for name, w in to_torch(params).items()} to load_state_dict.
 
     Raises:
-      ValueError: params of another cell.
+      ValueError: the params are those of another cell, or layer or reverse is wrong.
 
     >>> list(to_torch(jb.lstm(3, 5).init(jax.random.key(0)), layer=1, reverse=True))[:2]
     ['weight_ih_l1_reverse', 'weight_hh_l1_reverse']
@@ -50,14 +51,16 @@ def from_torch(weights: Mapping[str, Foreign], layer: int = 0, reverse: bool = F
     """The state_dict of torch.nn.RNN, LSTM or GRU becomes the params of one layer and direction.
 
     Args:
-      weights: tensors or arrays as in `to_torch`; other names are not read.
-      layer, reverse: the layer and the direction that is read.
+      weights: tensors or arrays as in `to_torch`; other names are ignored.
+      layer: the number of the PyTorch layer, from 0.
+      reverse: whether its backward direction is read.
 
     Returns:
-      The params of `elman`, `lstm` or `gru`, of NumPy arrays; b is the sum of both biases but in a GRU.
+      The params of `elman`, `lstm` or `gru`, as NumPy arrays. b is the sum of both biases, except in a GRU,
+      which has both.
 
     Raises:
-      ValueError: a name that is absent, or shapes of no such cell.
+      ValueError: a name is missing, or the shapes are not those of such a cell.
 
     >>> params = jb.gru(3, 5).init(jax.random.key(0))
     >>> bool((from_torch(to_torch(params)).w_h == params.w_h).all())

@@ -1,9 +1,9 @@
-"""What the conversions share: the order of the gates, and how the arrays of a framework are read.
+"""All conversions share this: the order of the gates, and the reading of a framework's arrays.
 
 Our cells compute u = x W_x + b and v = h W_h + b_h, with the gates i, f, g, o or r, z, n as blocks of
-columns, and a GRU's state is h' = (1 − z) n + z h. b_h is 0 but in a GRU with the reset after the product.
-W^g is the block of gate g. A framework with one bias folds the other into it, which changes no state, as r
-and z see only u + v; n keeps a bias of its own:
+columns, and the state of a GRU is h' = (1 − z) n + z h. b_h is 0, except in a GRU with the reset after the
+product. W^g is the block of gate g. For a framework with one bias the two biases are added. This changes no
+state, because r and z see only u + v; n keeps its own second bias:
 
     b̄ = b + (b_h^r, b_h^z, 0),   b_n = b_h^n                   (WL1)
 """
@@ -21,7 +21,7 @@ from jax_bptt.base.types import Foreign
 from jax_bptt.cell.cell import Params
 from jax_bptt.cells.gru import GRUParams
 
-GateOrders: TypeAlias = dict[str, list[str]]  # the gates in their order, by the kind of cell
+GateOrders: TypeAlias = dict[str, list[str]]  # for each kind of cell its gates in order
 
 ELMAN, LSTM, AFTER, BEFORE = "elman", "lstm", "gru(reset_after=True)", "gru(reset_after=False)"
 OURS: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"rzn"], BEFORE: [*"rzn"]}
@@ -35,7 +35,7 @@ class Weights(NamedTuple):
       w_x: [I, G*H].
       w_h: [H, G*H].
       b: [G*H].
-      b_h: [G*H], zeros but in a GRU with the reset after.
+      b_h: [G*H], zeros except in a GRU with the reset after the product.
     """
 
     kind: str
@@ -49,15 +49,15 @@ def to_their_order(orders: GateOrders, params: Foreign, framework: str) -> Weigh
     """Params become new arrays with the gates in the order of a framework.
 
     Args:
+      orders: the kinds of cell that the framework has; the first that fits the params is used.
       params: those of one of our cells.
       framework: its name, for the message.
-      orders: the kinds of cell that it has; the first that params fit is taken.
 
     Returns:
       The `Weights`.
 
     Raises:
-      ValueError: params of a cell that the framework lacks, or no params at all.
+      ValueError: the framework lacks this cell, or params are no parameters of a cell.
     """
     is_ours = isinstance(params, (Params, GRUParams)) and all(map(is_floating, params))
     arrays = [np.array(a) for a in params] if is_ours else []
@@ -65,7 +65,7 @@ def to_their_order(orders: GateOrders, params: Foreign, framework: str) -> Weigh
         if len(arrays) == (4 if kind == AFTER else 3) and _fit(gates, *arrays):
             arrays = [*arrays, np.zeros_like(arrays[2])][:4]
             return Weights(kind, *(_reordered(a, OURS[kind], gates) for a in arrays))
-    fix = "peepholes, trained carries and other cells have no counterpart there"
+    fix = "convert one of these cells, without peepholes or a trained carry"
     raise bad("params", f"those of {', '.join(orders)} for {framework}", params, fix)
 
 
@@ -75,22 +75,22 @@ def to_our_order(
     """The arrays of a framework become params.
 
     Args:
-      orders: the kinds of cell that they may be of; the first that they fit is taken.
+      orders: the kinds of cell that are possible; the first that fits the arrays is used.
       w_x: [I, G*H].
       w_h: [H, G*H].
       b: [G*H].
-      b_h: [G*H], or None for zeros; it is added to b but in a GRU with the reset after.
+      b_h: [G*H], or None for zeros; it is added to b, except in a GRU with the reset after the product.
 
     Returns:
-      The params, of NumPy arrays.
+      The params, as NumPy arrays.
 
     Raises:
-      ValueError: shapes of none of these cells.
+      ValueError: the shapes fit none of these cells.
     """
     arrays = w_x, w_h, b, np.zeros_like(b) if b_h is None else b_h
     for kind, gates in orders.items():
         if _fit(gates, *arrays):
-            ours: list[Any] = [_reordered(a, gates, OURS[kind]) for a in arrays]  # where Params says Array
+            ours: list[Any] = [_reordered(a, gates, OURS[kind]) for a in arrays]  # NumPy, not Array
             return GRUParams(*ours) if kind == AFTER else Params(ours[0], ours[1], ours[2] + ours[3])
     got = {"W_x": w_x, "W_h": w_h, "b": b}
     fix = "give one layer in one direction, without projections or peepholes"
@@ -98,7 +98,7 @@ def to_our_order(
 
 
 def folded(cell: Weights) -> tuple[np.ndarray, np.ndarray]:
-    """Two biases become b̄, [G*H], and b_n of a GRU, [H]; in other cells zeros stand for b_n."""
+    """Two biases become b̄, [G*H], and b_n, [H] of a GRU; for other cells b_n is zeros."""
     if cell.kind != AFTER:
         return cell.b, cell.b_h
     rz = len(cell.b) // 3 * 2
@@ -106,23 +106,23 @@ def folded(cell: Weights) -> tuple[np.ndarray, np.ndarray]:
 
 
 def has(weights: object, name: str) -> bool:
-    """A name is there if what it names is not None."""
+    """A name counts as present if its value is not None."""
     return isinstance(weights, Mapping) and weights.get(name) is not None
 
 
 def leaf(weights: Foreign, *path: str, like: np.ndarray | None = None) -> np.ndarray:
-    """The array at a path of names is copied; it has to be a matrix, or of the shape of another array.
+    """The array at a path of names is copied; it must be a matrix, or have the shape of another array.
 
     Args:
-      weights: what the user passed.
+      weights: the weights that the user passed.
       path: the names, from the outermost to the innermost.
-      like: the array whose shape it must have; None for a matrix of any shape.
+      like: an array of the shape that is required; None for a matrix of any shape.
 
     Returns:
       The array, of a floating dtype.
 
     Raises:
-      ValueError: a name that is absent, no array of floating dtype, or another shape.
+      ValueError: a name is missing, or its value is not a floating array of the right shape.
     """
     for name in path:
         if not has(weights, name):
@@ -138,10 +138,10 @@ def leaf(weights: Foreign, *path: str, like: np.ndarray | None = None) -> np.nda
 
 
 def bias(weights: Foreign, *path: str, beside: np.ndarray) -> np.ndarray:
-    """The bias at a path of names is copied; zeros stand for one that is absent or None.
+    """The bias at a path of names is copied; a bias that is missing or None counts as zeros.
 
     Args:
-      weights: what the user passed.
+      weights: the weights that the user passed.
       path: the names, from the outermost to the innermost.
       beside: a matrix with a column for each number of the bias.
 
@@ -149,17 +149,17 @@ def bias(weights: Foreign, *path: str, beside: np.ndarray) -> np.ndarray:
       A new array [G*H].
 
     Raises:
-      ValueError: an array of another shape, or none of floating dtype.
+      ValueError: the value is not a floating array of the right shape.
     """
-    none, here = np.zeros(beside.shape[1], beside.dtype), weights
+    zeros, here = np.zeros(beside.shape[1], beside.dtype), weights
     for name in path:
         here = here[name] if has(here, name) else None
-    return none if here is None else leaf(weights, *path, like=none)
+    return zeros if here is None else leaf(weights, *path, like=zeros)
 
 
 def _fit(gates: list[str], w_x: np.ndarray, w_h: np.ndarray, *biases: np.ndarray) -> bool:
-    wide = (len(gates) * w_h.shape[0],) if w_h.ndim == w_x.ndim == 2 else ()
-    return w_x.shape[1:] == w_h.shape[1:] == wide and all(b.shape == wide for b in biases)
+    columns = (len(gates) * w_h.shape[0],) if w_h.ndim == w_x.ndim == 2 else ()
+    return w_x.shape[1:] == w_h.shape[1:] == columns and all(b.shape == columns for b in biases)
 
 
 def _reordered(a: np.ndarray, old: list[str], new: list[str]) -> np.ndarray:

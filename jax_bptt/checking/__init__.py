@@ -1,1 +1,1 @@
-"""Floor 7: is a gradient right? Three independent witnesses, and a report."""
+"""Floor 7: a gradient is checked against three independent computations, with a report."""

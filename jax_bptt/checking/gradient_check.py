@@ -1,4 +1,4 @@
-"""Is a gradient right? Three independent witnesses, and a report of what is wrong where.
+"""A gradient is compared with three independent computations, the witnesses; a report names what is wrong.
 
     E = Σ_t <w_t, h_t> + <w, s_T>, random w: its gradient is what the backward pass makes of w.
 
@@ -6,13 +6,13 @@
     differences    <g, v> = <w, h(z + εv) − h(z − εv)> / 2ε,   ε = 1e-5                     (K2)
     forward mode   <g, v> = <w, J v>,   the dot-product identity <Jᵀw, v> = <w, Jv>         (K3)
 
-Every leaf is compared in parts, a gate or a time step each, with directions v that are zero outside
-the part, so that the report names what is wrong. (K2) and (K3) are divided by ‖g′‖/√n, the size of
-<g, v> for a direction of n signs ±1/√n. Differences that disagree with themselves at 2ε, as across a
-kink or in a chaotic network, are left out. A part that is zero by right, up to rounding of the whole
-gradient, is compared with the whole, and the report says that it proves nothing.
+Every leaf is compared in parts, each a gate or a time step, so that the report can name what is wrong. The
+directions v are zero outside the part. (K2) and (K3) are divided by ‖g′‖/√n, the size of <g, v> for a
+direction of n numbers ±1/√n. Differences are left out where those with 2ε differ from those with ε, as at a
+kink or in a chaotic network. A part whose correct gradient is zero, up to rounding of the whole gradient, is
+compared with the whole, and the report says that it proves nothing.
 
-Everything runs in float64, within this call only. Biases, carry and w are random, none is zero.
+Everything runs in float64, within this call only. Biases, carry and w are random, so none of them is zero.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from jax_bptt.unrolling.unroll import unroll
 Point: TypeAlias = tuple[Any, Any, Array]  # params, carry and xs: where the gradient is checked
 Marks: TypeAlias = dict[str, Mark]
 
-_ROUNDING = 1e-14  # of the whole gradient: a part below it is zero by right
-_DIRECTIONS = 3  # for each part: the chance that a real error is orthogonal to all is nil
+_ROUNDING = 1e-14  # a part below this share of the whole gradient counts as zero
+_DIRECTIONS = 3  # for each part; that a real error is orthogonal to all of them is next to impossible
 
 
 @named()
@@ -63,28 +63,28 @@ def check_gradient(
     batch_shape: Shape = (2,),
     key: PRNGKey | None = None,
 ) -> Report:
-    """The gradient through time of a cell or a network, against three witnesses.
+    """This checks the gradient through time of a cell or a network against three independent computations.
 
     <g, v> = <w, J v> = (E(z + εv) − E(z − εv)) / 2ε   (K1-K3)
 
     Args:
       cell: a cell or a network.
-      params, carry, xs: where to check, cast to float64; None for random ones: initial parameters
-        with noise on all (no bias is zero), a carry and inputs that are normal.
+      params, carry, xs: the point at which to check, cast to float64. None uses random values: initial
+        parameters with noise added (so that no bias is zero), and a normal carry and inputs.
       gradient: the gradient method to check.
       mask, reset, cut: bool [T, ...], see `unroll`.
-      reverse: see `unroll`; cells only.
-      steps: T, where xs is None.
-      batch_shape: where xs is None.
-      key: a key from jax.random.key for all that is random; None for key(0).
+      reverse: see `unroll`; for cells only.
+      steps: T, used if xs is None.
+      batch_shape: the batch axes, used if xs is None.
+      key: a key from jax.random.key for all random values; None for jax.random.key(0).
 
     Returns:
-      A `Report` by leaf, gate and time step: print it, or ask `.ok` and `.wrong`. A witness that does
-      not apply shows as "-": differences under a cut, which they do not see, and where they disagree
-      with themselves; forward mode of a step that holds a jax.custom_vjp.
+      A `Report` by leaf, gate and time step: print it, or read `.ok` and `.wrong`. A computation that does
+      not apply shows as "-". These are finite differences under a cut, which they cannot see, and where
+      they are unreliable; and forward mode, if the step holds a jax.custom_vjp.
 
     Raises:
-      ValueError: a cell or arguments that cannot be run.
+      ValueError: cell is not a cell or network, or it cannot be run with these arguments.
 
     >>> import jax_bptt as jb
     >>> check_gradient(jb.lstm(3, 4)).ok
@@ -99,7 +99,7 @@ def check_gradient(
     if key is not None:
         check_key(key)
     if reverse and isinstance(cell, Network):
-        raise bad("reverse", "False for a network", reverse, "its layers say which way they read")
+        raise bad("reverse", "False for a network", reverse, "jb.layer(cell, backward=...) reads backwards")
     cells = [c for one in cell.layers for c in one.cells] if isinstance(cell, Network) else [cell]
     for each in cells:
         parameter_shapes(each)  # a wrong init is named before anything runs
@@ -122,27 +122,27 @@ def check_gradient(
 
 @named()
 def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
-    """Everything that a new cell should be checked for, in one report.
+    """This makes all checks that a new cell should pass and returns one report.
 
-    One step, which shows the adjoint alone; several; masks, resets and cuts; backwards; without a
-    batch axis and with two.
+    The cases are: one step, which tests the adjoint alone; several steps; masks, resets and cuts; reading
+    backwards; no batch axis, and two of them.
 
     Args:
       cell: the cell.
       gradient: the gradient method.
 
     Returns:
-      A `Report`, as of `check_gradient`, over all of these cases.
+      A `Report`, as that of `check_gradient`, over all of these cases.
 
     Raises:
-      ValueError: what is no cell, or cannot be run.
+      ValueError: cell is not a cell, or it cannot be run.
 
     >>> import jax_bptt as jb
     >>> print(str(check_cell(jb.elman(2, 3))).splitlines()[-1])
     the gradient is right
     """
     if not isinstance(cell, (Cell, StepCell)):
-        raise bad("cell", "a Cell", cell, "check a network by jb.check_gradient")
+        raise bad("cell", "a Cell", cell, "use jb.check_gradient for a network")
     check_method(gradient)
     pattern = np.arange(12).reshape(6, 2)
     marks: dict[str, np.ndarray] = {"mask": pattern % 5 != 1, "reset": pattern % 7 == 2}
@@ -158,7 +158,7 @@ def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
 
 
 class _Run(NamedTuple):
-    """What is differentiated: the outputs of a cell or a network as a function of (params, carry, xs)."""
+    """A run computes the outputs of a cell or a network as a function of (params, carry, xs)."""
 
     cell: Any  # a cell or a network
     reverse: bool
@@ -194,9 +194,10 @@ def _along(
     sizes: Array,
     key: PRNGKey,
 ) -> Any:
-    """<g, v> less what differences say, what these differ by at 2ε, and <g, v> less forward mode.
+    """Three gaps are returned for some directions v in every part.
 
-    For some directions v in every part; None for forward mode where a step holds a jax.custom_vjp.
+    They are: <g, v> minus the finite differences; the differences with 2ε minus those with ε; <g, v> minus
+    forward mode, or None if a step holds a jax.custom_vjp.
     """
     flat, unflatten = jax.flatten_util.ravel_pytree(point)
 
@@ -215,13 +216,13 @@ def _along(
 
         try:
             forward = ours - dot(weights, jax.jvp(outputs, (flat,), (v,))[1])  # (K3)
-        except TypeError:
+        except TypeError:  # JAX refuses forward mode through a jax.custom_vjp
             forward = None
         return ours - slope(1e-5), slope(2e-5) - slope(1e-5), forward
 
     count = len(sizes) * _DIRECTIONS
     batch = min(count, 64)
-    numbers = jnp.arange(-(-count // batch) * batch) % count  # whole batches, so one is compiled
+    numbers = jnp.arange(-(-count // batch) * batch) % count  # whole batches: one program is compiled
     return jax.tree.map(lambda gaps: gaps[:count], jax.lax.map(one, numbers, batch_size=batch))
 
 
@@ -233,32 +234,32 @@ def _compare(run: _Run, case: str, point: Point, marks: Marks, weights: ArrayTre
     gaps = _along(run.plain(), point, marks, weights, found, part, sizes, key)
     gaps = [g if g is None else np.linalg.norm(np.reshape(g, (-1, _DIRECTIONS)), axis=1) for g in gaps]
 
-    whole, outside = np.linalg.norm(wanted), np.linalg.norm(plain_outputs)
-    ratio = _ratio(np.linalg.norm(outputs - plain_outputs), outside, outside)
+    norm, output_norm = np.linalg.norm(wanted), np.linalg.norm(plain_outputs)
+    ratio = _ratio(np.linalg.norm(outputs - plain_outputs), output_norm, output_norm)
     lines = [Line(case, "outputs", "", (ratio, None, None), False)]
     for number, (leaf, name) in enumerate(names):
         inside = part == number
         size, gap = np.linalg.norm(wanted[inside]), np.linalg.norm(found[inside] - wanted[inside])
-        typical = (_DIRECTIONS / sizes[number]) ** 0.5
+        typical = (_DIRECTIONS / sizes[number]) ** 0.5  # ‖<g, v>‖ over the directions, if ‖g‖ = 1
         by_differences, unsure, by_forward = (
-            None if g is None else _ratio(g[number] / typical, size, whole) for g in gaps
+            None if g is None else _ratio(g[number] / typical, size, norm) for g in gaps
         )
         if marks["cut"] is not None or not (unsure is not None and unsure < DIFFERENCES):
             by_differences = None
-        ratios = _ratio(gap, size, whole), by_differences, by_forward  # (K1)
-        lines.append(Line(case, leaf, name, ratios, bool(size <= _ROUNDING * whole)))
+        ratios = _ratio(gap, size, norm), by_differences, by_forward  # (K1)
+        lines.append(Line(case, leaf, name, ratios, bool(size <= _ROUNDING * norm)))
     return Report(tuple(lines))
 
 
-def _ratio(gap: np.floating[Any], size: np.floating[Any], whole: np.floating[Any]) -> float:
-    """gap / size; where the part is zero by right, up to rounding, gap / whole; infinite for a NaN."""
-    of = whole if size <= _ROUNDING * whole else size
-    ratio = 0.0 if gap == 0 else float(gap / of) if of else np.inf
+def _ratio(gap: np.floating[Any], size: np.floating[Any], norm: np.floating[Any]) -> float:
+    """This is gap / size, or gap / norm if the part counts as zero; infinite for a NaN."""
+    scale = norm if size <= _ROUNDING * norm else size
+    ratio = 0.0 if gap == 0 else float(gap / scale) if scale else np.inf
     return ratio if np.isfinite(ratio) else np.inf
 
 
 def _parts(cell: AnyCell | Network, point: Point) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """The (leaf, part) names of every gate, time step and other leaf, and the part of each number."""
+    """Every gate, time step and other leaf gets its (leaf, part) names; every number gets its part."""
     gates = _gate_names(cell, point[0])
     names: list[tuple[str, str]] = []
     labels = []
@@ -279,7 +280,7 @@ def _parts(cell: AnyCell | Network, point: Point) -> tuple[list[tuple[str, str]]
 
 
 def _gate_names(cell: AnyCell | Network, params: Foreign) -> list[tuple[str, ...]]:
-    """The names of the gates in each leaf of params, none where it has no such blocks."""
+    """Each leaf of params gets the names of its gates, or () if it is not made of gate blocks."""
     if isinstance(cell, Network):
         layers = zip(cell.layers, params.cells, strict=True)
         pairs = [pair for one, p in layers for pair in zip(one.cells, one.parts(p), strict=True)]
@@ -299,7 +300,7 @@ def _input_size(cell: AnyCell | Network) -> int:
 
 
 def _with_noise(key: PRNGKey, tree: ArrayTree, scale: float = 0.3) -> Any:
-    """Each leaf (zeros for a mere shape) plus normal noise, less of it in matrices."""
+    """Normal noise is added to each leaf, less to matrices; a leaf that is only a shape counts as zeros."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
 
@@ -315,10 +316,10 @@ def _normal(key: PRNGKey, shape: Shape) -> Array:
 
 
 def _as_float64(**trees: object) -> tuple[Any, ...]:
-    """Each tree in float64, or a ValueError that names it."""
+    """Each tree is cast to float64; a ValueError names a tree that is not floating."""
     for name, tree in trees.items():
         if not all(map(is_floating, jax.tree.leaves(tree))):
-            raise bad(name, "floating arrays", tree, "leave it out to have it made")
+            raise bad(name, "floating arrays", tree, "omit it to use random values")
     return tuple(jax.tree.map(lambda z: jnp.asarray(z, "float64"), tree) for tree in trees.values())
 
 

@@ -1,4 +1,4 @@
-"""What a check of a gradient found: for each part of each leaf, how far it is from each witness."""
+"""A report lists, for each part of each leaf of a gradient, its difference from each witness."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ _WITNESSES = ("jax.grad", "differences", "forward mode")
 
 
 class Line(NamedTuple):
-    """One part of one leaf of the gradient.
+    """A line is about one part of one leaf of the gradient.
 
     Attributes:
-      case: what was run, such as "5 steps".
-      leaf: such as "params.w_h", "carry.c" or "xs".
-      part: such as "gate f" or "step 3"; "" for the whole leaf.
-      ratios: relative difference from each witness; None where it does not apply.
-      zero: whether the gradient is zero by right, so that this part proves nothing.
+      case: the case that was run, such as "5 steps".
+      leaf: the leaf, such as "params.w_h", "carry.c" or "xs".
+      part: the part of it, such as "gate f" or "step 3"; "" for the whole leaf.
+      ratios: the relative difference from jax.grad of the plain scan, from finite differences and from
+        forward mode; None for one that does not apply.
+      zero: whether the correct gradient is zero, so that this part proves nothing.
     """
 
     case: str
@@ -27,29 +28,29 @@ class Line(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether it agrees with every witness."""
+        """This is True if the part agrees with every witness."""
         limits = (EXACT, DIFFERENCES, EXACT)
         return all(r is None or r < limit for r, limit in zip(self.ratios, limits, strict=True))
 
 
 class Report(NamedTuple):
-    """What a check found; print it.
+    """A `Report` holds the results of a check; print it.
 
     Attributes:
-      lines: one for each part of each leaf.
+      lines: a `Line` for each part of each leaf.
     """
 
     lines: tuple[Line, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every part agrees with every witness, and anything was proved of the parameters."""
+        """This is True if every part agrees with every witness and some parameter gradient is not zero."""
         proved = any(line.leaf.startswith("params") and not line.zero for line in self.lines)
         return proved and all(line.ok for line in self.lines)
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """The leaves that are wrong, each once."""
+        """These are the names of the leaves that are wrong, each once."""
         return tuple(dict.fromkeys(line.leaf for line in self.lines if not line.ok))
 
     def __str__(self) -> str:

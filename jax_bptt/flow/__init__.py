@@ -1,1 +1,1 @@
-"""Floor 7: where does the gradient come from? One question a file; all of them read the three phases."""
+"""Floor 7: diagnostics of the gradient, one in each file; all of them use the three phases."""

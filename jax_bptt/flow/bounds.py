@@ -1,4 +1,4 @@
-"""What the weights alone say of the gradient: bounds of Pascanu, Mikolov & Bengio 2013, for any cell.
+"""The weights and the slopes of a run bound the growth of λ (Pascanu, Mikolov & Bengio 2013), for any cell.
 
     article          dS_t/dS_{t−1} = diag(g′(z_t)) W_s, so ‖dS_t/dS_{t−1}‖ ≤ max g′ · σ_max(W_s)
 
@@ -9,11 +9,11 @@
     η = max_t of it  ‖λ_k‖ ≤ η^n ‖λ_t‖ over n steps that are not masked, so η < 1 makes
                      vanishing certain                                                       (BD3)
 
-Beside them the largest singular value and the spectral radius of W_h,
+The module also computes the largest singular value and the spectral radius of W_h,
 
     ρ(W) = lim ‖W^n‖^(1/n), n = 1, 2, 4, ..                                                  (BD4)
 
-by squaring: eigenvalues of a matrix that is not symmetric are not found on every backend.
+by repeated squaring, because not every backend of JAX can compute eigenvalues of a nonsymmetric matrix.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from jax_bptt.engine.phases import backward_steps, is_pointwise
 from jax_bptt.flow.record import LayerRecord
 from jax_bptt.gradients.jacobians import WHOLE, adjoints_of_fields
 
-SQUARINGS = 24  # then log ρ is right to some 1e-7
+SQUARINGS = 24  # enough for an error of about 1e-7 in log ρ
 
 
 def growth_bound(layer: LayerRecord) -> Array:
-    """η: no λ grows by more in any step of any row, a scalar."""
+    """This is η, a scalar: in no step and row does a λ grow by a larger factor."""
     cell, at = layer.cell, (layer.run.params, layer.slopes, layer.states)
     bound = _of_pointwise_step(cell, *at) if is_pointwise(cell) else _of_any_step(cell, *at)
     return jnp.max(bound, where=layer.run.sequence.mask, initial=0)  # (BD3)
 
 
 def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
-    """W_h of each gate, [H, H], diagonal for a cell without a recurrent product; () where there is none."""
+    """These are W_h of each gate, [H, H], diagonal where a unit reads only itself; () if a cell has none."""
     w_h, hidden = getattr(layer.run.params, "w_h", None), layer.cell.hidden_size
     if w_h is not None and w_h.shape == (hidden,):
         return (jnp.diag(w_h),)
@@ -51,12 +51,12 @@ def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
 
 
 def largest_singular_value(w: Array) -> Array:
-    """σ_max(W)."""
+    """This is σ_max(W), a scalar."""
     return jnp.linalg.norm(w.astype(wide(w.dtype)), 2).astype(w.dtype)
 
 
 def spectral_radius(w: Array) -> Array:
-    """ρ(W), the largest absolute eigenvalue of a matrix [n, n]; zero for a nilpotent one.
+    """The spectral radius ρ(W) is the largest absolute eigenvalue of a matrix [n, n].
 
     lim ‖W^n‖^(1/n)   (BD4)
 
@@ -68,11 +68,11 @@ def spectral_radius(w: Array) -> Array:
         w, log_rho = power
         norm = jnp.linalg.norm(w)
         some = norm > 0
-        w = w / jnp.where(some, norm, jnp.ones_like(norm))
-        log_rho = log_rho + jnp.log(norm) * n  # minus infinity from there on where it is zero
+        w = w / jnp.where(some, norm, jnp.ones_like(norm))  # normalised, so that no power overflows
+        log_rho = log_rho + jnp.log(norm) * n  # a power of zero gives minus infinity, so ρ = 0
         return (jnp.dot(w, w), log_rho), None
 
-    shares = 0.5 ** jnp.arange(SQUARINGS, dtype=w.dtype)  # of one squaring after the other
+    shares = 0.5 ** jnp.arange(SQUARINGS, dtype=w.dtype)  # 1/n of each power W^n
     (_, log_rho), _ = jax.lax.scan(square, (w, jnp.zeros((), w.dtype)), shares)
     return jnp.exp(log_rho)  # (BD4)
 
@@ -83,16 +83,16 @@ def _of_pointwise_step(cell: PointwiseCell, params: PointwiseParams, slopes: Slo
     if d_v is None:
         return bound
     sigma = jnp.stack([largest_singular_value(w) for w in split(params.w_h, cell.gates)])
-    through = jnp.linalg.norm(d_v, axis=-2).max(-2)  # of each gate, the largest of all units
+    through = jnp.linalg.norm(d_v, axis=-2).max(-2)  # for each gate the largest over all units
     return bound + jnp.dot(through, sigma)  # (BD1)
 
 
 def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
     shape = jax.eval_shape(WHOLE.pack, states)
 
-    def row(total: Array, e_i: Array) -> tuple[Array, None]:
+    def row(squares: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, shape.shape), states)
-        return total + jnp.square(WHOLE.pack(backward_steps(cell, params, slopes, lam))).sum(-1), None
+        return squares + jnp.square(WHOLE.pack(backward_steps(cell, params, slopes, lam))).sum(-1), None
 
     zeros = jnp.zeros(shape.shape[:-1], shape.dtype)
     squares, _ = jax.lax.scan(row, zeros, jnp.eye(shape.shape[-1], dtype=shape.dtype))

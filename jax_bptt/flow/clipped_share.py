@@ -1,4 +1,4 @@
-"""How often λ is clipped: what the gradient method `clipped` changes."""
+"""`clipped_share` measures how often the gradient method `clipped` scales λ down."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def clipped_share(
     cut: Mark = None,
     key: PRNGKey | None = None,
 ) -> Array:
-    """The share of steps in which `clipped(max_norm)` scales λ down, of each layer.
+    """This measures the share of steps in which `clipped(max_norm)` scales λ down, for each layer.
 
     mean over rows and steps t > 1 of  ‖λ̃_{t−1}‖ > c,   on the way from step t to the one before
 
@@ -44,10 +44,10 @@ def clipped_share(
       max_norm: c, as for `clipped`.
 
     Returns:
-      [layers], shares from 0 (the gradient is exact) to 1.
+      A share for each layer, [layers], from 0 (the gradient is exact) to 1.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     >>> import jax_bptt as jb
     >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
@@ -62,7 +62,7 @@ def clipped_share(
 
 
 def _share(layer: LayerRecord, lam: State, max_norm: float) -> Array:
-    norm = norm_of_rows(every_step_back(layer, layer.run.params, lam).carry)[1:]  # before it is clipped
+    norm = norm_of_rows(every_step_back(layer, layer.run.params, lam).carry)[1:]  # the norm before clipping
     above = jnp.where(jnp.isnan(norm), norm, (norm > as_held(max_norm, norm.dtype)).astype(norm.dtype))
     mask = layer.run.sequence.mask
     counts = jnp.ones_like(norm) if mask is None else mask[1:]

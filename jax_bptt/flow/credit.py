@@ -1,4 +1,4 @@
-"""Which steps does a gradient come from? The terms of the article's sum, weighed.
+"""Credit says which steps a gradient comes from: it measures the terms of the article's sum.
 
     article   dE_t/dW_s = Σ_{k≤t} dE_t/dY_t dY_t/dS_t (Π dS_i/dS_{i−1}) dS_k/dW_s
 
@@ -7,9 +7,9 @@
 
     weighed   ‖g_tk‖,  cos(g_tk, g);  ‖g_l‖,  and the share <g_l, g> / ‖g‖² of each lag      (CR3)
 
-The shares of all lags sum to one, whatever the terms cancel; a lag that pulls against the rest has a
-negative one. The terms themselves, T² times as many numbers as there are parameters, are never held:
-those of one lag are made a few steps at a time (X2 of `lags`).
+The shares of all lags sum to one, even if terms cancel. A lag whose terms point against the gradient has a
+negative share. The terms themselves, T² numbers for each parameter, are never stored: those of one lag are
+computed a few steps at a time (X2 of `lags`).
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ from jax_bptt.networks.losses import Loss
 from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs
 
-AT_ONCE = 2**22  # numbers of terms that exist together
+AT_ONCE = 2**22  # so many numbers of the terms exist together
 
 
 class Terms(NamedTuple):
-    """The terms of one parameter, or of all together; see `by_steps` for (t, k) instead of (l, t).
+    """`Terms` measure the terms of one parameter, or of all parameters together.
+
+    `by_steps` turns them from [lag, loss step] to [loss step, source step].
 
     Attributes:
-      norm: ‖g_tk‖ at [l, t], [lags, T], zero where t < l.
-      cosine: cos(g_tk, g) at [l, t], [lags, T], zero where there is no term.
+      norm: ‖g_tk‖ at [l, t] with k = t − l, [lags, T]; zero where t < l.
+      cosine: cos(g_tk, g) at [l, t], [lags, T]; zero where there is no term.
       lag_norm: ‖g_l‖, [lags].
-      share: <g_l, g> / ‖g‖², [lags]; of all lags the sum is one. NaN where g is zero.
+      share: <g_l, g> / ‖g‖², [lags]; with all lags they sum to one. NaN where g is zero.
     """
 
     norm: Array
@@ -53,17 +55,18 @@ class Terms(NamedTuple):
 
     @property
     def cumulative(self) -> Array:
-        """The share of lags 0 to l together, [lags]."""
+        """This is the share of lags 0 to l together, [lags]."""
         return jnp.cumsum(self.share)
 
 
 class Credit(NamedTuple):
-    """Where the gradient of a network's cells comes from.
+    """A `Credit` says from which steps the gradient of a network's cells comes.
 
     Attributes:
-      gradient: the sum of all terms of the lags taken, like params.cells: with all lags the gradient.
-      by_parameter: `Terms` of each parameter, in the place of it in params.cells.
-      of_all: `Terms` of all parameters of all cells as one vector.
+      gradient: the sum of the terms of all lags that were used, like params.cells; with all T lags it is
+        the gradient.
+      by_parameter: like params.cells, with the `Terms` of each parameter in its place.
+      of_all: the `Terms` of all parameters of all cells, taken as one vector.
     """
 
     gradient: tuple[Any, ...]
@@ -87,29 +90,29 @@ def credit(
     cut: Mark = None,
     key: PRNGKey | None = None,
 ) -> Credit:
-    """The terms of the gradient's sum by loss step and source step.
+    """`credit` measures the terms of the gradient's sum by loss step and source step.
 
     g = Σ_t Σ_{k≤t} g_tk   (CR1-CR3)
 
-    Time: as many backward passes as lags. Memory: O(T) for λ, and the [lags, T] numbers that come back.
-    For use inside jax.jit: functools.partial(jb.credit, net, loss).
+    It takes the time of one backward pass for each lag, and O(T) memory beside the [lags, T] numbers that it
+    returns. Call it inside jax.jit: jax.jit(functools.partial(jb.credit, net, loss)).
 
     Args:
       net: from `network`; no layer may read backwards.
-      loss: as for `value_and_grad`; the loss step t is that of the output Y_t, of which any loss is a
-        function. W_y has no terms but those of its own step.
+      loss: as for `value_and_grad`. The loss step t is the step of the output Y_t, whatever the loss is.
+        W_y is left out, because its gradient at step t depends on step t only.
       params, carry, xs, targets, mask, reset, cut, key: as for `value_and_grad`.
-      lags: lags 0 to lags − 1 are taken; None for all T. With K lags the gradient returned is that in
-        which every loss sees K steps: of one layer, `truncated(K, stride=1)`.
+      lags: lags 0 to lags − 1 are used; None for all T. With K lags the gradient returned is the one in
+        which every loss sees K steps; for one layer it is that of `truncated(K, stride=1)`.
 
     Returns:
-      `Credit`.
+      The `Credit`.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     Reference: Werbos 1990, and Williams & Zipser 1995, Gradient-based learning algorithms for recurrent
-    networks (the sum); its terms by lag are this library's.
+    networks (for the sum; its terms by lag are this library's own).
 
     >>> import jax_bptt as jb
     >>> net = jb.network([jb.elman(1, 4)], jb.readout(4, 1))
@@ -123,35 +126,38 @@ def credit(
     lags = check_lags(lags, len(done.d_outputs))
     _, gradient = swept(done)
 
-    def at_lag(total: tuple[Any, ...], lag: Array, found: tuple[AtLag, ...]) -> tuple[tuple[Any, ...], Any]:
+    def at_lag(so_far: tuple[Any, ...], lag: Array, found: tuple[AtLag, ...]) -> tuple[tuple[Any, ...], Any]:
         sums = tuple(layer.d_params for layer in found)
         terms = tuple(map(_weighed, done.layers, gradient, found))
-        by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)
+        by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)  # from index k to index t = k + l
         along = jax.tree.map(_squared_and_along, sums, gradient)
-        return plus(total, sums), (by_loss_step, along)  # (CR2)
+        return plus(so_far, sums), (by_loss_step, along)  # (CR2)
 
-    total, (terms, of_lags) = scan_lags(done, lags, zeros_like(gradient), at_lag)
+    sum_of_lags, (terms, of_lags) = scan_lags(done, lags, zeros_like(gradient), at_lag)
     squares = jax.tree.map(lambda g: jnp.vdot(g, g), gradient)
     by_parameter = jax.tree.map(_terms, squares, terms, of_lags)
     of_all = _terms(*(_over_parameters(tree, squares) for tree in (squares, terms, of_lags)))
-    return Credit(total, by_parameter, of_all)
+    return Credit(sum_of_lags, by_parameter, of_all)
 
 
 @named()
 def by_steps(z: Array) -> Array:
-    """Terms by loss step and source step, from those by lag and loss step.
+    """Terms by lag and loss step are turned into terms by loss step and source step.
 
     Args:
       z: [lags, T], such as `Terms.norm`.
 
     Returns:
-      [T, T], g_tk at [t, k], zero where the source is later than the loss, or the lag was not taken.
+      [T, T], with the entry of g_tk at [t, k]; zero where k > t, or where the lag t − k was not used.
+
+    Raises:
+      ValueError: z is not a numeric array [lags, T], or it has more lags than steps.
 
     >>> by_steps(jnp.array([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])).tolist()
     [[1.0, 0.0, 0.0], [4.0, 2.0, 0.0], [0.0, 5.0, 3.0]]
     """
     if not is_numeric(z) or z.ndim != 2 or not 0 < len(z) <= z.shape[1]:
-        raise bad("z", "[lags, T], no more lags than steps", z, "pass one of the `Terms`, such as its norm")
+        raise bad("z", "[lags, T], no more lags than steps", z, "pass an array of jb.Terms, such as norm")
     lags, steps = z.shape
     t, k = jnp.arange(steps)[:, None], jnp.arange(steps)[None]
     taken = (t >= k) & (t - k < lags)
@@ -159,16 +165,16 @@ def by_steps(z: Array) -> Array:
 
 
 def check_lags(lags: object, steps: int) -> int:
-    """The number of lags as a Python int, or a ValueError."""
+    """The number of lags is returned as a Python int; ValueError unless it is 1 to the number of steps."""
     return steps if lags is None else integer("lags", lags, 1, steps)
 
 
 def _weighed(layer: LayerRecord, gradient: ArrayTree, found: AtLag) -> Any:
-    """‖g_tk‖² and <g_tk, g> of each parameter for every k, [T], from λ of one lag."""
+    """From λ of one lag come ‖g_tk‖² and <g_tk, g> of each parameter, for every k, [T]."""
 
     def weigh_step(here: tuple[State, Array, Slopes, State, State | None]) -> Any:
         *step, d_start = here
-        s_prev, xs, slopes, lam = jax.tree.map(lambda z: z[None], step)
+        s_prev, xs, slopes, lam = jax.tree.map(lambda z: z[None], step)  # a sequence of this step alone
         run = layer.run._replace(sequence=Sequence(xs))
         d_params, _ = phases.contract(layer.cell, run, s_prev, slopes, lam)  # (CR1)
         if d_start is not None:
@@ -182,7 +188,7 @@ def _weighed(layer: LayerRecord, gradient: ArrayTree, found: AtLag) -> Any:
 
 
 class _Weights(NamedTuple):
-    """‖g‖² of some term, and <g, gradient>."""
+    """These are ‖z‖² and <z, g> of a term or a sum of terms z."""
 
     squared: Array
     along: Array
@@ -201,7 +207,7 @@ def _terms(squared: Array, terms: _Weights, of_lags: _Weights) -> Terms:
 
 
 def _over_parameters(tree: ArrayTree, like: ArrayTree) -> Any:
-    """The sum over all parameters, leaf by leaf of what stands in the place of each."""
+    """In the place of each parameter stands a subtree; these subtrees are added leaf by leaf."""
     structure: Any = jax.tree.structure(like)
     each = structure.flatten_up_to(tree)
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *each)

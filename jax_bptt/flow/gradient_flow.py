@@ -1,4 +1,4 @@
-"""Does this gradient vanish or explode? A network and a batch, measured, with a verdict.
+"""`gradient_flow` measures whether the gradient of a network on a batch vanishes or explodes.
 
     profile     ρ_l = root of Σ ‖λᵗ_{t−l}‖² / Σ ‖λᵗ_t‖², over t and rows that go back l steps:
                 neither the first step nor a reset or cut lies in between                    (FL1)
@@ -12,9 +12,12 @@
                 where loss or gradient overflows exploding if ρ does, else "not finite";
                 unknown where no loss goes back a step, as where the gradient is zero
 
-λᵗ_k and g_l are those of `lags` and `credit`, the bounds on the rate those of `bounds`. A gradient that
-stays large proves nothing of long range, since its short terms hide the long ones: (FL1) sets every λᵗ
-against its own beginning.
+λᵗ_k is defined in `lags`, g_l in `credit`; the bounds on the rate come from `bounds`. A large gradient norm
+says nothing about long range, because the terms of short lags dominate it. So (FL1) divides each λᵗ by its
+value at lag 0.
+
+The verdict is about the longest lag that was measured, so it depends on the length of the sequence: the same
+rate of 0.9 a step is healthy over 10 steps and vanishing over 100.
 """
 
 from __future__ import annotations
@@ -42,19 +45,20 @@ from jax_bptt.networks.losses import Loss
 from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs
 
-SLOPE = 0.05  # below it a unit counts as saturated; tanh: |h| above 0.97
+SLOPE = 0.05  # a unit with a smaller slope counts as saturated; for tanh this means |h| above 0.97
 
 
 class LayerFlow(NamedTuple):
-    """One layer.
+    """A `LayerFlow` holds the measurements of one layer.
 
     Attributes:
-      profile: ρ_l, [lags]; NaN at lags that no loss has.
-      rate: ρ_l^(1/l) at the longest lag at which ρ is a positive number, a scalar; NaN if no loss has one.
-      saturation: the share of units, steps and rows that are saturated, those that a gate keeps as they
-        are too; NaN for a `step_cell`, which has no pre-activations of its own.
-      bound: η, which no λ outgrows in a step; below one, vanishing is certain.
-      sigma_max, spectral_radius: of W_h, of each gate, [G]; empty for a cell without such weights.
+      profile: ρ_l, [lags]; NaN at lags that no loss reaches.
+      rate: ρ_l^(1/l), the factor per step, at the longest lag with a positive finite ρ_l, a scalar; zero or
+        NaN if there is no such lag.
+      saturation: the share of units, steps and rows whose h hardly answers to its input. It includes units
+        that a gate keeps as they are. NaN for a `step_cell`, which has no pre-activations of its own.
+      bound: η; no λ grows by more than this factor in a step. If η < 1, the gradient must vanish.
+      sigma_max, spectral_radius: those of W_h for each gate, [G]; empty for a cell without such weights.
     """
 
     profile: Array
@@ -66,17 +70,18 @@ class LayerFlow(NamedTuple):
 
 
 class GradientFlow(NamedTuple):
-    """What `gradient_flow` found; arrays, so that it can be a metric inside jit. Print it, outside.
+    """A `GradientFlow` holds arrays, so it works as a metric inside jit; print it outside of jit.
 
     Attributes:
-      layers: `LayerFlow` of each, the first nearest to the input.
+      layers: the `LayerFlow` of each layer, the layer nearest to the input first.
       loss: E.
       grad_norm: ‖g‖ over the parameters of all cells.
       lag_norm: ‖g_l‖, [lags].
-      horizon: the first lag from which on the share of all, of the lags taken, is below ε; lags where there
-        is none.
-      bias: of a truncation to K steps at [K − 1], [lags]; NaN where the gradient is zero.
-      cosine: of that truncated gradient with the whole one, [lags]; NaN where either is zero.
+      horizon: the first lag from which on all lags together have less than the share ε of Σ_l ‖g_l‖, an
+        integer; equal to lags if there is none.
+      bias: the relative error of a gradient truncated to K steps, at [K − 1], [lags]; NaN where the gradient
+        is zero.
+      cosine: the cosine between that truncated gradient and the whole one, [lags]; NaN where one is zero.
       eps: ε.
     """
 
@@ -91,7 +96,7 @@ class GradientFlow(NamedTuple):
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """Of each layer "vanishing", "exploding", "healthy", "not finite" or "unknown", see the module."""
+        """Each layer is "vanishing", "exploding", "healthy", "not finite" or "unknown"; see the module."""
         finite = bool(jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm))
         return tuple(_verdict(layer, float(self.eps), finite) for layer in self.layers)
 
@@ -131,23 +136,24 @@ def gradient_flow(
     cut: Mark = None,
     key: PRNGKey | None = None,
 ) -> GradientFlow:
-    """Vanishing, exploding or healthy: the gradient of a network on a batch, by lag.
+    """This measures by lag whether the gradient of a network on a batch vanishes or explodes.
 
     ρ_l = ‖λᵗ_{t−l}‖ / ‖λᵗ_t‖, root of the ratio of their squares' sums over losses and rows   (FL1-FL5)
 
-    Time: as many backward passes as lags. Memory O(T). As a metric of training, inside jax.jit, take
-    some lags only, or a small part of the batch.
+    It takes the time of one backward pass for each lag, and O(T) memory. Call it inside jax.jit. As a metric
+    of training use it with few lags, or on a small part of the batch.
 
     Args:
       net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`; T >= 2.
-      lags: lags 0 to lags − 1 are taken, at least 2; None for all T.
-      eps: ε in (0, 1), the share that counts as nothing.
+      lags: lags 0 to lags − 1 are used, at least 2; None for all T.
+      eps: ε in (0, 1). ρ_l below ε at the longest lag is vanishing, above 1/ε exploding; and lags with less
+        than the share ε of the whole are ignored in the horizon.
 
     Returns:
-      `GradientFlow`; print it, or ask `.verdicts` of the layers.
+      The `GradientFlow`; print it, or read `.verdicts`, one for each layer.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     Reference: Hochreiter 1991; Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013.
 
@@ -158,13 +164,13 @@ def gradient_flow(
     ('vanishing',)
     """
     if not 0 < number("eps", "a share between 0 and 1", eps) < 1:
-        raise bad("eps", "a share between 0 and 1", eps, "say what counts as nothing")
+        raise bad("eps", "a share between 0 and 1", eps, "pass the share below which a lag is ignored")
     inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
     done = record(net, loss, inputs)
     lags = check_lags(lags, len(done.d_outputs))
     if lags < 2:
         came = f"{lags} lag of {len(done.d_outputs)} steps"
-        raise bad("lags", "at least 2", came, "a rate needs two steps or more")
+        raise bad("lags", "at least 2", came, "pass lags=2 or more, and xs of two steps or more")
     _, gradient = swept(done)
     ages = [_ages(one.run.sequence) for one in done.layers]
     Sums = tuple[tuple[Any, ...], list[Array]]  # g_0 + .. + g_l; ‖λᵗ_t‖² of each layer
@@ -195,16 +201,17 @@ def gradient_flow(
 
 
 def _ages(sequence: Sequence) -> Array:
-    """How many steps λ goes back from each step and row, [T, ...]."""
+    """This is the number of steps that λ can go back from each step and row, [T, ...]."""
     ended = jnp.zeros(sequence.xs.shape[:-1], bool)
     for mark in (sequence.reset, sequence.cut):
         ended = ended if mark is None else ended | mark
     t = jnp.arange(len(ended)).reshape(-1, *[1] * (ended.ndim - 1))
+    # t minus the last reset or cut so far, or minus 0 if there was none
     return t - jax.lax.cummax(jnp.where(ended, t, jnp.zeros_like(t)))
 
 
 def _growth(squares: Array, at_lag_0: Array, reach: Array) -> Array:
-    """ρ_l from ‖λᵗ_{t−l}‖² and ‖λᵗ_t‖², of the losses that reach so far."""
+    """ρ_l is computed from ‖λᵗ_{t−l}‖² and ‖λᵗ_t‖², over the losses that reach back l steps."""
     first = jnp.where(reach, at_lag_0, jnp.zeros_like(at_lag_0)).sum()
     some = first > 0
     ratio = squares.sum() / jnp.where(some, first, jnp.ones_like(first))
@@ -216,7 +223,7 @@ def _of_layer(layer: LayerRecord, profile: Array) -> LayerFlow:
     known = (lag > 0) & (profile > 0) & jnp.isfinite(profile)
     longest = jnp.where(known, lag, 0).max()
     per_step = 1 / jnp.maximum(longest, 1).astype(profile.dtype)
-    rate = jnp.where(longest > 0, profile[longest] ** per_step, profile[1])  # (FL2); zero or unknown
+    rate = jnp.where(longest > 0, profile[longest] ** per_step, profile[1])  # (FL2); else zero or NaN
     blocks = blocks_of(layer)
     empty = jnp.zeros(0, profile.dtype)
     sigma, radius = (
@@ -230,7 +237,7 @@ def _saturation(layer: LayerRecord) -> Array:
     cell, states, mask = layer.cell, layer.states, layer.run.sequence.mask
     if not is_pointwise(cell):
         return jnp.full((), jnp.nan, states.h.dtype)
-    along_h = only_h(jnp.ones_like(states.h), like=states)
+    along_h = only_h(jnp.ones_like(states.h), like=states)  # λ = 1 on h alone makes the adjoint ∂h/∂u
     units = unit_wise(cell, layer.run.params, states.h.ndim - 1)
     d_u = jax.vmap(lambda a, lam: cell.adjoint(units, a, lam).u)(layer.slopes, along_h)
     slope = jnp.linalg.norm(jnp.stack(d_u), axis=0)
@@ -239,7 +246,7 @@ def _saturation(layer: LayerRecord) -> Array:
 
 
 def _horizon(lag_norm: Array, eps: float) -> Array:
-    rest = jnp.flip(jnp.cumsum(jnp.flip(lag_norm)))  # of lag l and all longer ones
+    rest = jnp.flip(jnp.cumsum(jnp.flip(lag_norm)))  # lag l and all longer lags together
     below = rest < eps * rest[0]
     return jnp.where(below.any(), jnp.argmax(below), len(lag_norm))  # (FL3)
 

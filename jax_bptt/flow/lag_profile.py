@@ -1,12 +1,13 @@
-"""How far a derivative reaches: ds_t/ds_k by lag, or dE_t/ds_k.
+"""A lag profile measures how far a derivative reaches: the size of ds_t/ds_k, or of dE_t/ds_k, by lag.
 
     ds_t/ds_{t−l} = J_t J_{t−1} .. J_{t−l+1},   J_t = ds_t/ds_{t−1}                          (LP1)
 
-Its rows are what λ becomes that begins at step t as a unit vector, so every unit vector goes back as the
-losses do in `lags`, all t at once; the sum of their squares is the squared Frobenius norm       (LP2)
+Row i of this product is λ after l steps back, if λ begins at step t as the unit vector e_i. So every unit
+vector goes back as the losses do in `lags`, for all t at once. The squares
+of all these rows add up to the squared Frobenius norm                                           (LP2)
 
-Divided by the root of the state's size S it is the root mean square by which a random direction grows:
-one for a rotation, whatever S. It is exact, no sample is drawn.
+Divided by √S, where S is the size of the state, this norm is the root mean square factor by which a random
+direction grows: one for a rotation, whatever S is. It is exact; nothing is sampled.
 """
 
 from __future__ import annotations
@@ -46,24 +47,25 @@ def lag_profile(
     reset: Mark = None,
     cut: Mark = None,
 ) -> Array:
-    """‖ds_t/ds_{t−l}‖ by lag, or of given losses ‖dE_t/ds_{t−l}‖.
+    """This measures ‖ds_t/ds_{t−l}‖ by lag, or ‖dE_t/ds_{t−l}‖ if dE_t/dh_t is given.
 
     ‖J_t .. J_{t−l+1}‖_F / √S   (LP1, LP2);   ‖λᵗ_{t−l}‖ where d_hs is given
 
-    Time: S times as many backward passes as lags, or, with d_hs, once as many. Memory O(T).
+    It takes the time of S backward passes for each lag, or of one with d_hs; S is the size of the state. It
+    takes O(T) memory. Call it inside jax.jit.
 
     Args:
-      cell: a cell; of a network see `gradient_flow`.
+      cell: a cell; for a network see `gradient_flow`.
       params, carry, xs, mask, reset, cut: as for `unroll`.
       d_hs: dE_t/dh_t, [T, ..., H], or None for the derivative of the state itself.
-      lags: lags 0 to lags − 1 are taken; None for all T.
+      lags: lags 0 to lags − 1 are used; None for all T.
 
     Returns:
-      [lags, T, ...], for each lag, step t and row; zero where t − l is before the first step. A masked
-      step is passed unchanged, a reset or cut not at all.
+      The norm for each lag, step t and row, [lags, T, ...]; zero where t − l is before the first step.
+      Derivatives pass a masked step unchanged, and do not pass a reset or cut.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     Reference: Pascanu, Mikolov & Bengio 2013, On the difficulty of training recurrent neural networks,
     equation (5).
@@ -98,11 +100,12 @@ def lag_profile(
             )
         return root(squares(only_h(d_hs, like=states)))
 
-    def of_direction(total: Array, e_i: Array) -> tuple[Array, None]:
+    def of_direction(sum_of_squares: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, (*states.h.shape[:-1], len(e_i))), states)
-        return total + squares(lam), None  # (LP2)
+        return sum_of_squares + squares(lam), None  # (LP2)
 
     size = jax.eval_shape(WHOLE.pack, states).shape[-1]
     directions = jnp.eye(size, dtype=states.h.dtype)
-    total, _ = jax.lax.scan(of_direction, jnp.zeros((lags, len(steps), *rows), states.h.dtype), directions)
-    return root(total / size)  # (LP1)
+    begin = jnp.zeros((lags, len(steps), *rows), states.h.dtype)
+    sum_of_squares, _ = jax.lax.scan(of_direction, begin, directions)
+    return root(sum_of_squares / size)  # (LP1)

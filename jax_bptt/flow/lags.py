@@ -1,16 +1,18 @@
-"""All losses go back side by side, one lag at a time: the article's sum, term by term.
+"""All losses go back side by side, one lag at a time, and so make the article's sum term by term.
 
-With λᵗ_k = dE_t/ds_k, what the loss at step t says of the state at step k = t − l, for all t at once
+Let λᵗ_k = dE_t/ds_k be the derivative of the loss at step t by the state at step k = t − l, where l is the
+lag. For all t at once:
 
     lag 0      λᵗ_t = G_t                                                                     (X1)
     each lag   term (t, k) = (∂s_k/∂W)ᵀ λᵗ_k        s̃_{k−1} held fixed                        (X2)
                λᵗ_{k−1} = (ds_k/ds̃_{k−1})ᵀ λᵗ_k     one step back, (S2, S3) of `loops`        (X3)
 
-λ of a lag lies where it is now, at index k, so that x_k, s̃_{k−1} and a_k stay in place and only λ moves:
-[T, ..., H] numbers, whatever the number of lags. The layers of a network go back together: at every lag
-dE/dx_k of a layer joins λ_k of the one below it, which is how a loss reaches it at that lag.      (X4)
+At each lag λᵗ_k is stored at index k. So x_k, s̃_{k−1} and a_k stay in place and only λ moves: [T, ..., H]
+numbers, whatever the number of lags. The layers of a network go back together: at every lag dE/dx_k of a
+layer is added to λ_k of the layer below, because through it a loss reaches that layer.            (X4)
 
-The sum of the first K lags is the gradient in which every loss sees K steps; that of all, dE/dW.
+The terms of the first K lags add up to the gradient in which every loss sees K steps; those of all lags add
+up to dE/dW.
 """
 
 from __future__ import annotations
@@ -31,16 +33,16 @@ _Result = TypeVar("_Result")
 
 
 class AtLag(NamedTuple):
-    """One layer at one lag.
+    """These are the values of one layer at one lag.
 
     Attributes:
-      lam: λ, leaves [T, ..., H], that of loss step k + l at index k, zero where k was masked.
+      lam: λ of loss step k + l at index k, leaves [T, ..., H]; zero where step k was masked.
       d_params: the terms summed over t, like the params.
       d_start: λ into the initial carry, leaves [T, ..., H]; None without resets.
     """
 
     lam: State
-    d_params: Any  # like the params
+    d_params: Any
     d_start: State | None
 
 
@@ -50,16 +52,16 @@ def scan_lags(
     begin: _Result,
     at_lag: Callable[[_Result, Array, tuple[AtLag, ...]], tuple[_Result, Any]],
 ) -> tuple[_Result, Any]:
-    """Every lag of a network, the shortest first.
+    """A loop goes through the lags of a network, the shortest first, and calls a function at each.
 
     Args:
-      record: what the network did.
-      lags: how many, from lag 0 on.
-      begin: what at_lag gets first.
-      at_lag: (what it returned last, l, `AtLag` of each layer) -> (what it returns next, outputs).
+      record: the record of the network.
+      lags: the number of lags, from lag 0 on.
+      begin: the first state of at_lag.
+      at_lag: (its state, l, the `AtLag` of each layer) -> (its next state, outputs).
 
     Returns:
-      What at_lag returned last, and its outputs of every lag, leaves [lags, ...].
+      The last state of at_lag, and its outputs at every lag, leaves [lags, ...].
     """
 
     def one_lag(
@@ -69,6 +71,7 @@ def scan_lags(
         d_outputs = jnp.where(lag == 0, record.d_outputs, jnp.zeros_like(record.d_outputs))  # (X1)
         after: list[State] = []
         found: list[AtLag] = []
+        # from the top layer down, since dE/dx of a layer is needed by the layer below
         for layer, lam in reversed(list(zip(record.layers, lams, strict=True))):
             d_hs, d_skipped = layer.pullback(d_outputs)
             back = shift_lag(layer, add_to_h(lam, d_hs))  # (X3)
@@ -85,7 +88,7 @@ def scan_lags(
 
 
 def shift_lag(layer: LayerRecord, lam: State) -> StepBack:
-    """`every_step_back`, with λ of every loss at the index of the step that it has reached."""
+    """This is `every_step_back`, and moves λ of every loss to the index of the step that it has reached."""
     back = every_step_back(layer, layer.run.params, lam)
     moved = jax.tree.map(lambda z: jnp.concatenate([z[1:], jnp.zeros_like(z[:1])]), back.carry)
     return back._replace(carry=moved)

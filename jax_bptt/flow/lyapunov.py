@@ -1,18 +1,20 @@
-"""Lyapunov exponents: how fast the directions of the state grow or shrink, step by step, forever.
+"""Lyapunov exponents measure how fast directions of the state grow or shrink per step in the long run.
 
     s_t = step(s_{t−1}, x_t),        J_t = ds_t/ds_{t−1}                                      (L1)
     J_t Q_{t−1} = Q_t R_t            Q orthonormal [S, k], R upper triangular                 (L2)
     λ_i = mean_t log |R_t,ii|        after a transient, largest first                         (L3)
 
-Multiplied as they stand the J_t overflow, or all directions fall into the fastest; Q_t is taken out of
-their product at every step. The sum of all S exponents is the mean of log |det J_t|, exactly.
+The plain product of the J_t would overflow, or all its columns would turn to the fastest direction; so the QR
+decomposition removes R_t from the product at every step. The sum of all S exponents is the mean of
+log |det J_t|, exactly.
 
-Negative exponents: the net contracts, gradients vanish. Zero: the edge. A positive one: chaos, gradients
-explode. A dead ReLU takes a direction to nothing: log 0 = −∞, and `finite` says how often it was not.
+If all exponents are negative, the network contracts and gradients vanish. If one is positive, the network is
+chaotic and gradients explode. Zero lies between. A dead ReLU maps a direction to zero, so its exponent is
+log 0 = −∞; `finite` counts the steps in which this did not happen.
 
     R_t,ii = 0 for i > n, n the rows of J_t Q_{t−1} that are not zero, and so its largest rank  (L4)
 
-where a QR decomposition leaves rounding instead.
+A QR decomposition alone would leave rounding errors there instead of zeros.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ from jax_bptt.unrolling.unroll import begin
 
 
 class Lyapunov(NamedTuple):
-    """What `lyapunov_spectrum` found, for each row.
+    """These are the results of `lyapunov_spectrum`, for each row.
 
     Attributes:
-      exponents: λ_1..λ_k, [..., k], in nats per step; −∞ where a direction was taken to nothing.
-      finite: [..., k], the steps, of those after the transient, in which it was not.
+      exponents: λ_1..λ_k, [..., k], in nats per step; −∞ if a step mapped the direction to zero.
+      finite: the number of steps after the transient in which that did not happen, [..., k], int32.
     """
 
     exponents: Array
@@ -62,25 +64,27 @@ def lyapunov_spectrum(
     transient: int = 0,
     key: PRNGKey | None = None,
 ) -> Lyapunov:
-    """The Lyapunov exponents of a cell driven by a sequence, by QR.
+    """This computes the Lyapunov exponents of a cell driven by a sequence, by QR decompositions.
 
     λ_i = 1/(T − T₀) Σ_{t>T₀} log |R_t,ii|   (L2, L3)
 
-    Time O(T (S² k + S k²)) a row; memory O(S k) beside u_1..u_T. Differentiable by params (see `flossing`).
+    For each row it takes O(T (S² k + S k²)) time, and O(S k) memory beside u_1..u_T. It is differentiable by
+    params (see `flossing`). Call it inside jax.jit.
 
     Args:
       cell: a cell.
       params, carry, xs: as for `unroll`; zeros for an autonomous system.
-      exponents: k, the first so many; None for all S, the numbers in one row's carry.
-      transient: T₀ steps that turn Q to the growing directions but do not count, below T.
-      key: a key from jax.random.key for Q_0, random; None for that of one fixed key. (Unit vectors would
-        never turn to the growing directions where no unit reads another.)
+      exponents: k, the number of exponents, the largest ones; None for all S, the numbers in one row's carry.
+      transient: T₀ < T, the number of first steps that do not count. In them Q turns to the directions that
+        grow fastest.
+      key: a key from jax.random.key for a random Q_0; None for one fixed key. (Unit vectors as Q_0 would
+        never turn to the fastest directions where no unit reads another.)
 
     Returns:
       `Lyapunov`.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     Reference: Benettin et al. 1980; for recurrent networks Engelken, Wolf & Abbott 2023; Vogt et al. 2022.
 
@@ -118,22 +122,22 @@ def lyapunov_spectrum(
         i = jax.lax.broadcasted_iota(rank.dtype, r_ii.shape, r_ii.ndim - 1)
         growth = jnp.log(jnp.where(i < rank, r_ii, jnp.zeros_like(r_ii)))  # (L4)
         counts = t >= skipped
-        total = at.total + jnp.where(counts, growth, jnp.zeros_like(growth))
+        sum_of_logs = at.sum_of_logs + jnp.where(counts, growth, jnp.zeros_like(growth))
         finite = at.finite + (counts & jnp.isfinite(growth)).astype(at.finite.dtype)
-        return _Turned(of_state(s_prev), q, total, finite), None
+        return _Turned(of_state(s_prev), q, sum_of_logs, finite), None
 
     first = _Turned(s_0, q, jnp.zeros((*rows, k), q.dtype), jnp.zeros((*rows, k), jnp.int32))
     data = engine.project(cell, params, sequence.xs), jnp.arange(len(sequence.xs))
     end, _ = jax.lax.scan(step, first, data)
-    return Lyapunov(end.total / (len(sequence.xs) - skipped), end.finite)  # (L3)
+    return Lyapunov(end.sum_of_logs / (len(sequence.xs) - skipped), end.finite)  # (L3)
 
 
 class _Turned(NamedTuple):
-    """After step t: the state, Q_t, Σ log |R_ii|, and in how many steps that was finite."""
+    """After step t these are the state, Q_t, Σ log |R_ii|, and the number of steps where that was finite."""
 
     s: State
     q: Array
-    total: Array
+    sum_of_logs: Array
     finite: Array
 
 
@@ -144,6 +148,6 @@ def _orthonormal(key: PRNGKey | None, size: int, k: int, rows: Shape, dtype: DTy
 
 
 def _qr(z: Array) -> tuple[Array, Array]:
-    """Orthonormal columns and upper triangular R."""
+    """This is Q with orthonormal columns, and the upper triangular R."""
     q, r = jax.lax.linalg.qr(z, full_matrices=False)
     return q, r

@@ -1,9 +1,9 @@
-"""What a network did on a batch, kept for whoever asks where its gradient comes from.
+"""A record stores a network's run on a batch, from which the diagnostics of the gradient are computed.
 
     forward    s_1..s_T of every layer, and its a_1..a_T of `phases.linearise`
     loss       E, and G_t = dE/do_t by the outputs of the last layer
 
-Nothing is forgotten: questions are asked of small batches, not in every step of training.
+All of it is stored, so diagnostics are meant for small batches, not for every step of training.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from jax_bptt.networks.value_and_grad import Inputs, check_outputs, steps_that_c
 
 
 class LayerRecord(NamedTuple):
-    """What one cell did.
+    """A `LayerRecord` stores the run of one cell.
 
     Attributes:
-      cell: of the layer.
-      run: its parameters, s_0, what it read, [T, ..., I], and its marks; a carry that is the initial one
-        is a reset.
+      cell: the cell of the layer.
+      run: its parameters, s_0, its inputs, [T, ..., I], and its marks. If it begins from the initial carry,
+        there is a reset at the first step.
       s_prev: s̃_0..s̃_{T−1}, leaves [T, ..., H].
       states: s_1..s_T, leaves [T, ..., H].
       slopes: a_1..a_T.
-      d_start_to_params: dE/dstart, leaves [..., H], to its part of dE/dparams.
-      pullback: dE/do_1..dE/do_T to the parts that come from h_t and from x_t.
+      d_start_to_params: a function from dE/dstart, leaves [..., H], to its part of dE/dparams.
+      pullback: a function from dE/do_1..dE/do_T to (dE/dh_t, dE/dx_t); the latter is that of the residual
+        connection alone.
     """
 
     cell: AnyCell
@@ -56,7 +57,7 @@ class LayerRecord(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a network did: its layers, the first nearest to the input; E; and G, [T, ..., features]."""
+    """A `Record` stores the layers, the one nearest to the input first; E; and G, [T, ..., features]."""
 
     layers: tuple[LayerRecord, ...]
     error: Array
@@ -64,10 +65,18 @@ class Record(NamedTuple):
 
 
 def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
-    """Run a network on a batch and keep everything.
+    """This runs a network on a batch and stores the run.
+
+    Args:
+      net: from `network`; no layer may read backwards.
+      loss: as for `value_and_grad`.
+      inputs: the parameters, carry, sequence, targets and key.
+
+    Returns:
+      The `Record`.
 
     Raises:
-      ValueError: as `value_and_grad`; a layer that reads backwards.
+      ValueError: as for `value_and_grad`; or a layer reads backwards.
     """
     check_network(net)
     check_loss(loss)
@@ -77,7 +86,7 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     keys, here, layers = dropout_keys(inputs.key, sequence), sequence, []
     for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
         if layer.backward is not None:
-            fix = "terms of a layer that reads both ways have no lag; ask about its forward cell alone"
+            fix = "use a network without backward cells: terms of a layer that reads both ways have no lag"
             raise bad("net", "layers that read forward", f"layer {number} with a backward cell", fix)
         s_0, own = None if carry is None else carry[number], keys_of_layer(number, keys)
         one = record_of_layer(layer, p, s_0, here, own)
@@ -97,13 +106,13 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
 def record_of_layer(
     layer: Layer, params: ArrayTree, carry: State | None, sequence: Sequence, keys: PRNGKey | None
 ) -> LayerRecord:
-    """Run one layer that reads forward; a carry that is None is the initial one."""
+    """This runs one layer that reads forward; a carry of None stands for the initial carry."""
     cell, rows = layer.forward, sequence.rows
     sequence = without_padding(sequence)
     start, begin = jax.vjp(lambda p: cell.initial_carry(p, rows), params)
-    if carry is None:
+    if carry is None:  # a reset at the first step, so that dE/ds_0 goes on into the params
         first = jnp.zeros(sequence.xs.shape[:-1], bool).at[0].set(True)
-        # a cut there closes the way to the initial carry, too
+        # a cut at the first step stops the gradient into the initial carry, too
         first = first if sequence.cut is None else first & ~sequence.cut
         sequence = sequence._replace(reset=first if sequence.reset is None else first | sequence.reset)
         carry = start
@@ -120,7 +129,7 @@ def record_of_layer(
 
 
 def swept(record: Record, transform: Transform | None = None) -> tuple[tuple[State, ...], tuple[Any, ...]]:
-    """λ_1..λ_T and dE/dparams of every layer, by the backward pass; transform as in `loops.step_back_of`."""
+    """The backward pass gives λ_1..λ_T and dE/dparams of every layer; transform: see `loops.step_back_of`."""
     d_outputs = record.d_outputs
     lams, gradient = tuple[State, ...](), tuple[Any, ...]()
     for layer in reversed(record.layers):
@@ -134,13 +143,13 @@ def swept(record: Record, transform: Transform | None = None) -> tuple[tuple[Sta
 
 
 def contracted(layer: LayerRecord, lam: State, d_start: State | None) -> tuple[Any, Array]:
-    """What λ_1..λ_T, and dE/dstart (None without resets), say of the params, and dE/dx_t."""
+    """From λ_1..λ_T and dE/dstart (None without resets) come dE/dparams and dE/dx_t of a layer."""
     d_params, d_xs = phases.contract(layer.cell, layer.run, layer.s_prev, layer.slopes, lam)
     return d_params if d_start is None else plus(d_params, layer.d_start_to_params(d_start)), d_xs
 
 
 def every_step_back(layer: LayerRecord, params: ArrayTree, lam: State) -> StepBack:
-    """One step back from every step, from λ_t, leaves [T, ..., H]: what `loops.step_back_of` says of it."""
+    """Every λ_t, leaves [T, ..., H], goes one step back, all at once, which gives a `StepBack` for each t."""
     step_back = loops.step_back_of(phases.engine_of(layer.cell), layer.cell, params)
     found: StepBack = jax.vmap(step_back)(lam, layer.slopes, layer.run.sequence.marks)
     return found

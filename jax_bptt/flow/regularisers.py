@@ -1,4 +1,4 @@
-"""Two penalties that keep the gradient through time alive, added to the loss by the user.
+"""Two penalties, added to the loss by the user, keep the gradient through time from vanishing or exploding.
 
     omega     Ω = Σ_t ( ‖J_tᵀ λ_t‖ / ‖λ_t‖ − 1 )²         J_t = ds_t/ds̃_{t−1}                 (O1)
               its derivative is the immediate one: λ_t and the derivative a_t of the step are
@@ -6,8 +6,9 @@
 
     flossing  L = mean over rows of Σ_{i≤k} λ_i²          λ_i the Lyapunov exponents          (O3)
 
-Ω asks that the gradient as it is, in the direction it has, keeps its length in every step. Flossing asks
-that k directions of the state neither grow nor shrink in the long run, whatever the loss.
+"Numbers" in (O2) are constants: no derivative is taken through them. Ω is small if λ keeps its length in
+every step. L is small if k directions of the state neither grow nor shrink in the long run, whatever the
+loss is.
 """
 
 from __future__ import annotations
@@ -46,23 +47,23 @@ def omega(
     cut: Mark = None,
     key: PRNGKey | None = None,
 ) -> Array:
-    """The vanishing-gradient regulariser of Pascanu, Mikolov & Bengio, for any cell.
+    """This computes the vanishing-gradient regulariser of Pascanu, Mikolov & Bengio, for any cell.
 
     Ω = Σ_t ( ‖J_tᵀ λ_t‖ / ‖λ_t‖ − 1 )²   (O1)
 
-    Its gradient, `jax.grad(jb.omega, argnums=2)(net, loss, params, ...)`, times a weight, is added to that
-    of the loss. ‖λ_t‖ and ‖J_tᵀ λ_t‖ are taken over rows and state together, as in the paper's equation (9);
-    its code squares the ratio before it subtracts one.
+    Multiply its gradient, `jax.grad(jb.omega, argnums=2)(net, loss, params, ...)`, by a weight and add it to
+    that of the loss. The norms are taken over rows and state together, as in equation (9) of the paper; the
+    paper's code squares the ratio before it subtracts one.
 
     Args:
       net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
 
     Returns:
-      Ω, a scalar, the sum over steps and layers; rows that no loss reaches, and those in which a cut ends
-      the gradient, are no part of a step; a step without any adds nothing.
+      Ω, a scalar, the sum over steps and layers. The norms of a step leave out rows that no loss reaches and
+      rows in which a cut stops the gradient. A step in which all rows are left out adds zero.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     Reference: Pascanu, Mikolov & Bengio 2013, equations (9) and (10).
 
@@ -86,15 +87,15 @@ def _of_layer(layer: LayerRecord, params: ArrayTree, lam: State) -> Array:
     cut = layer.run.sequence.cut
     lam = lam if cut is None else select(cut, zeros_like(lam), lam)
     back = every_step_back(layer, params, lam)  # (O2)
-    lam_prev = back.carry if back.start is None else plus(back.carry, back.start)  # the initial carry, too
+    lam_prev = back.carry if back.start is None else plus(back.carry, back.start)  # with a reset, too
     here, before = _norm_of_steps(lam), _norm_of_steps(lam_prev)
-    ended = (here == 0) | (before == 0)  # NaN is no end: it goes on into the sum
+    ended = (here == 0) | (before == 0)  # a NaN is not left out: it makes Ω NaN
     ratio = before / jnp.where(ended, jnp.ones_like(here), here)
     return jnp.where(ended, jnp.zeros_like(ratio), jnp.square(ratio - 1)).sum()  # (O1)
 
 
 def _norm_of_steps(lam: State) -> Array:
-    """‖λ_t‖ over all rows, [T]; its derivative at zero is zero."""
+    """This is ‖λ_t‖ over all rows, [T]; its derivative at zero is zero."""
     return root(squares_of_rows(lam).reshape(len(lam.h), -1).sum(-1))
 
 
@@ -110,22 +111,23 @@ def flossing(
     transient: int = 0,
     key: PRNGKey | None = None,
 ) -> Array:
-    """Gradient flossing: the first Lyapunov exponents are pulled towards zero.
+    """This computes the penalty of gradient flossing, which pulls the first Lyapunov exponents towards zero.
 
     L = mean over rows of Σ_{i≤k} λ_i²   (O3)
 
-    Its gradient, by jax.grad through the QR decompositions, is taken before or between stretches of
-    training; it needs no targets.
+    Take its gradient by jax.grad(jb.flossing, argnums=1), and train on it before training on the loss, or
+    from time to time in between. It needs no targets.
 
     Args:
-      cell, params, carry, xs, exponents, transient, key: as for `lyapunov_spectrum`; k at most as many
-        as there are living units in every step, or L is infinite and has no derivative.
+      cell, params, carry, xs, exponents, transient, key: as for `lyapunov_spectrum`. exponents must not
+        exceed the number of units with a nonzero derivative in every step; otherwise L is infinite and has
+        no derivative.
 
     Returns:
       L, a scalar.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     Reference: Engelken 2023, Gradient flossing: improving gradient descent through dynamic control of
     Jacobians.

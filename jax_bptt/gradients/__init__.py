@@ -1,1 +1,1 @@
-"""Floor 4: the gradient methods, one a file; each is a value for the argument `gradient`."""
+"""Floor 4: the gradient methods, one in each file; each is a value for the argument `gradient`."""

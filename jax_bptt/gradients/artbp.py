@@ -1,16 +1,17 @@
-"""Random truncation without bias: what passes a step is worth more, since a cut might have stopped it.
+"""Random truncation is made unbiased: a gradient that survives a possible cut is scaled up by 1/(1 − c).
 
-With a cut before each step and row with probability c, drawn independently, and λ̃_{t−1} as in `loops`:
+Before each step and row there is a cut with probability c, drawn independently. With λ̃_{t−1} as in `loops`:
 
     λ_{t−1} = G_{t−1}                        where cut_t
               G_{t−1} + λ̃_{t−1} / (1 − c)    elsewhere                                        (U1)
 
-A term of the summed chain rule that goes from step t back to step i meets t − i links. Each is open with
-probability 1 − c and then multiplies the term by 1/(1 − c), so its expectation is the term itself:
+A term of the summed chain rule that goes from step t back to step i passes t − i links between steps. Each
+link is uncut with probability 1 − c and then multiplies the term by 1/(1 − c), so the expected value of the
+term is the term itself:
 
     E[dE/dW] = dE/dW                         over all patterns of cuts
 
-What was bias is now variance, which grows with the number of links that a gradient must pass.
+The bias is replaced by variance, which grows with the number of links that a gradient must pass.
 """
 
 from __future__ import annotations
@@ -33,29 +34,30 @@ def _rate(argument: str, rate: object) -> float:
     expected = "a probability in [0, 1)"
     found = number(argument, expected, rate)
     if not 0 <= found < 1:
-        raise bad(argument, expected, rate, "pass the one that the cuts are drawn with")
+        raise bad(argument, expected, rate, "pass the probability with which you draw the cuts")
     return found
 
 
 @cached(rate=_rate)
 def artbp(rate: float) -> GradientMethod:
-    """An unbiased gradient from sequences cut at random (anticipated reweighted truncated BPTT).
+    """This method computes an unbiased gradient from randomly cut sequences (ARTBP).
 
     λ_{t−1} = G_{t−1} + λ̃_{t−1} / (1 − c) where there is no cut   (U1)
 
-    The cuts are data, drawn by you with the same probability and given as the mark `cut`:
-    `cut = jax.random.bernoulli(key, rate, (T, *batch_shape))`. In a network all layers share them, and
-    the gradient is unbiased if all read forward (where two layers read both ways, a term can meet the
-    same link twice). Time and memory as `full`.
+    ARTBP stands for anticipated reweighted truncated backpropagation. You draw the cuts with the same
+    probability and pass them as the mark `cut`:
+    `cut = jax.random.bernoulli(key, rate, (T, *batch_shape))`. All layers of a network share the cuts. The
+    gradient is unbiased if all layers read forward; where two layers read both ways, a term can pass the
+    same link twice. Time and memory are those of `full`.
 
     Args:
-      rate: c in [0, 1), the probability of a cut before a step.
+      rate: c in [0, 1), the probability of a cut before a step, the same that draws the cuts.
 
     Returns:
       The `GradientMethod`; the same object for the same rate.
 
     Raises:
-      ValueError: a rate outside [0, 1); when it is used, a sequence without cuts.
+      ValueError: the rate is outside [0, 1); or, when the method runs, the sequence has no cuts.
 
     Reference: Tallec & Ollivier 2017, Unbiasing truncated backpropagation through time.
 
@@ -72,6 +74,6 @@ def _times(weight: float, lam: Tree) -> Tree:
 
 def _forward(rate: float, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
     if run.sequence.cut is None:
-        fix = f"draw it by jax.random.bernoulli(key, {rate}, xs.shape[:-1])"
+        fix = f"pass cut=jax.random.bernoulli(key, {rate}, xs.shape[:-1])"
         raise bad("cut", "bool marks for gradient=jb.artbp", run.sequence.cut, fix)
     return full().forward(cell, run)

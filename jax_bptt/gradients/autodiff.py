@@ -1,7 +1,7 @@
-"""The gradient that JAX makes: the plain scan, one step after the other, left to jax.grad.
+"""JAX differentiates the plain scan over the steps; nothing here is derived by hand.
 
-It shares no code with the hand-derived methods but the cell's step, so it is the readable reference
-that they are checked against, and it takes every transform of JAX, forward mode (jvp) included.
+This method shares only the cell's step with the hand-derived methods, so it is the readable reference
+against which they are checked. It supports every transform of JAX, forward mode (jvp) included.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from jax_bptt.gradients.method import GradientMethod
 
 @cached()
 def autodiff() -> GradientMethod:
-    """The exact gradient, by JAX's transpose of the plain scan.
+    """This method computes the exact gradient by letting JAX differentiate the plain scan.
 
     s_t = step(s_{t−1}, x_t W_x + b, h_{t−1} W_h (+ b_h)), differentiated by jax.vjp
 
-    Time O(T), memory O(T·B·G·H): JAX keeps every intermediate of every step, and adds T outer
-    products to each weight gradient inside the loop.
+    It takes O(T) time and O(T·B·G·H) memory: JAX stores the intermediate values of every step, and its
+    backward loop adds one outer product per step to each weight gradient.
 
     Returns:
       The `GradientMethod`.
@@ -43,11 +43,11 @@ def autodiff() -> GradientMethod:
 
 
 def plain_scan(cell: AnyCell, run: Run) -> Outputs:
-    """The recurrence as one would first write it.
+    """The recurrence is one jax.lax.scan over the steps, in its simplest form.
 
     Args:
       cell: the cell.
-      run: its parameters, s_0, the initial carry, x_1..x_T and the marks.
+      run: its parameters, s_0, the initial carry for resets, x_1..x_T and the marks.
 
     Returns:
       s_T, leaves [..., H], and h_1..h_T, [T, ..., H].

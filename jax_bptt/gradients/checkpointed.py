@@ -1,4 +1,4 @@
-"""Backpropagation through every step that keeps m states, not T: the others are made again.
+"""Checkpointed backpropagation stores m states instead of T and recomputes the others.
 
     1..T = head, then n leaves of K steps       head: the T mod K steps that are left over     (M1)
 
@@ -11,11 +11,11 @@
                reverse: run the leaf again and go back through it, by the chunk's three
                         phases of `full`; dE/dW gains its part, dE/ds goes on                  (M6)
 
-The schedule is numbers, an array; one jax.lax.scan executes it. So what is compiled holds an advance
-and a reversal of one leaf (and of the head), however long the sequence is.
+The schedule is an array of integers, which one jax.lax.scan executes. So the compiled program holds one
+advance and one reversal of a leaf (and of the head), however long the sequence is.
 
-In `value_and_grad` a leaf is K steps of all layers, of the readout and of the loss, and all actions are
-in the backward pass, those of (M2) too. In `unroll` h_1..h_T are outputs and exist in any case.
+In `value_and_grad` a leaf is K steps of all layers, of the readout and of the loss, and the backward pass
+does all actions, also those of (M2). In `unroll` h_1..h_T are outputs, so they are stored in any case.
 """
 
 from __future__ import annotations
@@ -53,27 +53,29 @@ from jax_bptt.gradients.schedule import Action, schedule
 
 @cached(slots=or_none(size), chunk=or_none(size), host=flag)
 def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool = False) -> GradientMethod:
-    """The exact gradient in little memory: at most m states are kept.
+    """This method computes the exact gradient in little memory: it stores at most m states.
 
     t(n, m) advances over a leaf, the fewest that are possible, then one run of each to reverse it
 
-    Time: T + K t(n, m) steps forward, T backward, with n = T/K leaves; for m = n, the default, each leaf
-    runs forward twice, for m = 1 it is n²/2 leaves. Memory: m states, O(m·B·H), and one leaf as in
-    `full`, O(K·B·G·H). In `unroll` the outputs and their cotangents come to that; in `value_and_grad`
-    nothing does that grows with T, unless a layer reads backwards, the readout is of the `last` step or
-    the loss is your own: then it goes layer by layer, as `unroll`.
+    A leaf is a chunk of K steps, and n = T/K is the number of leaves. The method takes T + K t(n, m) steps
+    forward and T backward: with m = n, the default, each leaf runs forward twice; with m = 1 some n²/2
+    leaves run forward. It stores m states, O(m·B·H), and one leaf as in `full`, O(K·B·G·H).
+
+    `unroll` additionally holds the outputs and their cotangents, O(T·B·H). `value_and_grad` holds nothing
+    more that grows with T, unless a layer reads backwards, the readout is of the `last` step only, or the
+    loss is a function of your own; in these cases it runs one layer after the other, like `unroll`.
 
     Args:
-      slots: m, states that are kept, s_0 among them; None for one for each leaf, of about √T steps.
-      chunk: K, steps in a leaf; None for √T, or fewer where `chunks.chunk_of` says so and slots are
-        given.
-      host: whether the kept states wait in the host's memory, on accelerators that have their own.
+      slots: m, the number of states that are stored, s_0 among them; None stores one state for each leaf.
+      chunk: K, the number of steps in a leaf; None stands for √T, or for fewer steps if slots are given and
+        `chunks.chunk_of` chooses fewer.
+      host: whether the stored states lie in the memory of the host instead of the accelerator.
 
     Returns:
       The `GradientMethod`; the same object for the same arguments.
 
     Raises:
-      ValueError: slots or chunk below 1, or host that is no bool.
+      ValueError: slots or chunk is below 1, or host is not a bool.
 
     Reference: Griewank & Walther 2000, Algorithm 799: Revolve; Gruslys et al. 2016, Memory-efficient
     backpropagation through time; Chen et al. 2016, Training deep nets with sublinear memory cost (√T).
@@ -94,7 +96,7 @@ _KEEP, _STEP = map(Action._fields.index, ("keep", "step"))  # columns of the arr
 
 
 class _Plan(NamedTuple):
-    """Of a sequence: K, the steps of the head, m, whether they are on the host, and the actions, [A, 4]."""
+    """A plan holds K, the steps of the head, m, whether states lie on the host, and the actions, [A, 4]."""
 
     leaf: int
     head: int
@@ -104,15 +106,15 @@ class _Plan(NamedTuple):
 
     @property
     def leaves(self) -> int:
-        """n; the first n − 1 actions are the first advances, (M2)."""
+        """This is n, the number of leaves; the first n − 1 actions are the forward pass (M2)."""
         return int(self.actions[:, _STEP].max()) + 1
 
     def head_of(self, data: Tree) -> Tree:
-        """The steps of the head."""
+        """The head is the first `head` steps of the data."""
         return take_steps(data, 0, self.head)
 
     def leaf_of(self, data: Tree, number: int | Array) -> Tree:
-        """The steps of one leaf."""
+        """These are the steps of one leaf, counted from 0 behind the head."""
         return take_steps(data, self.head + number * self.leaf, self.leaf)
 
 
@@ -136,7 +138,7 @@ def _actions(leaves: int, kept: int) -> np.ndarray:
 
 
 class _Slots(NamedTuple):
-    """What the forward pass of `unroll` hands to the backward pass."""
+    """The forward pass of `unroll` stores these states for the backward pass."""
 
     current: State  # the state before the last leaf
     kept: State  # the states in the slots, leaves [m + 1, ..., H]
@@ -156,6 +158,7 @@ def _forward(plan_of: _PlanOf, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
         last, states, _ = phases.forward(cell, here)
         return (last, _Slots(s, _put(plan, slots, keep, s))), states.h  # (M2)
 
+    # actions 0 to n − 2 advance; action n − 1 reverses the last leaf, and its state is stored here too
     ats = jnp.arange(plan.leaves), jnp.asarray(plan.actions[: plan.leaves, _KEEP])
     (last, slots), h = jax.lax.scan(over_leaf, (s, _Slots(s, _empty_slots(plan, s))), ats)
     hs.append(h.reshape(-1, *h.shape[2:]))
@@ -184,7 +187,7 @@ def _backward(plan_of: _PlanOf, cell: AnyCell, kept: Kept, d: Outputs) -> Cotang
     reversal = _Reversal(
         Recurrence(advance, reverse), (run.params, run.start), run.carry, (run.sequence, d.hs)
     )
-    actions = plan.actions[plan.leaves - 1 :]  # the forward pass did what comes before
+    actions = plan.actions[plan.leaves - 1 :]  # the forward pass did the actions before these
     done = _execute(plan, actions, reversal, kept.extra, d.carry)
     d_params, d_start = done.d_weights
     of_leaves, *of_head = done.out
@@ -208,7 +211,7 @@ def _stream(
 
 
 class _Reversal(NamedTuple):
-    """All that is reversed: how, with which weights, from which state, over which data."""
+    """These values define what is reversed: the recurrence, its weights, its first carry and its data."""
 
     recurrence: Recurrence
     weights: Weights
@@ -217,12 +220,12 @@ class _Reversal(NamedTuple):
 
 
 class _Executed(NamedTuple):
-    """Between two actions."""
+    """These values go from one action to the next."""
 
     s: Carry  # the current state
     end: Carry  # the state after the last leaf, once it was reversed
     slots: Carry
-    outs: ArrayTree  # what the leaves returned so far, leaves [n, ...]
+    outs: ArrayTree  # the `out` of every leaf that was reversed so far, leaves [n, ...]
     d_weights: Weights
     d_carry: Carry
 
@@ -230,12 +233,13 @@ class _Executed(NamedTuple):
 def _execute(
     plan: _Plan, actions: np.ndarray, reversal: _Reversal, slots: _Slots, d_carry: Carry
 ) -> Streamed:
-    """The actions, from the current state and what the slots hold; then the head, from s_0."""
+    """The actions run in order, from the current state and the stored ones; then the head is reversed."""
     recurrence, weights, s_0, data = reversal
+    # only shapes: the outputs of all leaves need a place before the first leaf runs
     out = jax.eval_shape(recurrence.reverse, weights, slots.current, plan.leaf_of(data, 0), d_carry).out
 
     def advance(s: Carry, d_weights: Weights, d_s: Carry, here: Data) -> Reversed:
-        # an advance leaves the sums alone, and what it returns is overwritten when its leaf is reversed
+        # the sums do not change here, and the zeros are overwritten when this leaf is reversed
         return Reversed(recurrence.advance(weights, s, here), d_weights, d_s, zeros_like(out))  # (M5)
 
     def reverse(s: Carry, d_weights: Weights, d_s: Carry, here: Data) -> Reversed:
@@ -243,13 +247,13 @@ def _execute(
         return found._replace(d_weights=chunks.add_to(d_weights, found.d_weights))
 
     def execute(at: _Executed, action: Array) -> tuple[_Executed, None]:
-        act: Any = Action(*action)  # of traced numbers
+        act: Any = Action(*action)  # its fields are traced integers
         loaded = _take(plan, at.slots, act.load)
         s = jax.tree.map(lambda z, kept: jnp.where(act.load < 0, z, kept), at.s, loaded)  # (M3)
         slots = _put(plan, at.slots, act.keep, s)  # (M4)
         here = plan.leaf_of(data, act.step)
         found = jax.lax.cond(act.reverse, reverse, advance, s, at.d_weights, at.d_carry, here)
-        is_last = act.step == plan.leaves - 1
+        is_last = act.step == plan.leaves - 1  # reversed first and once only: it gives the final state
         end = jax.tree.map(lambda last, z: jnp.where(is_last, z, last), at.end, found.carry)
         outs = jax.tree.map(lambda z, new: z.at[act.step].set(new), at.outs, found.out)
         return _Executed(found.carry, end, slots, outs, found.d_weights, found.d_carry), None
@@ -266,11 +270,12 @@ def _execute(
 
 
 def _empty_slots(plan: _Plan, like: Tree) -> Tree:
-    """Room for m states, and for one more, where a state goes that is not kept."""
+    """There is room for m states and for one more: a state that is not stored is written there."""
     return _placed(plan, jax.tree.map(lambda s: jnp.zeros_like(s, shape=(plan.slots + 1, *s.shape)), like))
 
 
 def _put(plan: _Plan, slots: Tree, keep: Array, s: Tree) -> Tree:
+    # a state that is not to be stored goes to the spare slot, so that no branch is needed
     at = jnp.where(keep < 0, plan.slots, keep)
     return jax.tree.map(
         lambda z, new: jax.lax.dynamic_update_index_in_dim(z, new, at, 0), slots, _placed(plan, s)

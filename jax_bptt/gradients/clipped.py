@@ -1,10 +1,11 @@
-"""λ clipped inside the sweep: an exploding gradient is cut down where it explodes, step by step.
+"""The sweep clips λ at every step, so that an exploding gradient is scaled down where it explodes.
 
     λ_{t−1} = G_{t−1} + λ̃_{t−1} min(1, c / ‖λ̃_{t−1}‖)    a norm for each row              (CL1)
 
-This is no derivative of the loss: where a step clips, all that lies before it is scaled down against what
-lies after it, so both length and direction change. Clipping the norm of the finished gradient
-(optax.clip_by_global_norm) changes the length alone. `clipped_share` says how often it happens.
+The result is not the derivative of the loss. Where a step clips, the contributions of all earlier steps are
+scaled down and those of later steps are not, so the gradient changes in length and in direction. Clipping
+the norm of the finished gradient (optax.clip_by_global_norm) changes its length alone. `clipped_share`
+reports how often λ is clipped.
 """
 
 from __future__ import annotations
@@ -24,31 +25,31 @@ from jax_bptt.gradients.method import GradientMethod
 
 
 def positive_norm(argument: str, max_norm: object) -> float:
-    """A largest norm, or a ValueError."""
+    """The largest norm is returned as a float; ValueError unless it is a positive number."""
     expected = "a positive number"
     found = number(argument, expected, max_norm)
     if found <= 0:
-        raise bad(argument, expected, max_norm, "pass the largest norm of a row of lambda")
+        raise bad(argument, expected, max_norm, "pass the largest norm of a row of lambda, such as 1.0")
     return found
 
 
 @cached(max_norm=positive_norm)
 def clipped(max_norm: float) -> GradientMethod:
-    """Backpropagation through every step with λ clipped on its way: NOT the gradient of the loss.
+    """This method clips λ on its way back through the steps; the result is NOT the gradient of the loss.
 
     λ_{t−1} = G_{t−1} + λ̃_{t−1} min(1, c / ‖λ̃_{t−1}‖)   (CL1)
 
-    The gradient of `full` where no step clips. Time and memory as `full`.
+    Where no step clips, the gradient equals that of `full`. Time and memory are those of `full`.
 
     Args:
-      max_norm: c, the largest norm, for each row over all of its state, with which λ goes on to the step
-        before; in the units of dE/ds.
+      max_norm: c, the largest norm with which λ may go on to the previous step, in units of dE/ds. The norm
+        is taken for each row of the batch, over all numbers of its state.
 
     Returns:
       The `GradientMethod`; the same object for the same norm.
 
     Raises:
-      ValueError: a norm that is not positive.
+      ValueError: the norm is not a positive number.
 
     Reference: Graves 2013, Generating sequences with recurrent neural networks, section 2.1 (there each
     number of the derivative is clipped, not the norm).
@@ -61,14 +62,14 @@ def clipped(max_norm: float) -> GradientMethod:
 
 
 def clip(max_norm: float, lam: S) -> S:
-    """λ with rows of at most this norm."""
+    """Each row of λ is scaled down to this norm if its own is larger."""
     norm = norm_of_rows(lam)
     c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
-    above = norm > c
+    above = norm > c  # the inner `where` below avoids a division by zero, also in a derivative of this
     scale = jnp.where(above, c / jnp.where(above, norm, one), one)
     return jax.tree.map(lambda z: z * trailing(scale, z), lam)  # (CL1)
 
 
 def as_held(max_norm: float, dtype: DType) -> float:
-    """The largest number of a dtype in the place of a larger norm."""
+    """The norm is returned, or the largest number of the dtype if the norm exceeds that."""
     return min(max_norm, float(jnp.finfo(dtype).max))  # type: ignore[no-untyped-call]

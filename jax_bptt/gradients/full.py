@@ -1,4 +1,4 @@
-"""Backpropagation through every step: linearise, sweep, contract, a chunk of steps at a time.
+"""Exact backpropagation through every step works on one chunk of steps at a time.
 
     forward    s_1..s_T, kept; the u_t of a chunk by one product                              (B1)
 
@@ -9,9 +9,10 @@
                its part of dE/dW, one product for each matrix             contract            (B4)
                dE/dW = the sum of the parts; a_t and λ_t are forgotten                        (B5)
 
-So the slopes and gates of a step, O(B·G·H) numbers, exist for the K steps of one chunk only.
-jax.checkpoint cannot do (B2): it runs the loop of the chunk again. Without recomputation, of all steps
-or of the last ones, the forward pass keeps a_t beside s_t, and (B2) is a read.
+The gates of a step and its slopes a_t (the derivatives of the step) are O(B·G·H) numbers; they exist for
+the K steps of one chunk only. jax.checkpoint cannot do (B2), because it would run the loop of the chunk
+again. The slopes of all steps, or of the last ones, can also be stored instead of recomputed: the forward
+pass then keeps a_t beside s_t, and (B2) only reads it.
 """
 
 from __future__ import annotations
@@ -37,44 +38,44 @@ from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.method import GradientMethod
 
-_Towards: TypeAlias = tuple[State, tuple[ArrayTree, State | None]]  # dE/ds; sums dE/dparams and dE/dstart
+_Towards: TypeAlias = tuple[State, tuple[ArrayTree, State | None]]  # dE/ds; sums of dE/dparams, dE/dstart
 
 
 def _share_of_steps(argument: str, share: Foreign) -> float | None:
-    """A share as a float; True, False and None as they are."""
+    """The share becomes a float; True, False and None stay as they are."""
     if share is None or isinstance(share, bool):
         return share
     expected = "True, False, None or a share from 0 to 1"
     found = number(argument, expected, share)
     if not 0 <= found <= 1:
-        raise bad(argument, expected, share, "say which share of the slopes is made again")
+        raise bad(argument, expected, share, "0 stores all slopes, 1 recomputes all of them")
     return bool(found) if found in (0, 1) else found
 
 
 @cached(chunk=or_none(size), recompute=_share_of_steps)
 def full(chunk: int | None = None, recompute: float | None = None) -> GradientMethod:
-    """The exact gradient, derived by hand.
+    """This method computes the exact gradient, by a backward pass that is derived by hand.
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t,   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t
 
-    Time O(T). Memory: the states of all steps, T·B·H numbers each, and the slopes of K steps,
-    O(K·B·G·H); with recompute=False those of all. Reverse mode, and any mode over it (grad of grad,
-    hessian); for jvp and jacfwd of the unroll itself take `autodiff`.
+    It takes O(T) time. It stores the states of all steps, T·B·H numbers for each field of the state, and
+    the slopes of K steps, O(K·B·G·H), or of all steps with recompute=False. It works in reverse mode and
+    in any mode over that (grad of grad, hessian); for jvp and jacfwd of the unroll itself use `autodiff`.
 
     Args:
-      chunk: K, the steps that are linearised, swept and contracted together; None for a choice by
-        length, batch and weights (`chunks.chunk_of`); T or more for all at once.
-      recompute: the share of steps, the first ones, whose slopes are made again in the backward pass by
-        products of a chunk; those of the others are kept from the forward pass. True for all, False for
-        none, None for a choice by what that takes and saves: none where one chunk holds all steps, for
-        then they exist together anyway; two thirds from a million weights on; all below. With none the
-        time on 2 cores was 0.85 to 0.95 of that with all at H >= 512, and more at H <= 256.
+      chunk: K, the number of steps that are linearised, swept and contracted together. T or more puts all
+        steps into one chunk; None chooses K by length, batch and weights (`chunks.chunk_of`).
+      recompute: the fraction of the steps whose slopes are recomputed in the backward pass: the earliest
+        steps. The forward pass stores the slopes of the other steps. True recomputes all slopes, False
+        none. None chooses: 0 if one chunk holds all steps, because all slopes then exist together in any
+        case; 2/3 for a million weights or more; 1 otherwise. See experiments/MEASURED.md, "Recomputed
+        slopes".
 
     Returns:
       The `GradientMethod`; the same object for the same arguments.
 
     Raises:
-      ValueError: a chunk below 1, or recompute that is no share.
+      ValueError: chunk is below 1, or recompute is not a fraction from 0 to 1.
 
     Reference: Rumelhart, Hinton & Williams 1986; Werbos 1990.
 
@@ -89,13 +90,14 @@ def full(chunk: int | None = None, recompute: float | None = None) -> GradientMe
 
 
 def full_with(transform: Transform) -> Callable[[AnyCell, Kept, Outputs], Cotangents]:
-    """The backward pass of `full` in which λ̃ is transformed on its way to the step before."""
+    """This is the backward pass of `full`, but λ̃ is transformed on its way to the previous step."""
     return functools.partial(backward, None, transform)
 
 
 def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
     steps, total = chunk or chunks.chunk_of(run.sequence, run.params), len(run.sequence.xs)
     share = _share(steps, run) if recompute is None else recompute
+    # rounded up to whole chunks, so that no chunk is split between the two parts
     kept_from = min(math.ceil(share * total / steps) * steps, total)
 
     def run_steps(carry: State, keep_slopes: bool, begin: int, end: int) -> Forward:
@@ -119,7 +121,7 @@ def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run
 
 
 def _share(steps: int, run: Run) -> float:
-    """The share of steps whose slopes are made again, where the user does not say."""
+    """This is the fraction of steps whose slopes are recomputed if the user gives none."""
     if steps >= len(run.sequence.xs):
         return 0
     return 2 / 3 if num_parameters(run.params) >= 1e6 else 1
@@ -128,7 +130,7 @@ def _share(steps: int, run: Run) -> float:
 def backward(
     chunk: int | None, transform: Transform | None, cell: AnyCell, kept: Kept, d: Outputs
 ) -> Cotangents:
-    """(B2-B5) over all chunks; transform as in `loops.step_back_of`."""
+    """The chunks go back one by one, the last one first (B2-B5); for transform see `loops.step_back_of`."""
     run, states, slopes = kept.run, kept.states, kept.slopes
     assert states is not None  # the forward pass keeps them
     steps, total = chunk or chunks.chunk_of(run.sequence, run.params), len(d.hs)
@@ -148,6 +150,7 @@ def backward(
     like = run.params, run.start
     towards: _Towards = d.carry, chunks.zero_sums(like)
     d_xs: list[Array] = []
+    # the late steps, whose slopes are stored, come first: a backward pass runs from the end
     for of_these, begin, end in ((slopes, kept_from, total), (None, 0, kept_from)):
         if begin < end:
             back, data = functools.partial(back_through_chunk, of_these), (run.sequence, d.hs, states)
@@ -159,7 +162,7 @@ def backward(
 
 
 def _state_before(first: chunks.First, carry: State, states: State) -> State:
-    """The state with which step `first` (counted from 0) began."""
+    """Step `first`, counted from 0, began from this state."""
     if isinstance(first, int):
         return jax.tree.map(lambda s_0, s: s[first - 1] if first else s_0, carry, states)
     return jax.tree.map(lambda s_0, s: jnp.where(first > 0, s[jnp.maximum(first - 1, 0)], s_0), carry, states)

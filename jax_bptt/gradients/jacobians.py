@@ -1,14 +1,14 @@
-"""The Jacobians of all steps at once: J_t = ds_t/ds̃_{t−1}, matrices that a parallel scan multiplies.
+"""The Jacobians J_t = ds_t/ds̃_{t−1} of all steps are computed at once, for a parallel scan to multiply.
 
-A carry is written as vectors on which they act, in one of two forms:
+They act on vectors, so a carry is written as vectors, in one of two forms:
 
     WHOLE   [..., S]      S numbers in one row's carry       matrices [..., S, S]
     UNITS   [..., H, n]   n fields of the carry, each [H]    matrices [..., H, n, n]
 
-The second is exact where no unit reads another (no recurrent product); elsewhere it holds the blocks
-of J_t on its diagonal, one for each unit, and a quasi-Newton method is content with these.
+UNITS is exact where no unit reads another one, that is, without recurrent weights between units. In other
+cells it holds only the diagonal blocks of J_t, one for each unit; these are enough for a quasi-Newton method.
 
-A pointwise step needs n adjoints and no matrix product: with λ = e_f, ones in field f of every unit,
+A pointwise step needs n adjoints and no matrix product. With λ = e_f, that is, ones in field f of every unit:
 
     pointwise   D_kf, δv_kf = adjoint(a_t, e_f) of unit k     D_kf is [n], δv_kf is [G]           (J1)
                 UNITS   J_k,ff′ = D_kff′ + [f′ = h] Σ_g δv_kfg W_h[k, gH + k]                      (J2)
@@ -40,11 +40,11 @@ from jax_bptt.engine.phases import backward_steps, is_pointwise
 
 
 class Form(NamedTuple):
-    """How a carry is written as vectors.
+    """A form says how a carry is written as vectors.
 
     Attributes:
-      pack: a carry, leaves [..., *], to [..., n].
-      unpack: ([..., n], a carry whose leaves end in the same shapes) back to a carry.
+      pack: a carry, leaves [..., *], becomes one array [..., n].
+      unpack: (an array [..., n], a carry whose leaves end in the right shapes) -> a carry.
     """
 
     pack: Callable[[State], Array]
@@ -78,19 +78,19 @@ WHOLE, UNITS = Form(_pack_whole, _unpack_whole), Form(_pack_units, _unpack_units
 
 
 def form_of(cell: AnyCell) -> Form:
-    """The smaller form in which the Jacobians of this cell are exact."""
+    """This is the smallest form in which the Jacobians of this cell are exact."""
     return UNITS if is_pointwise(cell) and not cell.layout.recurrent else WHOLE
 
 
 def jacobians(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State, form: Form) -> Array:
-    """J_1..J_T, [T, ..., n, n], from a_1..a_T of `phases.linearise`; states tells the shapes alone."""
+    """The slopes a_1..a_T of `phases.linearise` give J_1..J_T, [T, ..., n, n]; states give the shapes."""
     if is_pointwise(cell):
         return _of_pointwise_step(cell, params, slopes, states, form)
     return (_of_any_step if form is WHOLE else _blocks_of_any_step)(cell, params, slopes, states)
 
 
 def jacobians_with_marks(j: Array, mask: Mark, *ended: Mark) -> Array:
-    """M_1..M_T from J_1..J_T: identity where the carry is held, zero where any mark ends the way back."""
+    """M_t is J_t, but the identity where the carry is held and zero where a mark stops the gradient."""
     m = select(mask, j, jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape))  # (J5)
     for mark in ended:
         m = m if mark is None else select(mark, jnp.zeros_like(m), m)  # (J5)
@@ -98,14 +98,14 @@ def jacobians_with_marks(j: Array, mask: Mark, *ended: Mark) -> Array:
 
 
 def small_matmul(a: Array, b: Array) -> Array:
-    """a b, matrices [..., n, m] and [..., m, k]; a small m without dots, slow for many tiny ones."""
+    """The product of [..., n, m] and [..., m, k] is a sum for m <= 4: many tiny matrix products are slow."""
     return (a[..., None] * b[..., None, :, :]).sum(-2) if a.shape[-1] <= 4 else a @ b
 
 
 def adjoints_of_fields(
     cell: PointwiseCell, params: PointwiseParams, slopes: Slopes, states: State
 ) -> tuple[Array, Array | None]:
-    """D [T, ..., H, n, n] and δv [T, ..., H, n, G] of a pointwise step; None without a recurrent product."""
+    """A pointwise step has D [T, ..., H, n, n] and δv [T, ..., H, n, G], None without recurrent weights."""
     units, fields = unit_wise(cell, params, states.h.ndim - 1), len(jax.tree.leaves(states))
 
     def of_field(e_f: Array) -> tuple[Array, Array | None]:
@@ -145,7 +145,7 @@ def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State
 
 
 def _blocks_of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
-    """The block of each unit; one unit after the other, so that no [T, ..., S, S] comes to be."""
+    """The block of each unit is made one unit after the other, so that no array [T, ..., S, S] exists."""
     shape, fields, hidden = states.h.shape, len(jax.tree.leaves(states)), cell.hidden_size
     every_field = to_local(jnp.eye(fields, dtype=states.h.dtype), states)
 

@@ -1,4 +1,4 @@
-"""What a gradient method is: a value that is passed, `unroll(..., gradient=full())`."""
+"""A gradient method is a value that you pass as an argument, as in `unroll(..., gradient=full())`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 
 Carry: TypeAlias = Any  # of a `Recurrence`: the state of a cell, or those of all layers
-Weights: TypeAlias = Any  # of a `Recurrence`: whatever its gradient is asked for
+Weights: TypeAlias = Any  # of a `Recurrence`: what the loss is differentiated by
 Data: TypeAlias = Any  # of a `Recurrence`: what it reads, leaves [T, ...]
 
 
 class Reversed(NamedTuple):
-    """What a chunk returns that was run forward and back.
+    """These are the results of one chunk that was run forward and then backward.
 
     Attributes:
-      carry: after the chunk.
-      d_weights: dE/dweights of the chunk.
-      d_carry: dE/dcarry before it.
-      out: whatever else a chunk returns.
+      carry: the carry after the chunk.
+      d_weights: the chunk's part of dE/dweights.
+      d_carry: dE/dcarry, by the carry before the chunk.
+      out: whatever else the chunk returns, a pytree.
     """
 
     carry: Carry
@@ -36,7 +36,7 @@ class Reversed(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """What is run a chunk of steps at a time: a cell, or all layers of a network with their loss.
+    """A recurrence runs one chunk of steps at a time: a cell, or all layers of a network with the loss.
 
     Attributes:
       advance: (weights, carry, chunk) -> carry after the chunk.
@@ -48,14 +48,14 @@ class Recurrence(NamedTuple):
 
 
 class Streamed(NamedTuple):
-    """What `GradientMethod.stream` returns.
+    """These are the results of `GradientMethod.stream`.
 
     Attributes:
-      carry: after the last step.
+      carry: the carry after the last step.
       d_weights: dE/dweights, like the weights.
-      d_carry: dE/dcarry before the first step.
-      out: of every chunk, a list of pytrees: those with one more leading axis, for chunks of one length,
-        and those of a shorter chunk.
+      d_carry: dE/dcarry, by the carry before the first step.
+      out: the `out` of every chunk, as a list of pytrees: first the chunks of equal length, stacked on a
+        new leading axis, then the shorter chunk, if there is one.
     """
 
     carry: Carry
@@ -66,18 +66,18 @@ class Streamed(NamedTuple):
 
 @made()
 class GradientMethod(NamedTuple):
-    """A forward pass and the backward pass that belongs to it.
+    """A gradient method is a forward pass with the backward pass that belongs to it.
 
     Attributes:
       name: what the method is called.
-      forward: (cell, run) -> its `Outputs`, and what is `Kept` for the backward pass.
-      backward: (cell, kept, dE/doutputs) -> `Cotangents`; None where it is left to JAX, which then also
-        differentiates in forward mode.
+      forward: (cell, run) -> the `Outputs`, and what is `Kept` for the backward pass.
+      backward: (cell, kept, dE/doutputs) -> `Cotangents`; None leaves the derivative to JAX, which then
+        also differentiates in forward mode.
       stream: (recurrence, weights, carry, sequence, data) -> `Streamed`, for a method that runs a whole
-        network chunk by chunk, loss included, and never holds the outputs of all steps; None for one
-        that goes layer by layer.
-      engine: cell -> the `Engine` that this method runs it on, such as one whose loops are a kernel; None
-        for the cell's own. Any method runs on any engine: `full()._replace(engine=...)`.
+        network with its loss chunk by chunk, so that the outputs of all steps never exist together; None
+        for a method that runs one layer after the other.
+      engine: cell -> the `Engine` that runs the cell, for example one whose loops are a kernel; None for
+        the cell's own engine. Any method runs on any engine: `full()._replace(engine=...)`.
       made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
@@ -89,11 +89,21 @@ class GradientMethod(NamedTuple):
     made_by: Call | None = None
 
     def on_engine(self, cell: AnyCell) -> AnyCell:
-        """The cell with the engine that this method runs it on."""
+        """The cell is returned with the engine on which this method runs it.
+
+        Args:
+          cell: the cell.
+
+        Returns:
+          The cell, with the engine of this method if it has one.
+
+        Raises:
+          ValueError: the engine of this method does not fit this kind of cell.
+        """
         if self.engine is None:
             return cell
         engine = self.engine(cell)
         if not isinstance(engine, Engine) or engine.pointwise != isinstance(cell, Cell):
-            fix = "replace loops of the engine of such a cell, POINTWISE or STEPWISE"
+            fix = "start from POINTWISE (for a Cell) or STEPWISE (for a StepCell) and replace its loops"
             raise bad("gradient.engine", f"an Engine for {cell}", engine, fix)
         return cell._replace(engine=engine)

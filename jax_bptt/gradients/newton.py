@@ -1,8 +1,8 @@
-"""The states of all steps at once, by Newton's method on the recurrence (DEER, Lim et al. 2024).
+"""Newton's method solves the recurrence for the states of all steps at once (DEER, Lim et al. 2024).
 
-The recurrence s_t = F_t(s_{t−1}), with F_t the step and its marks, is one equation for s_1..s_T. Its
-linearisation about an iterate s^k is a linear recurrence, which a parallel prefix solves. Written for
-the change z_t = s_t^{k+1} − s_t^k:
+The recurrence s_t = F_t(s_{t−1}), where F_t is the step with its marks, is a system of equations for
+s_1..s_T. Linearised about an iterate s^k it becomes a linear recurrence, which a parallel scan (also called
+parallel prefix) solves. For the change z_t = s_t^{k+1} − s_t^k it reads:
 
     residual   f_t = F_t(s_{t−1}^k),  r_t = f_t − s_t^k        all t at once; zero at the solution  (Q1)
     slope      A_t = κ dF_t/ds_{t−1}                           κ: the damping; 1 where the carry is
@@ -14,9 +14,9 @@ the change z_t = s_t^{k+1} − s_t^k:
     stop       |r_t|∞ below ε m_t and |s_t^{k+1} − s_t^k|∞ below √ε m_t at every t and in every row (Q7)
                m_t = max of |s_0|∞..|s_t|∞                     what earlier steps do not excuse     (Q8)
 
-Whatever A is, s_1..s_k are those of the loop after k iterations, bit by bit for bit-equal steps: by
-(Q5) and (Q6) the first wrong step is set right, and what is right is left alone. So T iterations
-always suffice; contracting dynamics need a few, however long T is.
+Whatever A is, after k iterations s_1..s_k equal the states of the loop (to the last bit, if both compute a
+step in the same way): by (Q5) and (Q6) each iteration corrects the first wrong step and leaves the correct
+steps before it alone. So T iterations always suffice; contracting dynamics need only a few, whatever T is.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from jax_bptt.engine import phases
 from jax_bptt.engine.run import Run
 from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, jacobians_with_marks, small_matmul
 
-_ROUNDING = 16  # multiples of eps that the residual of converged states stays below
+_ROUNDING = 16  # the residual of converged states stays below this multiple of eps
 
 
 class Newton(NamedTuple):
-    """How the states of all steps are found at once; made by `newton`.
+    """These are the settings of Newton's method; `newton` makes them.
 
     Attributes:
-      iterations: after how many to give up.
-      tolerance: ε, of the residual; None for 16 eps of the dtype, at most 1e-3.
-      diagonal: whether each unit's own block stands for the Jacobian.
-      damping: κ, by which the Jacobian is multiplied.
+      iterations: the largest number of iterations.
+      tolerance: ε, the bound on the residual; None for 16 eps of the dtype, but at most 1e-3.
+      diagonal: whether each unit's own block replaces the whole Jacobian.
+      damping: κ, the factor of the Jacobian.
     """
 
     iterations: int
@@ -60,13 +60,14 @@ class Newton(NamedTuple):
 
 
 class NewtonInfo(NamedTuple):
-    """How the iteration went.
+    """This reports whether the iteration converged, and how fast.
 
     Attributes:
-      iterations: how many were made, int32.
-      residual: max_t |s_t − step(s_{t−1})|∞ / m_t, over all rows, of the states returned, m_t the
-        largest number in s_0..s_t.
-      converged: bool, whether that is below the tolerance ε and the last change below √ε; or it is zero.
+      iterations: the number of iterations made, int32.
+      residual: max_t |s_t − step(s_{t−1})|∞ / m_t over all rows, of the states returned; m_t is the largest
+        absolute number in s_0..s_t.
+      converged: bool, True if the residual is below the tolerance ε and the last change below √ε, or if the
+        residual is zero.
     """
 
     iterations: Array
@@ -78,33 +79,34 @@ class NewtonInfo(NamedTuple):
 def newton(
     iterations: int = 100, tolerance: float | None = None, diagonal: bool = False, damping: float = 1.0
 ) -> Newton:
-    """Newton's method for the states of all steps at once, for `parallel` and `unroll_by_newton`.
+    """This makes the settings of Newton's method, for `parallel` and `unroll_by_newton`.
 
     s_t^{k+1} = step(s_{t−1}^k) + κ J_t (s_{t−1}^{k+1} − s_{t−1}^k)   for all t by a parallel prefix
 
-    An iteration has O(log T) depth, O(T·B·S³) work and O(T·B·S²) memory for S numbers in one row's
-    carry; O(T·B·H) for a cell without a recurrent product, and for every pointwise cell with
-    `diagonal`. The number of iterations is what counts: a few where the dynamics contract (largest
-    Lyapunov exponent negative), towards T where they are chaotic, and then a loop is better. So it
-    is meant for long T, small H and contracting dynamics, on a GPU; on a CPU the loop won (`parallel`).
+    The method finds the states of all steps at once. With S numbers in one row's carry an iteration has
+    O(log T) depth, O(T·B·S³) work and O(T·B·S²) memory; work and memory are O(T·B·H) for a cell without
+    recurrent weights between units, and for every pointwise cell with `diagonal`. The cost depends on the
+    number of iterations: a few where the dynamics contract (the largest Lyapunov exponent is negative), up
+    to T where they are chaotic, and then a loop is better. So the method suits long T, small H and
+    contracting dynamics, on a GPU. On a CPU the loop was faster; see `parallel`.
 
     Args:
-      iterations: after how many to give up.
-      tolerance: ε, of the residual max_t |s_t − step(s_{t−1})|∞ / m_t, m_t the largest number in
-        s_0..s_t; the last change must be below √ε. None for 16 eps of the dtype, but at most 1e-3: in 16
-        bits it seldom converges, and `parallel` takes the loop.
-      diagonal: keep of J_t only each unit's own block (quasi-DEER): less work and memory for each of
-        more iterations. The carry must then be [..., H] throughout.
-      damping: κ in (0, 1]. Below 1 the linear recurrence is held where the product of the J_t explodes
-        on the way. Measured on 400 steps of 16 tanh units, random W_h: with gain 1.5 and `diagonal` 323
-        iterations at κ = 1 and 192 at 0.6, with gain 2 and whole J_t 181 and at best 150 (0.8); below
-        chaos (gain 0.9) it costs iterations, 5 and 26, and so it does well above (gain 3), 326 and 354.
+      iterations: the largest number of iterations, at least 1.
+      tolerance: ε, the bound on the residual max_t |s_t − step(s_{t−1})|∞ / m_t, where m_t is the largest
+        absolute number in s_0..s_t; the last change must be below √ε. None stands for 16 eps of the dtype,
+        but at most 1e-3. In 16 bits the iteration seldom converges, and `parallel` then uses the loop.
+      diagonal: whether only each unit's own block of J_t is used (quasi-DEER). An iteration then takes less
+        work and memory, but more iterations are needed. All fields of the carry must be [..., H].
+      damping: κ in (0, 1], the factor of J_t. A value below 1 can save iterations where the product of the
+        J_t explodes, and costs iterations elsewhere. See experiments/MEASURED.md, "Damping of Newton's
+        method".
 
     Returns:
       The `Newton`, a hashable value.
 
     Raises:
-      ValueError: iterations below 1, a tolerance not above 0, a damping outside (0, 1].
+      ValueError: iterations is below 1, tolerance is not above 0, damping is outside (0, 1], or diagonal
+        is not a bool.
 
     Reference: Lim et al. 2024, Parallelizing non-linear sequential models over the sequence length;
     Gonzalez et al. 2024, Towards scalable and stable parallelization of nonlinear RNNs; Gonzalez et al.
@@ -117,37 +119,37 @@ def newton(
     if tolerance is not None:
         tolerance = number("tolerance", "a number above 0, or None", tolerance)
         if tolerance <= 0:
-            raise bad("tolerance", "a number above 0, or None", tolerance, "rounding alone is some eps")
+            raise bad("tolerance", "a number above 0, or None", tolerance, "pass None for the default")
     damping = number("damping", "a number in (0, 1]", damping)
     if not 0 < damping <= 1:
-        raise bad("damping", "a number in (0, 1]", damping, "1 is Newton's method itself")
+        raise bad("damping", "a number in (0, 1]", damping, "pass 1.0 for no damping")
     return Newton(size("iterations", iterations), tolerance, diagonal, damping)
 
 
 def states_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
-    """The states of the whole sequence, all at once.
+    """The states of the whole sequence are found at once by Newton's method.
 
     s_t = F_t(s_{t−1}), t = 1..T   (Q1 to Q8)
 
     Args:
-      newton: how.
+      newton: the settings of the method.
       cell: the cell.
-      run: its parameters, s_0, the initial carry, x_1..x_T and the marks.
+      run: its parameters, s_0, the initial carry for resets, x_1..x_T and the marks.
 
     Returns:
-      s_1..s_T, leaves [T, ..., H], and how it went.
+      s_1..s_T, leaves [T, ..., H], and the `NewtonInfo`.
 
     Raises:
-      ValueError: `diagonal` for a carry with other shapes than h; a derivative of the iteration.
+      ValueError: `diagonal` with a carry that has other shapes than h; or the iteration is differentiated.
     """
     if newton.diagonal and {z.shape for z in jax.tree.leaves(run.carry)} != {run.carry.h.shape}:
-        fix = "unit-wise blocks need a carry that is [..., H] throughout"
+        fix = "pass diagonal=False, or a cell whose carry has only fields of shape [..., H]"
         raise bad("newton", "diagonal=False for this cell", "diagonal=True", fix)
     return _solve(newton, cell, run)
 
 
 class _Iterate(NamedTuple):
-    """After k iterations: the states s, f = F(s), and how far s has moved."""
+    """After k iterations these are the states s, f = F(s), and the relative change of s in the last one."""
 
     k: Array
     s: State
@@ -188,13 +190,13 @@ def _solve(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
 
 @_solve.defjvp
 def _no_derivative(newton: Newton, cell: AnyCell, primals: ArrayTree, tangents: ArrayTree) -> Any:
-    """The derivative of a loop of unknown length would be that of its last iterations, silently wrong."""
+    """A derivative is refused: that of a loop of unknown length would silently be wrong."""
     came = "a derivative through Newton's iteration (jvp, hessian, grad of grad)"
-    raise bad("gradient", "first derivatives in reverse mode", came, "take jb.parallel() without newton")
+    raise bad("gradient", "first derivatives in reverse mode", came, "use jb.parallel() without newton")
 
 
 def _updated(newton: Newton, cell: AnyCell, run: Run, s: State, f: State) -> State:
-    """s^{k+1} from s^k and f = F(s^k)."""
+    """One iteration makes s^{k+1} from s^k and f = F(s^k)."""
     form = UNITS if newton.diagonal else form_of(cell)
     slopes = phases.linearise(cell, run, phases.previous(run, s), f)
     slope = newton.damping * jacobians(cell, run.params, slopes, s, form)
@@ -211,16 +213,16 @@ def _updated(newton: Newton, cell: AnyCell, run: Run, s: State, f: State) -> Sta
 
 
 def _composed(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The map of the earlier step and then that of the later one."""
+    """Two affine maps become one: the map of the earlier step, followed by that of the later step."""
     (m, b), (n, c) = first, second
     return small_matmul(n, m), small_matmul(n, b[..., None])[..., 0] + c  # (Q4)
 
 
 def _relative(carry: State, s: State, other: State) -> Array:
-    """The largest difference over steps and rows, relative to s; what is no number counts as infinite.
+    """This is the largest difference over steps and rows, relative to s; a NaN counts as infinite.
 
-    Each step has a scale of its own: a global scale would let one huge iterate hide errors at earlier
-    steps. A NaN must not reach the maximum: XLA:CPU leaves it out of one over three axes or more.
+    Each step has its own scale, because with a global scale one huge iterate would hide errors at earlier
+    steps. A NaN must not reach the maximum, because XLA:CPU ignores it in a maximum over three or more axes.
     """
     gap = jnp.abs(WHOLE.pack(other) - WHOLE.pack(s)).max(-1)
     sizes = [jnp.abs(WHOLE.pack(z)).max(-1) for z in (jax.tree.map(lambda s_0: s_0[None], carry), s)]

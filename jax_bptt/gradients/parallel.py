@@ -1,10 +1,10 @@
-"""Backpropagation for all steps at once: the backward recursion is affine in λ, whatever the cell.
+"""The backward pass runs for all steps at once, because its recursion is affine in λ for every cell.
 
     loop       λ_{t−1} = G_{t−1} + M_tᵀ λ_t       M_t = ds_t/ds_{t−1} with its marks, see `jacobians`
 
-An affine map after an affine map is an affine map, and the composition of maps is associative, so
-all of T compositions come by a parallel prefix of depth log₂ T, exactly. Write μ_t for λ_t without
-what is added at step t itself, which is then the same for every map:
+Two affine maps, one after the other, are again an affine map, and composition is associative. So a parallel
+scan (also called parallel prefix) of depth log₂ T computes all T compositions exactly. Write μ_t for λ_t
+without the term γ_t that is added at step t itself:
 
     sweep      γ_t = G_t,  γ_T = G_T + dE/ds_T                                                    (P1)
                μ_{t−1} = M_tᵀ μ_t + M_tᵀ γ_t,  μ_T = 0        an affine map for each t            (P2)
@@ -37,31 +37,31 @@ from jax_bptt.gradients.newton import Newton, states_by_newton
 
 @cached()
 def parallel(newton: Newton | None = None) -> GradientMethod:
-    """The exact gradient by a parallel prefix over time, and with `newton` the states as well.
+    """This method computes the exact gradient by a parallel scan over time, with `newton` the states too.
 
     λ_{t−1} = G_{t−1} + M_tᵀ λ_t for all t in O(log T) steps,   M_t = ds_t/ds_{t−1}
 
-    A loop needs T small steps, one after the other; this needs log₂ T large ones, and S times the
-    arithmetic: O(T·B·S³) work and O(T·B·S²) memory for S numbers in one row's carry, O(T·B·H) of both
-    for a cell without a recurrent product (`indrnn`). So it is meant for a GPU that a loop would leave
-    idle: long T, small H, few rows. On a 2-core CPU the loop won throughout, value and gradient in
-    ms, `full` against this: indrnn (T, B, H) = (4000, 1, 64) 1.2, 1.8; (2000, 8, 64) 2.5, 12.5; Elman
-    (4000, 1, 4) 0.3, 2.5; LSTM (1000, 4, 8) 1.5, 2.0. With Newton's method 5 to 30 times the loop's.
+    A loop runs T small steps one after the other. This method runs log₂ T large steps and needs S times the
+    arithmetic: with S numbers in one row's carry O(T·B·S³) work and O(T·B·S²) memory, or O(T·B·H) of both
+    for a cell without recurrent weights between units (`indrnn`). So it suits a GPU that a loop would leave
+    idle: long T, small H, few rows. On a CPU the loop was faster in every case. See
+    experiments/MEASURED.md, "A parallel scan on a CPU".
 
-    With `newton` the forward pass is parallel too, see there: for contracting dynamics (largest
-    Lyapunov exponent negative). Where the iteration did not converge, the states come from the loop
-    after all (by jax.lax.cond; under jax.vmap both are then run), so outputs and gradient are right in
-    any case, to its tolerance. Ask `unroll_by_newton` how it went.
+    With `newton` the forward pass is parallel too. This suits contracting dynamics (the largest Lyapunov
+    exponent is negative). Where the iteration does not converge, the loop computes the states instead (by
+    jax.lax.cond; under jax.vmap both run), so outputs and gradient are always right to the tolerance.
+    `unroll_by_newton` reports the convergence.
 
     Args:
-      newton: the forward pass, from `newton`; None for the loop.
+      newton: the settings of a parallel forward pass, from `newton`; None for a loop.
 
     Returns:
       The `GradientMethod`; the same object for the same arguments. Without `newton` it can be
-      differentiated again (grad of grad, hessian); with it that is a ValueError.
+      differentiated again (grad of grad, hessian); with `newton` this is a ValueError.
 
     Raises:
-      ValueError: a newton that is none; when it runs, `diagonal` for a carry with other shapes than h.
+      ValueError: newton is neither a `Newton` nor None; or, when the method runs, `diagonal` is used with
+        a carry that has other shapes than h.
 
     Reference: Blelloch 1990, Prefix sums and their applications; Wang, Bai & Pekhimenko 2020, BPPSA:
     scaling back-propagation by parallel scan algorithm.
@@ -95,6 +95,7 @@ def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
     s_prev = phases.previous(run, states)
     slopes = phases.linearise(cell, run, s_prev, states)
     lam, d_carry = _sweep_at_once(cell, run, slopes, states, d)
+    # the scan gives λ only; a step that the mask skips reads no weight, so it must not contribute to dE/dW
     lam_step = select(mask, lam, zeros_like(lam))  # (P6)
     d_start = None
     if reset is not None:
@@ -105,7 +106,7 @@ def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
 
 
 def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, states: State, d: Outputs) -> tuple[State, State]:
-    """λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
+    """The sweep returns λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
     with jax.named_scope("bptt/sweep_at_once"):
         mask, reset, cut = run.sequence.marks
         form = form_of(cell)
@@ -119,11 +120,11 @@ def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, states: State, d: Ou
 
 
 def _composed(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The map of the later step, which comes first, and then that of the earlier one."""
+    """Two affine maps become one: going back, the later step's map first, then the earlier step's."""
     (m, b), (n, c) = first, second
     return small_matmul(m, n), _back(n, b) + c  # (P3)
 
 
 def _back(m: Array, z: Array) -> Array:
-    """Mᵀ z for matrices [..., n, n] and vectors [..., n]."""
+    """This is Mᵀ z for matrices [..., n, n] and vectors [..., n]."""
     return small_matmul(z[..., None, :], m)[..., 0, :]

@@ -1,19 +1,19 @@
-"""The exact gradient forwards in time: real-time recurrent learning (Williams & Zipser 1989).
+"""Real-time recurrent learning computes the exact gradient forwards in time (Williams & Zipser 1989).
 
-Every row of a batch is a system of its own. Write s_t for its state as one vector of S numbers and θ for
-all that this state depends on as one vector of C numbers: the parameters, s_0, and the initial carry that
-resets go back to. The influence P_t = ds_t/dθ, [S, C], goes forward with the state, from P_0 = ds_0/dθ:
+Every row of a batch is treated separately. Let s_t be its state, one vector of S numbers. Let θ be everything
+on which the state depends, one vector of C numbers: the parameters, s_0, and the initial carry to which
+resets return. The influence P_t = ds_t/dθ, [S, C], runs forward with the state, from P_0 = ds_0/dθ:
 
     P̃_{t−1} = dstart/dθ where reset_t, 0 where cut_t, P_{t−1} elsewhere                         (R1)
     J_t = ∂s_t/∂s̃_{t−1},   M_t = ∂s_t/∂θ with s̃_{t−1} held fixed                                (R2)
     P_t = J_t P̃_{t−1} + M_t where mask_t, P̃_{t−1} elsewhere                                     (R3)
     dE/dθ = Σ_t G_t P_t + dE/ds_T P_T                                                           (R4)
 
-with G_t the direct derivative of the loss by s_t. J_t and M_t are JAX's, by reverse mode of one step of
-one row; nothing of the hand-derived adjoints is read, so this is a witness for them.
+Here G_t is the direct derivative of the loss by s_t. JAX computes J_t and M_t, by reverse mode through one
+step of one row. The hand-derived adjoints are not used, so this method is an independent check of them.
 
-The inputs would be T·I more columns of P_t, column block t written at step t. They have a loop of
-their own, which XLA drops where nobody reads dE/dxs.
+The inputs would be T·I more columns of P_t, and step t would write the columns of x_t. They have a separate
+loop, which XLA removes if the program does not use dE/dxs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from jax_bptt.gradients.method import GradientMethod
 
 
 class Influenced(NamedTuple):
-    """The state of one row and its influence.
+    """These are the state of one row and its influence.
 
     Attributes:
       carry: s_t, leaves [H] or as the cell has them.
@@ -52,7 +52,7 @@ class Influenced(NamedTuple):
 
 
 class Direct(NamedTuple):
-    """The derivatives of one step with s̃_{t−1} held fixed.
+    """These are the derivatives of one step with s̃_{t−1} held fixed.
 
     Attributes:
       by_params: ∂s_t/∂params, [S, P].
@@ -68,15 +68,16 @@ OfTheta: TypeAlias = Callable[[Array, Direct], Array]  # (t, the derivatives of 
 
 @cached()
 def rtrl() -> GradientMethod:
-    """The exact gradient, forwards in time.
+    """This method computes the exact gradient forwards in time, without a backward pass.
 
     P_t = (ds_t/ds_{t−1}) P_{t−1} + ∂s_t/∂θ,   dE/dθ = Σ_t G_t P_t
 
-    For a carry of S numbers and P parameters: memory O(B·S·P) whatever T is, beside inputs and outputs;
-    time O(T·B·S²·P), against O(T·B·P) of `full`. So for small networks, for long sequences, and for
-    streams without an end (`rtrl_step`). The gradient by xs, which layers above the first need, has T·I
-    columns in the place of P. The rows of a batch must not read each other. Where the influence itself
-    overflows the gradient is no number, even if no loss looks there. Reverse mode, as `full`.
+    For a carry of S numbers and P parameters it takes O(T·B·S²·P) time, where `full` takes O(T·B·P). Beside
+    inputs and outputs it takes O(B·S·P) memory, whatever T is. So it suits small networks with long
+    sequences, and streams without an end (`rtrl_step`). The gradient by xs, which layers above the first
+    one need, has T·I columns instead of P. The rows of a batch must not depend on each other. Where the
+    influence overflows, the gradient is NaN, even if no loss depends on that step. It works in reverse
+    mode, as `full`.
 
     Returns:
       The `GradientMethod`.
@@ -98,17 +99,17 @@ def advance(
     at_t: Sequence,
     of_theta: Callable[[Direct], Array],
 ) -> Influenced:
-    """State and influence of one row, one step on.
+    """This advances the state and the influence of one row by one step.
 
     P_t = J_t P̃_{t−1} + M_t   (R1-R3)
 
     Args:
       cell: the cell.
-      run: its parameters, and the initial carry of one row, leaves [H] or as the cell has them.
+      run: its parameters, and the initial carry of one row for resets, leaves [H] or as the cell has them.
       d_start_d_theta: dstart/dθ, [S, C]; None without resets.
       before: s_{t−1} and P_{t−1}.
       at_t: x_t [I] and the marks, bool [] or None.
-      of_theta: the derivatives of the step -> M_t [S, C].
+      of_theta: a function from the derivatives of the step to M_t, [S, C].
 
     Returns:
       s_t and P_t.
@@ -127,13 +128,13 @@ def advance(
 
 
 def loss_term(d_h: Array, at_t: Influenced) -> Array:
-    """G_t P_t of one row, [C], from the derivative of the loss by h_t, [H]."""
+    """The derivative of the loss by h_t, [H], gives G_t P_t of one row, [C]."""
     along: Array = ravel_pytree(only_h(d_h, like=at_t.carry))[0]
     return along @ at_t.influence
 
 
 def _linearised(cell: AnyCell, params: ArrayTree, s_prev: State, x: Array) -> tuple[State, Array, Direct]:
-    """s_t of one row, J_t [S, S], and the derivatives by params [S, P] and x_t [S, I]."""
+    """One step of one row gives s_t, J_t [S, S], and the derivatives by params [S, P] and x_t [S, I]."""
     engine = phases.engine_of(cell)
     theta, params_of = ravel_pytree(params)
     z_prev, carry_of = ravel_pytree(s_prev)
@@ -165,29 +166,30 @@ def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
 
 
 def _of_a_row(cell: AnyCell, run: Run, d: Outputs) -> Cotangents:
-    """What comes back to one row, with dE/dparams as a vector [P] and dE/dxs [T, I]."""
+    """These are the gradients of one row, with dE/dparams as a vector [P] and dE/dxs [T, I]."""
     z_0, carry_of = ravel_pytree(run.carry)
     p, s, (steps, inputs) = ravel_pytree(run.params)[0].size, z_0.size, run.sequence.xs.shape
     columns = p + s + (0 if run.start is None else s)  # params, s_0, start
-    nowhere = jnp.zeros_like(z_0, shape=(s, steps * inputs))
+    no_influence = jnp.zeros_like(z_0, shape=(s, steps * inputs))  # s_0 and start do not depend on xs
     follow = functools.partial(_follow, cell, run, d)
 
     def of_params(t: Array, direct: Direct) -> Array:
         return jnp.pad(direct.by_params, ((0, 0), (0, columns - p)))
 
     def of_xs(t: Array, direct: Direct) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(nowhere, direct.by_x, t * inputs, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(no_influence, direct.by_x, t * inputs, axis=1)
 
+    # ds_0/dθ and dstart/dθ: the identity in the columns of s_0 and of start, which follow those of params
     at_s_0, at_start = (to_local(jnp.eye(s, columns, k, dtype=z_0.dtype), z_0) for k in (p, p + s))
     d_params, d_s_0, d_start = jnp.split(follow(at_s_0, at_start, of_params), (p, p + s))
-    d_xs = follow(nowhere, nowhere, of_xs).reshape(steps, inputs)
+    d_xs = follow(no_influence, no_influence, of_xs).reshape(steps, inputs)
     return Cotangents(d_params, carry_of(d_s_0), None if run.start is None else carry_of(d_start), d_xs)
 
 
 def _follow(
     cell: AnyCell, run: Run, d: Outputs, d_carry_d_theta: Array, d_start_d_theta: Array, of_theta: OfTheta
 ) -> Array:
-    """dE/dθ of one row, [C], from P_0 = ds_0/dθ, dstart/dθ and M_t."""
+    """The forward loop gives dE/dθ of one row, [C], from P_0 = ds_0/dθ, dstart/dθ and M_t."""
 
     def step(
         state: tuple[Influenced, Array], at_t: tuple[Array, Sequence, Array]

@@ -1,20 +1,20 @@
-"""Binomial checkpointing: how to go back through n steps when only m states can be kept.
+"""Binomial checkpointing reverses n steps when at most m states can be stored.
 
-Reversing a step needs the state it began from. With s_0 among them m states are kept; every other one
-is made again, by advancing from the nearest kept state before it. The fewest advances:
+To reverse a step one needs the state from which it began. At most m states are stored, s_0 among them; every
+other state is recomputed by advancing from the nearest stored state before it. The fewest advances are:
 
     β(m, r) = (m + r)! / (m! r!)        steps that can be reversed with no step advanced over
                                         more than r times                                     (Z1)
     t(n, m) = r n − β(m + 1, r − 1)     where β(m, r − 1) < n ≤ β(m, r)                       (Z2)
 
-They are reached by advancing k steps, keeping the state there, reversing the n − k steps behind it with
-the m − 1 states that remain, and then the k steps before it with m:
+This number is reached as follows: advance k steps and store the state there; reverse the n − k later steps
+with the m − 1 states that remain; then reverse the first k steps with m states:
 
     t(n, m) = min over k of (k + t(n − k, m − 1) + t(k, m))                                  (Z3)
     max(β(m, r−2), n − β(m−1, r))  ≤  k  ≤  min(β(m, r−1), n − β(m−1, r−1))  all reach it     (Z4)
 
-All of this is in Python, on numbers known before anything is compiled; t(n, m) counts advances only,
-to which come n steps that are run once more to be reversed.
+All of this is Python on numbers that are known before anything is compiled. t(n, m) counts the advances
+only; in addition each of the n steps runs once when it is reversed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import NamedTuple
 
 
 class Action(NamedTuple):
-    """One action of a schedule: perhaps load, perhaps keep, then run one step.
+    """An action of a schedule may load a state, may then store a state, and always runs one step.
 
     Attributes:
-      load: the slot whose state becomes the current one; −1 to go on from the current one.
-      keep: the slot in which the current state is then kept; −1 for none.
-      step: the step that is run, from the current state, counted from 0.
-      reverse: whether to reverse it, or to advance over it.
+      load: the slot whose state becomes the current state; −1 leaves the current state as it is.
+      keep: the slot in which the current state is then stored; −1 stores nothing.
+      step: the step that runs from the current state, counted from 0.
+      reverse: True reverses the step, False advances over it.
     """
 
     load: int
@@ -40,13 +40,13 @@ class Action(NamedTuple):
 
 
 def advances(n: int, m: int) -> int:
-    """The fewest advances to reverse n steps with m states, s_0 among them.
+    """This is the smallest number of advances that reverses n steps with m states, s_0 among them.
 
     t(n, m) = r n − β(m + 1, r − 1)   (Z2)
 
     Args:
-      n: steps, at least 1.
-      m: states that can be kept, at least 1.
+      n: the number of steps, at least 1.
+      m: the number of states that can be stored, at least 1.
 
     Returns:
       t(n, m).
@@ -61,14 +61,14 @@ def advances(n: int, m: int) -> int:
 
 
 def schedule(n: int, m: int) -> list[Action]:
-    """The actions that reverse steps n − 1 to 0 with m states in slots 0 to m − 1.
+    """The schedule lists the actions that reverse steps n − 1 to 0 with m states in slots 0 to m − 1.
 
-    The first action keeps s_0 in slot 0. Advances before the first reversal go through the steps in
-    order; they are what a forward pass does.
+    The first action stores s_0 in slot 0. The advances before the first reversal go through the steps in
+    order, so they are the forward pass.
 
     Args:
-      n: steps, at least 1.
-      m: states that can be kept, at least 1.
+      n: the number of steps, at least 1.
+      m: the number of states that can be stored, at least 1.
 
     Returns:
       The actions in order: t(n, m) advances and n reversals.
@@ -79,11 +79,11 @@ def schedule(n: int, m: int) -> list[Action]:
     [(0, False), (1, False), (2, True), (1, True), (0, True)]
     """
     actions: list[Action] = []
-    waiting: list[tuple[int, int, int]] = []  # stretches still to be reversed, with the slot they begin from
+    waiting: list[tuple[int, int, int]] = []  # (first step, steps, slot) still to reverse
     first, slot, load, keep = 0, 0, -1, 0
     while True:
         while n > 1:
-            k = _advance(n, m - slot)
+            k = _advance(n, m - slot)  # slots 0 to slot − 1 hold states that are needed later
             actions.append(Action(load, keep, first, False))
             actions += [Action(-1, -1, step, False) for step in range(first + 1, first + k)]
             waiting.append((first, k, slot))
@@ -98,7 +98,7 @@ def schedule(n: int, m: int) -> list[Action]:
 
 
 def _advance(n: int, m: int) -> int:
-    """k of (Z3); the largest that is best, so that the first sweep keeps few states near its end."""
+    """This is the largest of the best k of (Z3), so that few states are stored near the end of the steps."""
     if m == 1:
         return n - 1
     r = _repetitions(n, m)

@@ -1,7 +1,8 @@
-"""Truncated backpropagation: each loss sees some h steps of the past, and earlier carries are constants.
+"""Truncated backpropagation sends each loss back at most h steps and treats earlier carries as constants.
 
-BPTT(h; h′), Williams & Peng 1990: every h′ steps a block of h′ losses goes back, h steps from its end.
-Steps count from 1; the loss at step t is in block j = ⌈t/h′⌉, which ends at e_j = min(j h′, T), and sees
+The losses form blocks of h′ steps. The gradient of a block goes back h steps, counted from the end of the
+block; this is BPTT(h; h′) of Williams & Peng 1990. Steps count from 1. The loss at step t belongs to block
+j = ⌈t/h′⌉, which ends at step e_j = min(j h′, T). With h′ < h this loss sees the steps i with
 
     e_j − h + 1  ≤  i  ≤  t                           between h − h′ + 1 and h steps          (W1)
 
@@ -10,19 +11,19 @@ Steps count from 1; the loss at step t is in block j = ⌈t/h′⌉, which ends 
               One backward pass; a loss at place p of its piece sees p steps, (h + 1)/2 on average.
               A shorter last piece sees no more than itself.
 
-Chunked is `full` with a cut before each piece:
+The chunked form is `full` with a cut before each piece:
 
     cut_t where h divides t − 1 and t > 1                                                      (W2)
 
-For h′ < h all ⌈T/h′⌉ blocks go back at once, side by side, one step back for each lag l = 0..h−1; at lag
-l block j is at step t = e_j − l:
+With h′ < h all ⌈T/h′⌉ blocks go back side by side: for each lag l = 0..h−1 every block goes one step back.
+At lag l block j is at step t = e_j − l:
 
     λʲ ← λʲ + G_t       while t > (j − 1) h′: the losses of the block                          (W3)
     λ_t ← λ_t + λʲ      the sum over blocks, as `contract` is linear in λ                      (W4)
     λʲ ← λ̃ʲ             one step back, (S2, S3) of `loops`; as it is before the first step     (W5)
     dE/ds_0 = Σ λʲ      of the blocks that have reached the beginning                          (W6)
 
-so that h steps of ⌈T/h′⌉ B rows are done one after the other, and one contraction.
+So the backward loop has h steps, each over ⌈T/h′⌉ B rows, and one contraction follows.
 """
 
 from __future__ import annotations
@@ -50,29 +51,35 @@ from jax_bptt.gradients.method import Carry, Data, GradientMethod, Recurrence, S
 
 @cached(window=size, stride=or_none(size))
 def truncated(window: int, stride: int | None = None) -> GradientMethod:
-    """Truncated backpropagation through time, chunked or sliding.
+    """This method computes the gradient of truncated backpropagation through time, chunked or sliding.
 
     the loss at step t sees the steps min(⌈t/h′⌉ h′, T) − h + 1 to t   (W1)
 
-    Chunked: time as `full`; memory as `full`, but in `value_and_grad` that of one piece only (as
-    `checkpointed`, with the same exceptions). Otherwise: T h/h′ steps backward, ⌈T/h′⌉ of them side by
-    side, and the derivative of all steps is kept, O(T·B·G·H), more than JAX keeps of the plain scan. From
-    h >= T on the gradient is the exact one. Pieces and blocks count from the first step of the call, the
-    last step of a reversed one.
+    There is one exception: in the chunked form (h′ = h) no loss sees a step before its own piece, also in a
+    shorter last piece. With T = 7 and h = h′ = 4 the loss at step 5 sees step 5 only.
 
-    In a network of L layers the chunks of all layers are the same; with h′ < h each layer goes h steps back
-    from the gradient that it is given, so that a loss reaches up to L (h − 1) + 1 steps. A truncated
-    gradient is that of a program in which carries are constants: it is not the derivative of the loss.
+    If h >= T the gradient is exact. Pieces and blocks count from the first step of the call, with
+    reverse=True from the last. A truncated gradient treats some carries as constants, so it is not the
+    derivative of the loss.
+
+    The chunked form takes the time of `full`. It takes the memory of `full`, but in `value_and_grad` that of
+    one piece only, with the same exceptions as `checkpointed`. With h′ < h the backward pass takes T h/h′
+    steps, ⌈T/h′⌉ of them side by side, and stores the derivatives of all steps, O(T·B·G·H); this is more
+    than JAX stores for the plain scan.
+
+    In a network of L layers the pieces of all layers are the same. With h′ < h each layer goes h steps back
+    from the gradient that it is given, so a loss can reach L (h − 1) + 1 steps.
 
     Args:
-      window: h, steps from the end of a block to where its gradient ends.
-      stride: h′ <= h, losses that go back together; None for h, chunked; 1 for sliding.
+      window: h, the steps that a gradient goes back, counted from the end of its block of losses.
+      stride: h′ <= h, the number of losses in a block; they go back together. None stands for h, the
+        chunked form; 1 for the sliding form.
 
     Returns:
       The `GradientMethod`; the same object for the same arguments.
 
     Raises:
-      ValueError: a window or stride below 1, or a stride above the window.
+      ValueError: window or stride is below 1, or stride is above window.
 
     Reference: Williams & Peng 1990, An efficient gradient-based algorithm for on-line training of
     recurrent network trajectories; Williams & Zipser 1995.
@@ -84,7 +91,7 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
         forward, stream = functools.partial(_forward_with_cuts, window), functools.partial(_stream, window)
         return GradientMethod("truncated", forward, full().backward, stream)
     if stride > window:
-        fix = "losses between two blocks would be lost; pass stride=None for chunks of the window"
+        fix = "pass a smaller stride, or stride=None for chunks of `window` steps"
         raise bad("stride", f"at most window={window}", stride, fix)
     if stride == window:
         return truncated(window)
@@ -106,13 +113,14 @@ def _forward_with_cuts(window: int, cell: AnyCell, run: Run) -> tuple[Outputs, K
 def _stream(
     window: int, recurrence: Recurrence, weights: Weights, carry: Carry, sequence: Sequence, data: Data
 ) -> Streamed:
-    """Each piece forward and back before the next: nothing waits for a gradient from behind."""
+    """Each piece runs forward and back before the next one, as it needs no gradient from later pieces."""
 
     def piece(
         state: tuple[Carry, Weights, Carry], first: chunks.First, here: Data
     ) -> tuple[tuple[Carry, Weights, Carry], Data]:
         s, d_weights, d_carry = state
         found = recurrence.reverse(weights, s, here, zeros_like(s))
+        # only the first piece begins from s_0; the carries of the others are constants
         d_carry = jax.tree.map(lambda z, new: jnp.where(first == 0, new, z), d_carry, found.d_carry)
         out = jax.tree.map(lambda z: z[None], found.out)
         return (found.carry, chunks.add_to(d_weights, found.d_weights), d_carry), out
@@ -133,20 +141,21 @@ def _backward(window: int, stride: int, cell: AnyCell, kept: Kept, d: Outputs) -
 
 
 class _Sums(NamedTuple):
-    """Over all blocks so far: λ_1..λ_T (W4), and dE/dstart."""
+    """These are sums over the lags so far: λ_1..λ_T (W4), and dE/dstart."""
 
     lam: State
     start: State | None
 
 
 def _sweep_of_blocks(window: int, stride: int, cell: AnyCell, run: Run, slopes: Slopes, d: Outputs) -> Swept:
-    """`phases.sweep`, the sum over all blocks of losses."""
+    """This replaces `phases.sweep`: all blocks of losses go back side by side and their λ are summed."""
     steps, marks = len(d.hs), run.sequence.marks
-    firsts = jnp.arange(0, steps, stride)  # of each block, counted from 0
+    firsts = jnp.arange(0, steps, stride)  # the first step of each block, counted from 0
     ends = jnp.minimum(firsts + stride, steps) - 1  # (W1)
     step_back = loops.step_back_of(phases.engine_of(cell), cell, run.params)
 
     def block_back(lam: State, first: Array, t: Array) -> loops.StepBack:
+        # a block that has passed the first step (t < 0) reads step 0, and the result is dropped
         d_h, a, marks_t = jax.tree.map(lambda z: z[jnp.maximum(t, 0)], (d.hs, slopes, marks))
         d_s = add_to_h(select(t == steps - 1, d.carry, zeros_like(d.carry)), d_h)
         lam = plus(lam, select((t >= first) & (t >= 0), d_s, zeros_like(d_s)))  # (W3)
@@ -158,13 +167,13 @@ def _sweep_of_blocks(window: int, stride: int, cell: AnyCell, run: Run, slopes: 
         t = ends - lag
         back = jax.vmap(block_back)(lam, firsts, t)
         at = jnp.where(t >= 0, t, steps)  # before the first step: out of range, dropped
-        total = jax.tree.map(lambda z, new: z.at[at].add(new, mode="drop"), sums.lam, back.lam)  # (W4)
-        return (back.carry, _Sums(total, plus(sums.start, sum_over_first_axis(back.start)))), None
+        sum_lam = jax.tree.map(lambda z, new: z.at[at].add(new, mode="drop"), sums.lam, back.lam)  # (W4)
+        return (back.carry, _Sums(sum_lam, plus(sums.start, sum_over_first_axis(back.start)))), None
 
     lam = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(len(ends), *z.shape)), d.carry)
-    total = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(steps, *z.shape)), d.carry)
-    sums = _Sums(total, None if marks.reset is None else zeros_like(d.carry))
+    sum_lam = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(steps, *z.shape)), d.carry)
+    sums = _Sums(sum_lam, None if marks.reset is None else zeros_like(d.carry))
     lags = min(window, steps)
     (lam, sums), _ = jax.lax.scan(back_one_lag, (lam, sums), jnp.arange(lags))
-    lam = select(ends < lags, lam, zeros_like(lam))
+    lam = select(ends < lags, lam, zeros_like(lam))  # other blocks end before they reach s_0
     return Swept(sum_over_first_axis(lam), sums.start, sums.lam)  # (W6)

@@ -1,1 +1,1 @@
-"""Floor 6: layers of cells, a readout and a loss, and the gradient from the loss to the first weight."""
+"""Floor 6: layers of cells, a readout and a loss, and the gradient of the loss by every weight."""

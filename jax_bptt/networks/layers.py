@@ -1,4 +1,4 @@
-"""Layers: one or two directions of a cell over the sequence, dropout, a residual connection.
+"""A layer runs a cell over the sequence in one or two directions, with dropout and a residual connection.
 
     h→_t from x_1..x_t                                 by `unroll`                         (H1)
     h←_t from x_T..x_t                                 by `unroll`, reverse                (H2)
@@ -33,11 +33,11 @@ from jax_bptt.unrolling.unroll import run_checked
 
 @by_shape
 class Directions(NamedTuple):
-    """The params, or the carry, of a layer that reads both ways.
+    """These are the params, or the carries, of the two cells of a layer that reads both ways.
 
     Attributes:
-      forward: of the cell that reads from the first step.
-      backward: of the cell that reads from the last.
+      forward: those of the cell that reads from the first step to the last.
+      backward: those of the cell that reads from the last step to the first.
     """
 
     forward: Any
@@ -46,13 +46,13 @@ class Directions(NamedTuple):
 
 @made()
 class Layer(NamedTuple):
-    """One layer of a network; made by `layer`.
+    """A `Layer` is one layer of a network; `layer` makes it.
 
     Attributes:
       forward: the cell that reads from the first step to the last.
       backward: the cell that reads from the last to the first, or None.
       residual: whether the input is added to the output.
-      dropout: p, the share of outputs set to zero in training.
+      dropout: p, the probability with which an output is set to zero in training.
       made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
@@ -64,32 +64,32 @@ class Layer(NamedTuple):
 
     @property
     def cells(self) -> tuple[AnyCell, ...]:
-        """The cells of its directions."""
+        """These are the cells of its directions, one or two."""
         return (self.forward,) if self.backward is None else (self.forward, self.backward)
 
     @property
     def input_size(self) -> int:
-        """I."""
+        """This is I, the number of input features."""
         return self.forward.input_size
 
     @property
     def output_size(self) -> int:
-        """Features of o_t."""
+        """This is the number of features of o_t."""
         return sum(cell.hidden_size for cell in self.cells)
 
     def parts(self, of_layer: ArrayTree) -> tuple[Any, ...]:
-        """The params, or the carry, of each of its cells."""
+        """The params, or the carry, of the layer are split into those of each of its cells."""
         return (of_layer,) if self.backward is None else tuple(of_layer)
 
     def each(self, f: Callable[..., Any], *args: ArrayTree) -> Any:
-        """f of every direction's cell, with its part of each argument."""
+        """The function f is applied to each cell, with that cell's part of each argument."""
         results = tuple(map(f, self.cells, *map(self.parts, args)))
         return results[0] if self.backward is None else Directions(*results)
 
 
 def _probability(argument: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise bad(argument, "a probability in [0, 1)", value, "pass the share that is set to zero")
+        raise bad(argument, "a probability in [0, 1)", value, "pass the share of outputs to drop")
     return float(value)
 
 
@@ -101,21 +101,24 @@ def layer(
     residual: bool = False,
     dropout: float = 0.0,
 ) -> Layer:
-    """A layer of a network with more than a cell in it.
+    """A layer adds a second direction, a residual connection or dropout to a cell.
 
     o_t = dropout([h→_t, h←_t]) + x_t   (H1-H5)
 
     Args:
-      cell: reads from the first step to the last.
-      backward: a second cell, which reads from the last step to the first; its h joins the features.
-      residual: whether x_t is added; the sizes of input and output must then agree.
-      dropout: p in [0, 1), the share of outputs set to zero where the network is given a key.
+      cell: the cell that reads from the first step to the last.
+      backward: a second cell, which reads from the last step to the first; its outputs are concatenated
+        to those of the first. None for one direction.
+      residual: whether the input x_t is added to the output; both must then have the same size.
+      dropout: p in [0, 1), the probability with which an output is set to zero. It acts only where the
+        network is given a key.
 
     Returns:
       The `Layer`, for `network`. With two directions its params and its carry are `Directions`.
 
     Raises:
-      ValueError: what is no cell, sizes that do not agree, or p outside [0, 1).
+      ValueError: cell or backward is not a cell, sizes do not agree, residual is not a bool, or dropout is
+        outside [0, 1).
 
     >>> import jax_bptt as jb
     >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
@@ -126,11 +129,11 @@ def layer(
             raise bad(name, "a Cell", c, "make one such as jb.lstm(input_size, hidden_size)")
     if backward is not None and backward.input_size != cell.input_size:
         came = f"input_size {backward.input_size}"
-        raise bad("backward", f"input_size {cell.input_size}, as cell", came, "both read the same x_t")
+        raise bad("backward", f"input_size {cell.input_size}, as cell", came, "both cells read the same x_t")
     result = Layer(cell, backward, residual, dropout)
     if residual and result.input_size != result.output_size:
         sizes = f"{result.input_size} features in and {result.output_size} out"
-        raise bad("residual", "as many features out as in", sizes, "make the sizes equal")
+        raise bad("residual", "as many features out as in", sizes, "choose equal sizes or residual=False")
     return result
 
 
@@ -142,9 +145,9 @@ def run_layers(
     gradient: GradientMethod,
     keys: PRNGKey | None,
 ) -> tuple[tuple[Any, ...], Array]:
-    """s_T of every layer and o_1..o_T of the last, [T, ..., features].
+    """The layers run one after the other and return s_T of each and o_1..o_T of the last, [T, ..., features].
 
-    A carry that is None is the initial one; keys are those of `dropout_keys`.
+    A carry of None stands for the initial carry; keys are those of `dropout_keys`.
     """
     last = []
     for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
@@ -163,16 +166,16 @@ def _run_layer(
         return run_checked(layer.forward, params, carry, sequence, gradient)  # (H1)
     to_right, to_left = Directions(None, None) if carry is None else carry
     right, ahead = run_checked(layer.forward, params.forward, to_right, sequence, gradient)  # (H1)
-    ends = ends_of(sequence)
+    ends = ends_of(sequence)  # read backwards, a mark between steps t − 1 and t is one of t − 1
     left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, reverse=True)  # (H2)
     return Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
 
 
 def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: PRNGKey | None) -> Array:
-    """o_1..o_T from what the cells of the layer emit and what it read; each step by itself."""
+    """The outputs o_1..o_T are made from h_1..h_T and the inputs of the layer, each step by itself."""
     if layer.dropout and keys is not None:
-        share, features = 1 - layer.dropout, hs.shape[-1:]
-        kept = vmap_leading(keys.ndim, lambda key: jax.random.bernoulli(key, share, features))(keys)
+        keep_rate, features = 1 - layer.dropout, hs.shape[-1:]
+        kept = vmap_leading(keys.ndim, lambda key: jax.random.bernoulli(key, keep_rate, features))(keys)
         hs = jnp.where(kept, hs / (1 - layer.dropout), jnp.zeros_like(hs))  # (H4)
     if layer.residual:
         hs = hs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
@@ -180,25 +183,26 @@ def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: PRNGKey | None
 
 
 def dropout_keys(key: PRNGKey | None, sequence: Sequence) -> PRNGKey | None:
-    """A key for each step and row, [T, ...], or None.
+    """The key is split into one key for each step and row, [T, ...]; None stays None.
 
-    So a chunk of the steps, or a device's share of the rows, draws what the whole would.
+    So a chunk of the steps, or the rows of one device, draw the same numbers as in a run of the whole.
     """
     if key is None:
         return None
-    is_raw = key.dtype == jnp.uint32  # of jax.random.PRNGKey
+    is_raw = key.dtype == jnp.uint32  # made by jax.random.PRNGKey, not by jax.random.key
     return jax.random.split(jax.random.wrap_key_data(key) if is_raw else key, sequence.xs.shape[:-1])
 
 
 def keys_of_layer(number: int, keys: PRNGKey | None) -> PRNGKey | None:
-    """The keys of one layer, from those of the network."""
+    """The keys of one layer are made from those of the network, by the number of the layer."""
     return (
         None if keys is None else vmap_leading(keys.ndim, lambda key: jax.random.fold_in(key, number))(keys)
     )
 
 
 def at_last_step(layer: Layer, outputs: Array, mask: Mark) -> Array:
-    """o where each direction of the layer ends: [..., features] from [T, ..., features]."""
+    """From outputs [T, ..., features] each direction's last valid one is taken: [..., features]."""
+    # the forward cell ends at the last valid step, the backward cell at the first
     to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
     if mask is None:
         return jnp.concatenate([to_right[-1], to_left[0]], -1)

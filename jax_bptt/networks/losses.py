@@ -1,4 +1,4 @@
-"""Losses E(Y, d) and their derivative by the outputs, dE/dY_t, where the way back begins.
+"""Losses E(Y, d) have a derivative by the outputs, dE/dY_t, from which the backward pass begins.
 
     squared error (the article's)     E = Σ_t Σ (d_t − Y_t)²                                  (D1)
                                       dE/dY_t = −2 (d_t − Y_t)                                (D2)
@@ -6,9 +6,9 @@
     softmax cross-entropy of N steps  E = −1/N Σ log p[d],   p = softmax(Y)                   (D3)
                                       dE/dY = (p − onehot(d)) / N                             (D4)
 
-Both are a sum over steps, so that Y may be made, read and forgotten a chunk of steps at a time; N is
-counted before. Any other loss is a callable (ys, targets) -> scalar of all Y; its dE/dY is taken by
-jax.vjp, which involves no time: Y_t is where it stops.
+Both are sums over steps, so Y can be computed, used and freed one chunk of steps at a time; N is counted
+before. Any other loss is a function (ys, targets) -> scalar of all Y, and jax.vjp computes its dE/dY. That
+derivative ends at Y_t, so it does not go through time.
 """
 
 from __future__ import annotations
@@ -33,20 +33,24 @@ Counted: TypeAlias = Array | None  # N, what a mean is over; None for a sum
 
 @named()
 def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
-    """The article's error: the sum of squares over time, rows and outputs.
+    """The article's squared error is a SUM over all steps, rows and outputs, not a mean.
 
     E = Σ_t Σ (d_t − Y_t)²   (D1)
+
+    The sum grows with the number of steps and rows, and so does its gradient; choose the learning rate
+    accordingly.
 
     Args:
       ys: Y, [T, ..., O].
       targets: d, same shape and dtype.
-      mask: bool [T, ...]; a step counts where it is True; what stands elsewhere is not read. None: all count.
+      mask: bool [T, ...], or None. Only steps where it is True count; ys and targets elsewhere are ignored.
 
     Returns:
-      E, a scalar; a sum, not a mean.
+      E, a scalar in the dtype of ys.
 
     Raises:
-      ValueError: targets or mask of another shape or dtype (nothing is broadcast).
+      ValueError: ys is not a floating array, or targets or mask have another shape or dtype than they
+        should; nothing is broadcast.
 
     >>> float(squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])))
     4.0
@@ -66,21 +70,22 @@ def _squares_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
 
 @named()
 def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None) -> Array:
-    """The mean cross-entropy of integer classes, in nats per step and row.
+    """The softmax cross-entropy is a MEAN over all steps and rows that count, not a sum; in nats.
 
     E = −1/N Σ log softmax(Y)[d]   (D3)
 
     Args:
       ys: logits Y, [T, ..., O].
       targets: classes d, integers in 0..O−1, [T, ...].
-      mask: bool [T, ...]; a step counts where it is True; what stands elsewhere is not read. None: all count.
+      mask: bool [T, ...], or None. Only steps where it is True count; ys and targets elsewhere are ignored.
 
     Returns:
-      E in nats, a scalar, the mean over the N steps that count; it and its derivative are NaN where a
-      class is out of range, and where nothing counts.
+      E in nats, a scalar in the dtype of ys: the mean over the N pairs of step and row that count. E and
+      its derivative are NaN if a class is out of range or if nothing counts.
 
     Raises:
-      ValueError: targets that are not integers, or not of the shape of ys without its last axis.
+      ValueError: ys is not a floating array, targets are not integers, or targets or mask do not have the
+        shape of ys without its last axis.
 
     >>> round(float(softmax_cross_entropy(jnp.zeros((7, 2, 4)), jnp.ones((7, 2), int))), 4)
     1.3863
@@ -108,11 +113,11 @@ def _steps_that_count(targets: Array, mask: Mark) -> Array:
 
 
 class _Additive(NamedTuple):
-    """A loss that is a sum over steps: value and slope of some of the steps, (ys, targets, mask, N)."""
+    """An additive loss is a sum over steps; value and slope take some steps: (ys, targets, mask, N)."""
 
     value: Callable[[Array, Targets, Mark, Counted], Array]
     slope: Callable[[Array, Targets, Mark, Counted], Array]
-    counted: Callable[[Targets, Mark], Counted]  # of all steps
+    counted: Callable[[Targets, Mark], Counted]  # N of all steps, before any is used
 
 
 _ADDITIVE = {
@@ -122,28 +127,31 @@ _ADDITIVE = {
 
 
 def is_additive(loss: Loss) -> bool:
-    """Whether it is known to be a sum over steps."""
+    """This tells whether a loss is known to be a sum over steps."""
     return loss in _ADDITIVE
 
 
 def count(loss: Loss, targets: Targets, mask: Mark) -> Counted:
-    """N of these steps, for the value and slope of some of them; None where the loss needs none."""
+    """This is N of these steps; None for a loss that does not divide by it."""
     return _ADDITIVE[loss].counted(targets, mask) if is_additive(loss) else None
 
 
 def value_and_slope_of_steps(
     loss: Loss, ys: Array, targets: Targets, mask: Mark, n: Counted
 ) -> tuple[Array, Array]:
-    """The part of E that some steps of an additive loss make, and its dE/dY.
+    """Some steps of an additive loss give a part of E and its derivative dE/dY.
 
     Args:
       loss: `squared_error` or `softmax_cross_entropy`.
       ys: Y of these steps, [K, ..., O].
-      targets, mask: of these steps.
+      targets, mask: the targets and the mask of these steps.
       n: `count` of all steps.
 
     Returns:
       Their part of E, a scalar, and dE/dY, like ys.
+
+    Raises:
+      ValueError: ys, targets or mask do not fit together.
     """
     return _ADDITIVE[loss].value(ys, targets, mask, n), _ADDITIVE[loss].slope(ys, targets, mask, n)
 
@@ -151,21 +159,21 @@ def value_and_slope_of_steps(
 def value_and_slope(
     loss: Loss, ys: Array, targets: Targets, mask: Mark, n: Counted = None
 ) -> tuple[Array, Array]:
-    """E and dE/dY.
+    """Any loss gives E and its derivative by the outputs, dE/dY.
 
     Args:
-      loss: one of the above, or any (ys, targets) -> scalar; under a mask it is given mask=mask, and
-        its dE/dY is zero where mask is False.
+      loss: one of the above, or any function (ys, targets) -> scalar. If there is a mask, it is called with
+        mask=mask, and its dE/dY is zero where mask is False.
       ys: Y, [T, ..., O].
       targets: whatever the loss takes.
       mask: bool [T, ...], or None.
-      n: `count` of more than these steps, of which E is then a part; None for these.
+      n: `count` of all steps, if ys holds only some of them; E is then a part. None counts the steps of ys.
 
     Returns:
       E, a scalar, and dE/dY, like ys.
 
     Raises:
-      ValueError: a loss that is not a floating scalar, or takes no mask where there is one.
+      ValueError: the loss does not return a floating scalar, or there is a mask and it takes none.
     """
     given = {} if mask is None else {"mask": mask}
     if is_additive(loss):
@@ -173,7 +181,7 @@ def value_and_slope(
         n = count(loss, targets, mask) if n is None else n
         return value_and_slope_of_steps(loss, ys, targets, mask, n)
     if mask is not None and not _takes_mask(loss):
-        fix = "write it as (ys, targets, mask), counting where mask is True"
+        fix = "give it a third argument mask, and count only the steps where mask is True"
         raise bad("loss", "a function that takes the mask", loss, fix)
     with running("loss"):
         error = jax.eval_shape(lambda ys: loss(ys, targets, **given), ys)
@@ -185,7 +193,7 @@ def value_and_slope(
 
 
 def check_targets(loss: Loss, ys: object, targets: Targets, mask: Mark) -> None:
-    """ValueError unless targets fit an additive loss of ys, which may be a mere shape."""
+    """This raises a ValueError unless targets fit an additive loss of ys; a shape is enough for ys."""
     given = {"targets": targets, "mask": mask}
     arrays = {name: z for name, z in given.items() if is_array(z)}
     shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), {"ys": ys, **arrays})
@@ -193,7 +201,7 @@ def check_targets(loss: Loss, ys: object, targets: Targets, mask: Mark) -> None:
 
 
 def check_loss(loss: object) -> None:
-    """ValueError unless loss is a hashable function."""
+    """This raises a ValueError unless loss is a hashable function."""
     if not is_function(loss):
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
 
@@ -205,7 +213,7 @@ def _takes_mask(loss: Loss) -> bool:
 
 
 def _real(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array]:
-    """ys and targets, both zero where they do not count."""
+    """ys and targets are checked and returned, both zero where they do not count."""
     ys, targets = _outputs(ys), as_arrays(targets)
     if not is_array(targets) or targets.shape != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
@@ -214,7 +222,7 @@ def _real(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array]:
 
 
 def _classes(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array, Array]:
-    """ys and targets, both zero where they do not count, and one where a step counts."""
+    """ys and targets are checked and returned, zero where they do not count, with 1 where a step counts."""
     ys = _outputs(ys)
     shape = targets.shape if is_array(targets) else None
     if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -230,16 +238,16 @@ def _classes(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array, Ar
 
 def _check_mask(mask: Foreign, ys: Array) -> None:
     if mask is not None and not (is_array(mask) and mask.shape == ys.shape[:-1] and mask.dtype == bool):
-        raise bad("mask", f"bool{list(ys.shape[:-1])}", mask, "one bool for each output")
+        raise bad("mask", f"bool{list(ys.shape[:-1])}", mask, "pass one bool for each step and row")
 
 
 def _outputs(ys: Foreign) -> Array:
     if not is_floating(ys) or not ys.ndim:
-        raise bad("ys", "a floating array [T, ..., O]", ys, "pass what net.apply returns")
+        raise bad("ys", "a floating array [T, ..., O]", ys, "pass the ys that net.apply returns")
     return jnp.asarray(ys)
 
 
 def _one_in_range(ys: Array, targets: Array) -> Array:
-    """1 where the class is one of the O; NaN where it is not, so that no number comes of a wrong label."""
+    """This is 1 where a class is in range and NaN elsewhere, so that a wrong label makes the loss NaN."""
     in_range = (targets >= 0) & (targets < ys.shape[-1])
     return jnp.where(in_range, jnp.ones((), ys.dtype), jnp.nan)

@@ -1,11 +1,11 @@
-"""Layers and a readout.
+"""A network is a stack of layers with a readout on top.
 
     article   Y_t = g₂(W_y S_t)
 
     forward   h_t = layers(x_t)             `layers`, each cell by `unroll`               (N1)
               Y_t = readout(h_t)            `readout`                                     (N2)
 
-The way back from a loss is in `value_and_grad`.
+The backward pass from a loss is in `value_and_grad`.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from jax_bptt.unrolling.arguments import (
     with_dtype,
 )
 
-NetworkCarry = tuple[Any, ...]  # of every layer the carry of its cell, or `Directions` of two
+NetworkCarry = tuple[Any, ...]  # one per layer: the carry of its cell, or `Directions` of two carries
 
 
 @by_shape
 class NetworkParams(NamedTuple):
-    """Parameters of a network.
+    """These are the parameters of a network.
 
     Attributes:
-      cells: one params per layer, the first nearest to the input; `Directions` of two where a layer
-        reads both ways.
+      cells: the params of each layer, the layer nearest to the input first; `Directions` of two params for
+        a layer that reads both ways.
       readout: `ReadoutParams`.
     """
 
@@ -68,11 +68,11 @@ def _size(net: Network) -> str:
 
 @made(run="net.apply(params, carry, xs)", remark=_size)
 class Network(NamedTuple):
-    """Layers and a readout; made by `network`.
+    """A `Network` holds layers and a readout; `network` makes it.
 
     Attributes:
-      layers: the first nearest to the input.
-      readout: from the last layer's features to Y.
+      layers: the layers, the one nearest to the input first.
+      readout: the map from the last layer's features to Y.
       made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
@@ -82,13 +82,16 @@ class Network(NamedTuple):
 
     @named("net.init")
     def init(self, key: PRNGKey) -> NetworkParams:
-        """Parameters of every layer and of the readout.
+        """This makes random parameters for every layer and for the readout.
 
         Args:
           key: a key from jax.random.key.
 
         Returns:
           `NetworkParams` in the default float dtype.
+
+        Raises:
+          ValueError: key is not a PRNG key.
         """
         check_key(key)
         key_readout, *keys = jax.random.split(key, 1 + len(self.layers))
@@ -96,14 +99,17 @@ class Network(NamedTuple):
 
     @named("net.initial_carry")
     def initial_carry(self, params: NetworkParams, batch_shape: Shape) -> NetworkCarry:
-        """s_0 of every layer, zeros unless a cell has its own (see `learn_carry`).
+        """This makes s_0 of every layer: zeros, unless the cell trains its own (see `learn_carry`).
 
         Args:
-          params: from `init`; its dtype is the carry's.
-          batch_shape: such as (32,), or () for no batch axis.
+          params: from `init`; the carry has the same dtype.
+          batch_shape: the batch axes, such as (32,), or () for no batch axis.
 
         Returns:
           One carry per layer, leaves [*batch_shape, H].
+
+        Raises:
+          ValueError: params do not belong to this network, or batch_shape is not a tuple of sizes.
         """
         check_batch_shape(batch_shape)
         params = as_arrays(params)
@@ -115,19 +121,22 @@ class Network(NamedTuple):
 
     @named("net.next_carry")
     def next_carry(self, carry: NetworkCarry) -> NetworkCarry:
-        """What the next chunk of the same rows begins with.
+        """This makes the carry with which the next chunk of the same rows begins.
 
         Args:
-          carry: from `apply` or `value_and_grad`, which the last chunk ended with.
+          carry: the last carry of the previous chunk, from `apply` or `value_and_grad`.
 
         Returns:
-          The same carry, but None, to begin anew, for each cell that reads backwards: its sequence
-          ended with the chunk.
+          The same carry, but None for each cell that reads backwards. That cell begins again from its
+          initial carry, because its sequence ended with the previous chunk.
+
+        Raises:
+          ValueError: carry does not have one entry for each layer.
         """
         both = [isinstance(c, Directions) for c in carry] if isinstance(carry, tuple) else None
         if both != [layer.backward is not None for layer in self.layers]:
             expected = f"a tuple of {len(self.layers)}, one for each layer, Directions for both ways"
-            raise bad("carry", expected, carry, "pass what apply or value_and_grad returns")
+            raise bad("carry", expected, carry, "pass the carry that apply or value_and_grad returns")
         return tuple(
             ended if layer.backward is None else Directions(ended.forward, None)
             for layer, ended in zip(self.layers, carry, strict=True)
@@ -148,26 +157,27 @@ class Network(NamedTuple):
         key: PRNGKey | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[NetworkCarry, Array]:
-        """Y_1..Y_T; differentiable by params, carry and xs.
+        """This runs the network; the outputs Y_1..Y_T are differentiable by params, carry and xs.
 
         Y_t = g₂(h_t W_y + b_y)   (N1, N2)
 
         Args:
           params: from `init`.
-          carry: s_0 of every layer, from `initial_carry` or an earlier call; None, also in the place
-            of any one, for the initial carry of these params, to which the gradient then goes on.
+          carry: s_0 of every layer, from `initial_carry` or an earlier call. None, for all layers or for
+            one of them, stands for the initial carry of these params; the gradient then reaches the
+            params through it.
           xs: [T, ..., I], time first, dtype of params.
-          gradient: the backward pass of each layer, see `unroll`.
-          mask, reset, cut: bool [T, ...], of every layer, see `unroll`. For a cell that reads
-            backwards, a reset or cut at step t stands between t − 1 and t as well.
-          key: a key from jax.random.key for dropout; None leaves all outputs in, for evaluation.
+          gradient: the gradient method of each layer, see `unroll`.
+          mask, reset, cut: bool [T, ...] for all layers, see `unroll`. For a cell that reads backwards a
+            reset or cut at step t also acts between t − 1 and t.
+          key: a key from jax.random.key for dropout; None turns dropout off, for evaluation.
           dtype: jnp.bfloat16 for mixed precision in every layer and the readout, see `unroll`.
 
         Returns:
-          (carry, ys): the last state of every layer, and Y, [T, ..., O], or [..., O] of `last`.
+          (carry, ys): the last state of every layer, and Y, [T, ..., O], or [..., O] with `last`.
 
         Raises:
-          ValueError: at trace time, naming the argument, what was expected and what came.
+          ValueError: at trace time; it names the argument, what was expected and what was passed.
         """
         sequence = Sequence(xs, mask, reset, cut)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
@@ -187,17 +197,19 @@ def _cells(argument: str, value: Foreign) -> tuple[AnyCell | Layer, ...]:
 
 @cached(cells=_cells)
 def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
-    """Layers of cells, each reading the features of the one before, and a readout.
+    """A network feeds the outputs of each layer to the next one, and those of the last to a readout.
 
     Args:
-      cells: at least one cell, or `layer` of it; the input size of each is the size of the one before.
-      readout: from `readout`, or `last` of it; its hidden size is that of the last layer.
+      cells: a list of cells, or of layers made by `layer`, the one nearest to the input first. The input
+        size of each must equal the output size of the previous one.
+      readout: from `readout` or `last`; its hidden size must equal the output size of the last layer.
 
     Returns:
-      The `Network`, with init, initial_carry and apply.
+      The `Network`, with the methods init, initial_carry, next_carry and apply.
 
     Raises:
-      ValueError: no cell, or sizes that do not meet.
+      ValueError: cells is empty or holds something else than cells and layers, readout is not a `Readout`,
+        or two sizes do not agree.
 
     >>> net = network([jb.lstm(3, 5), jb.layer(jb.gru(5, 4), backward=jb.gru(5, 4))], jb.readout(8, 2))
     >>> params = net.init(jax.random.key(0))
@@ -211,20 +223,19 @@ def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
     sizes = [c.output_size for c in layers]
     wanted = [c.input_size for c in layers[1:]] + [readout.hidden_size]
     if sizes != wanted:
-        raise bad(
-            "cells", f"hidden sizes {wanted}, as the next layers read", str(sizes), "make neighbours agree"
-        )
+        fix = "each input size must equal the output size of the previous layer"
+        raise bad("cells", f"hidden sizes {wanted}, as the next layers read", str(sizes), fix)
     return Network(layers, readout)
 
 
 def check_network(net: object) -> None:
-    """ValueError unless net is a network."""
+    """This raises a ValueError unless net is a network."""
     if not isinstance(net, Network):
         raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")
 
 
 def network_with_dtype(dtype: DTypeLike | None, net: Network, params: NetworkParams) -> Network:
-    """The network with every matrix product on operands of this dtype, or a ValueError."""
+    """The network is returned with every matrix product on operands of this dtype."""
     layers = (
         one._replace(
             forward=with_dtype(dtype, one.forward, p),
@@ -243,7 +254,7 @@ def features(
     gradient: GradientMethod,
     keys: PRNGKey | None,
 ) -> tuple[NetworkCarry, Array]:
-    """The last state of every layer, and what the readout reads; keys as for `run_layers`."""
+    """The layers return their last states and the features for the readout; keys are as in `run_layers`."""
 
     def run(
         cells: tuple[Any, ...], carry: NetworkCarry | None, sequence: Sequence, keys: PRNGKey | None
@@ -264,7 +275,7 @@ def _init_layer(layer: Layer, key: PRNGKey) -> Any:
 def filled_carry(
     net: Network, params: NetworkParams, carry: NetworkCarry | None, rows: Shape
 ) -> NetworkCarry:
-    """The carry of every layer, the initial one where it is None."""
+    """This is the carry of every layer, with the initial carry in place of None."""
     initial = net.initial_carry(params, rows)
     return initial if carry is None else fill_missing_carry(carry, initial)
 
@@ -283,13 +294,13 @@ def check_run(
     gradient: Foreign = full(),
     key: Foreign = None,
 ) -> tuple[NetworkParams, NetworkCarry | None, Sequence]:
-    """params, carry and sequence as arrays, or a ValueError that says which argument is wrong."""
+    """params, carry and sequence are returned as arrays; a ValueError names an argument that is wrong."""
     check_method(gradient)
     if key is not None:
         check_key(key)
     sizes = _parameter_shapes(net), net.layers[0].input_size
     params, carry, sequence = check_inputs("net", net, sizes, params, carry, sequence)
-    if gradient.backward is not None:  # to JAX any step is welcome
+    if gradient.backward is not None:  # JAX itself can differentiate any step, a hand-derived pass cannot
         for one, p in zip(net.layers, params.cells, strict=True):
             for cell, of_cell in zip(one.cells, one.parts(p), strict=True):
                 check_step(gradient.on_engine(cell), of_cell, sequence.rows)

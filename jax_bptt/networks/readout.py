@@ -1,4 +1,4 @@
-"""The readout, from the state to the output: the article's Y_t = g₂(W_y S_t).
+"""The readout maps the state to the output: the article's Y_t = g₂(W_y S_t).
 
 forward   z_t = h_t W_y + b_y                                                             (Y1)
           Y_t = g₂(z_t)                                                                   (Y2)
@@ -31,7 +31,7 @@ from jax_bptt.engine.linear_maps import broadcast_leading, product, sum_of_outer
 
 @by_shape
 class ReadoutParams(NamedTuple):
-    """Parameters of a readout.
+    """These are the parameters of a readout.
 
     Attributes:
       w_y: [H, O], output weights (the article's W_y).
@@ -44,14 +44,15 @@ class ReadoutParams(NamedTuple):
 
 @made()
 class Readout(NamedTuple):
-    """The map from h_t to Y_t = g₂(h_t W_y + b_y); made by `readout`.
+    """A `Readout` maps h_t to Y_t = g₂(h_t W_y + b_y); `readout` makes it.
 
     Attributes:
-      hidden_size: H.
-      output_size: O.
+      hidden_size: H, the number of input features.
+      output_size: O, the number of outputs.
       activation: g₂.
       of_last: whether it reads the last valid step only; see `last`.
-      dtype: what the operands of its matrix products are rounded to, None for nothing; see `unroll`.
+      dtype: the dtype to which the operands of its matrix products are rounded; None for no rounding. See
+        `unroll`.
       made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
@@ -63,21 +64,49 @@ class Readout(NamedTuple):
     made_by: Call | None = None
 
     def init(self, key: PRNGKey) -> ReadoutParams:
-        """Lecun-normal W_y and zero b_y, in the default float dtype; key from jax.random.key."""
+        """This makes parameters: a Lecun-normal W_y and a zero b_y.
+
+        Args:
+          key: a key from jax.random.key.
+
+        Returns:
+          `ReadoutParams` in the default float dtype.
+
+        Raises:
+          ValueError: key is not a PRNG key.
+        """
         check_key(key)
         dtype = jnp.result_type(float)
         w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
         return ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
 
     def forward(self, params: ReadoutParams, hs: Array) -> tuple[Array, Array]:
-        """z and Y, both [..., O], from hs [..., H]."""
+        """The forward pass computes the outputs of any number of steps.
+
+        Args:
+          params: from `init`.
+          hs: the features, [..., H].
+
+        Returns:
+          z and Y, both [..., O].
+        """
         zs = product(hs, params.w_y, self.dtype) + broadcast_leading(params.b_y, hs.ndim)  # (Y1)
         return zs, self.activation.g(zs)  # (Y2)
 
     def backward(
         self, params: ReadoutParams, hs: Array, zs: Array, ys: Array, d_ys: Array
     ) -> tuple[ReadoutParams, Array]:
-        """dE/dparams and G, [..., H], from dE/dY, [..., O]."""
+        """The backward pass computes the gradients by the parameters and by the features.
+
+        Args:
+          params: from `init`.
+          hs: the features, [..., H].
+          zs, ys: from `forward`, [..., O].
+          d_ys: dE/dY, [..., O].
+
+        Returns:
+          dE/dparams and G, [..., H].
+        """
         d_zs = d_ys * self.activation.slope(zs, ys)  # (Y3)
         d_w_y = sum_of_outer_products(hs, (d_zs,), self.dtype)  # (Y4)
         d_b_y = sum_over_rows((d_zs,))  # (Y5)
@@ -88,41 +117,49 @@ class Readout(NamedTuple):
 def readout(
     hidden_size: int, output_size: int, *, activation: ActivationName | Callable[[Array], Array] = "identity"
 ) -> Readout:
-    """The article's Y_t = g₂(W_y S_t), at every step.
+    """A readout computes the article's Y_t = g₂(W_y S_t) at every step.
 
     Y_t = g₂(h_t W_y + b_y)   (Y1, Y2)
 
     Args:
-      hidden_size: H, the features of the last layer (of both directions together).
-      output_size: O.
-      activation: g₂, as for `elman`; leave "identity" for logits.
+      hidden_size: H, the number of features of the last layer (of both directions together).
+      output_size: O, the number of outputs.
+      activation: g₂, as for `elman`; keep "identity" for logits.
 
     Returns:
       The `Readout`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1 or an unknown activation.
+      ValueError: a size is below 1, or the activation is unknown.
+
+    >>> readout(5, 2).init(jax.random.key(0)).w_y.shape
+    (5, 2)
     """
     return Readout(hidden_size, output_size, activation_of(activation))
 
 
 @cached()
 def last(readout: Readout) -> Readout:
-    """The same readout of the last valid step only: one output for each sequence.
+    """This makes a readout of the last valid step only, with one output for each sequence.
 
     Y = g₂(h W_y + b_y), h where each direction of the last layer ends   (Y1, Y2)
 
-    The direction that reads backwards ends at the first valid step. A row without a valid step has
-    the initial carry there, and does not count in a loss.
+    A direction that reads backwards ends at the first valid step. A row without a valid step does not count
+    in a loss.
 
     Args:
       readout: from `readout`.
 
     Returns:
-      The `Readout`; in a network ys is then [..., O], without time, and so are the targets.
+      The `Readout`. In a network ys and the targets then have no time axis: ys is [..., O].
 
     Raises:
-      ValueError: what is no readout.
+      ValueError: readout is not a `Readout`.
+
+    >>> net = jb.network([jb.elman(3, 5)], jb.last(jb.readout(5, 2)))
+    >>> carry, ys = net.apply(net.init(jax.random.key(0)), None, jnp.ones((7, 3)))
+    >>> ys.shape
+    (2,)
     """
     if not isinstance(readout, Readout):
         raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
@@ -130,5 +167,5 @@ def last(readout: Readout) -> Readout:
 
 
 def outputs_lie(readout: Readout) -> str:
-    """The kind of Y, and of its targets: [..., O] of `last`, [T, ..., O] otherwise."""
+    """This names the axes of Y and of its targets: [..., O] with `last`, [T, ..., O] otherwise."""
     return ROWS if readout.of_last else STEPS

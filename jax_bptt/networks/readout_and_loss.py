@@ -1,11 +1,11 @@
-"""Readout and loss together: from the features of the last layer to E, dE/dW_y and G.
+"""Readout and loss together map the features of the last layer to E, dE/dW_y and G.
 
 forward   Y_t = g₂(h_t W_y + b_y)                 `readout`                               (E1)
           E, dE/dY_t                              `losses`                                (E2)
 back      dE/dW_y, G_t = dE/dh_t                  `readout`, by hand                      (E3)
 
-W_y feeds no state, so each step is read on its own. Where the loss is a sum over steps, Y_t is made,
-judged and forgotten a few steps at a time: Y of all steps, [T, B, O], never exists.
+W_y feeds no state, so each step can be read on its own. If the loss is a sum over steps, Y_t is computed,
+compared with its target and freed a few steps at a time; Y of all steps, [T, B, O], never exists.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from jax_bptt.engine.devices import ALL, Rows, on_devices, reduce_axes, sum_over
 from jax_bptt.networks.losses import Counted, Loss, is_additive, value_and_slope, value_and_slope_of_steps
 from jax_bptt.networks.readout import Readout, ReadoutParams, outputs_lie
 
-AT_ONCE = 2**20  # numbers of Y that exist together: they and their slopes then stay near the caches
+AT_ONCE = 2**20  # so many numbers of Y exist together: with their slopes they nearly fit into the caches
 
 
 class Judged(NamedTuple):
-    """What the outputs are compared with.
+    """The outputs are compared with these targets.
 
     Attributes:
       targets: whatever the loss takes.
-      mask: bool [T, ...], or [...] under `last`; None where all outputs count.
-      n: `losses.count` of all steps and rows, of which these may be a part.
+      mask: bool [T, ...], or [...] with `last`; None if all outputs count.
+      n: `losses.count` of all steps and rows; the targets may be only a part of these.
     """
 
     targets: Targets
@@ -40,7 +40,7 @@ class Judged(NamedTuple):
 
 
 class ReadoutGradient(NamedTuple):
-    """What the readout and the loss say.
+    """These are the results of the readout and the loss.
 
     Attributes:
       error: E, a scalar.
@@ -61,18 +61,21 @@ def loss_and_grad(
     judged: Judged,
     rows: Rows | None = None,
 ) -> ReadoutGradient:
-    """E, dE/dparams and G.
+    """The features of the last layer give E, dE/dparams of the readout and G.
 
     Args:
-      readout: from `readout`, or `last` of it.
+      readout: from `readout` or `last`.
       loss: as for `value_and_grad`.
-      params: of the readout.
-      hs: [T, ..., H], or [..., H] of `last`.
+      params: the parameters of the readout.
+      hs: [T, ..., H], or [..., H] with `last`.
       judged: the targets, which of them count, and N.
-      rows: how rows lie on devices, where the loss is given those of all.
+      rows: how the rows are split over devices, if the loss needs those of all devices; else None.
 
     Returns:
       E, a scalar; dE/dparams; G = dE/dhs, like hs.
+
+    Raises:
+      ValueError: the loss and the targets do not fit.
     """
     if is_additive(loss) and not readout.of_last:
         return loss_and_grad_of_steps(readout, loss, params, hs, judged)
@@ -91,7 +94,7 @@ def loss_and_grad(
 def loss_and_grad_of_steps(
     readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, judged: Judged
 ) -> ReadoutGradient:
-    """`loss_and_grad` of an additive loss, a few steps at a time."""
+    """This is `loss_and_grad` for an additive loss, a few steps at a time."""
     outputs = math.prod(hs.shape[1:-1]) * readout.output_size
     chunk = max(1, min(len(hs), AT_ONCE // outputs))
     Sums = tuple[Array, ReadoutParams]

@@ -1,4 +1,4 @@
-"""The loss of a network and its gradient, by hand from E back to the first W_x.
+"""The gradient of a network's loss is derived by hand, from E back to the W_x of the first layer.
 
 article   E = Σ_t (d_t − Y_t)²,   Y_t = g₂(W_y S_t)
 
@@ -7,13 +7,14 @@ forward   h_t = layers(x_t)                 `network`                           
 back      dE/dW_x, dE/dW_h of each layer    from G_t: the summed rule, in `gradients`;    (V3)
           G_t of the layer below            is dE/dx_t of this one
 
-No jax.grad goes through time: (V3) is the backward pass of the gradient method. It goes layer after
-layer, all steps of one before the next; or chunk after chunk, all layers, readout and loss of one chunk
-before the next, where the gradient method wants to hold no layer's outputs for all steps:
+No jax.grad goes through time: (V3) is the backward pass of the gradient method. It has two orders. By
+layers: all steps of one layer, then the next layer. By chunks: all layers, the readout and the loss of one
+chunk of steps, then the next chunk. A gradient method that must not store any layer's outputs for all steps
+uses chunks:
 
           dE/dθ = Σ dE/dθ of the chunks,    dE/ds of a chunk's begin from dE/ds of its end      (V4)
 
-That is possible where time runs one way only: no layer reads backwards, and the loss is a sum over steps.
+Chunks need that no layer reads backwards and that the loss is a sum over steps.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from jax_bptt.networks.readout_and_loss import Judged, loss_and_grad, loss_and_g
 
 
 class ValueAndGrad(Protocol):
-    """What `value_and_grad` returns: a pure function, to be called inside jax.jit."""
+    """`value_and_grad` returns such a function. It is pure; call it inside jax.jit."""
 
     def __call__(
         self,
@@ -76,32 +77,33 @@ class ValueAndGrad(Protocol):
         key: PRNGKey | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Array, NetworkCarry], NetworkParams]:
-        """((E, s_T of every layer), dE/dparams); the arguments are those of `Network.apply`."""
+        """It returns ((E, s_T of every layer), dE/dparams); the arguments are those of `Network.apply`."""
 
 
 @named()
 def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
-    """The loss and its gradient by every parameter, by hand from E to W_x.
+    """This makes a function that returns the loss of a network and its gradient by every parameter.
 
     dE/dW_y = Σ_t h_tᵀ δz_t;   dE/dW_h, dE/dW_x by the summed rule from G_t = δz_t W_yᵀ   (V3, V4)
 
     Args:
       net: from `network`.
-      loss: `squared_error`, `softmax_cross_entropy`, or any (ys, targets) -> scalar, which is called
-        as (ys, targets, mask=mask) where there is a mask.
+      loss: `squared_error` (a sum), `softmax_cross_entropy` (a mean), or any function (ys, targets) ->
+        scalar. If there is a mask, a function of your own is also given mask=mask.
 
     Returns:
-      A pure function, to be called inside jax.jit, (params, carry, xs, targets, *, gradient=full(),
-      mask=None, reset=None, cut=None, key=None, dtype=None) -> ((loss, carry), grads), with loss a
-      scalar, carry the last state of every layer and grads like params; the arguments are those of
-      `Network.apply`. The gradient ends at the carry that came in; a carry that is None, and a reset,
-      begin at the initial carry, which is trained.
-      Steps where mask is False count in no loss; under `last`, rows without any valid step.
-      On a mesh of devices, and in a jax.shard_map in which params are the same everywhere, both are of
-      the rows of all devices, see `devices`; in the latter a loss of your own is summed over them.
+      A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
+      key=None, dtype=None) -> ((loss, carry), grads). Call it inside jax.jit. The arguments are those of
+      `Network.apply`. loss is a scalar, carry the last state of every layer, grads like params.
+      The gradient ends at a carry that you pass. If carry is None, and at every reset, the network begins
+      at its initial carry, and the gradient goes on into the params that make it.
+      Steps where mask is False do not count in the loss; with `last`, rows without any valid step do not.
+      On a mesh of devices, and in a jax.shard_map with the same params on every device, loss and grads are
+      those of the rows of all devices, see `devices`. In a jax.shard_map a loss of your own is computed on
+      each device and summed.
 
     Raises:
-      ValueError: at trace time, naming the argument, what was expected and what came.
+      ValueError: at trace time; it names the argument, what was expected and what was passed.
 
     Reference: Werbos 1990; Williams & Zipser 1995 (epochwise BPTT).
 
@@ -138,13 +140,13 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
 
 
 class Objective(NamedTuple):
-    """What is differentiated, and how: known before any array is.
+    """An objective says what is differentiated and how; it holds no arrays.
 
     Attributes:
       net: from `network`.
       loss: as for `value_and_grad`.
       gradient: the gradient method.
-      dtype: of the operands of matrix products, None for that of the parameters.
+      dtype: the dtype of the operands of matrix products; None for the dtype of the parameters.
     """
 
     net: Network
@@ -154,14 +156,14 @@ class Objective(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The arrays that an objective reads.
+    """These are the arrays that an objective reads.
 
     Attributes:
-      params: of the network.
+      params: the parameters of the network.
       carry: s_0 of every layer, or None.
       sequence: x_1..x_T and the marks.
       targets: whatever the loss takes.
-      key: for dropout, or None.
+      key: a key for dropout, or None.
     """
 
     params: NetworkParams
@@ -172,13 +174,13 @@ class Inputs(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a run of a network gives.
+    """These are the results of `run_value_and_grad`.
 
     Attributes:
       error: E, a scalar.
       carry: s_T of every layer.
       grads: dE/dθ.
-      nonfinite_devices: on how many devices s_T is not finite, a number of the dtype of E.
+      nonfinite_devices: the number of devices on which s_T is not finite, in the dtype of E.
     """
 
     error: Array
@@ -193,21 +195,21 @@ def _compiled(objective: Objective, inputs: Inputs) -> Result:
 
 
 def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
-    """Like `value_and_grad`; also says whether the final carry is finite. One all-reduce."""
+    """This is `value_and_grad` that also reports whether the final carry is finite, in one all-reduce."""
     net, loss, gradient, dtype = objective
     params, carry, sequence = check_run(
         net, inputs.params, inputs.carry, inputs.sequence, gradient, inputs.key
     )
     check_outputs(net, loss, sequence, inputs.targets)
     run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)))
-    rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # others need all of Y
+    rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # others need every device's Y
     taken, made = (ALL, ROWS, STEPS, outputs_lie(net.readout), STEPS), (ALL, ROWS, ALL, ALL)
     keys = dropout_keys(inputs.key, sequence)
     return Result(*on_devices(run, rows, taken, made)(params, carry, sequence, inputs.targets, keys))
 
 
 class _Local(NamedTuple):
-    """One device's share: `Inputs` with a key for each step and row, and N of all devices."""
+    """These are one device's `Inputs`, with a key for each step and row, and N of all devices."""
 
     params: NetworkParams
     carry: NetworkCarry | None
@@ -217,7 +219,7 @@ class _Local(NamedTuple):
     n: Counted
 
     def judged(self, net: Network) -> Judged:
-        """What the outputs are compared with."""
+        """These are the targets of this device, which of them count, and N."""
         return Judged(self.targets, steps_that_count(net, self.sequence.mask), self.n)
 
 
@@ -229,7 +231,7 @@ def _run(
     targets: Targets,
     keys: PRNGKey | None,
 ) -> tuple[Array, NetworkCarry, NetworkParams, Array]:
-    """E and dE/dθ of the rows of all devices, and s_T of this one's."""
+    """Each device returns E and dE/dθ of the rows of all devices, and s_T of its own rows."""
     net, loss, gradient, _ = objective
     rows = carry, sequence, targets, keys
     axes = reduce_axes(rows, params)
@@ -241,9 +243,10 @@ def _run(
     else:
         error, last, grads = _by_layers(objective, local)
     finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(last)]
-    is_broken = 1 - jnp.stack(finite).all().astype(error.dtype)
-    error, grads, broken = sum_over_devices((error, grads, is_broken), axes)
-    return error, last, grads, broken
+    nonfinite = 1 - jnp.stack(finite).all().astype(error.dtype)
+    # a number of the dtype of E, so that it joins the one sum over devices
+    error, grads, nonfinite_devices = sum_over_devices((error, grads, nonfinite), axes)
+    return error, last, grads, nonfinite_devices
 
 
 def _runs_one_way(net: Network, loss: Loss) -> bool:
@@ -252,7 +255,7 @@ def _runs_one_way(net: Network, loss: Loss) -> bool:
 
 
 def _by_layers(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry, NetworkParams]:
-    """All steps of one layer before the next."""
+    """The layers run one after the other, each over all steps."""
     net, loss, gradient, _ = objective
     params, carry, sequence = local.params, local.carry, local.sequence
 
@@ -268,9 +271,10 @@ def _by_layers(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
 
 
 def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry, NetworkParams]:
-    """All layers, readout and loss of one chunk before the next."""
+    """The chunks run one after the other, each through all layers, the readout and the loss."""
     net, loss, gradient, _ = objective
     params, sequence = local.params, local.sequence
+    # within a chunk the gradient is exact; the method decides what happens between chunks
     of_chunk = full()._replace(engine=gradient.engine)
     Chunk = tuple[Sequence, Targets, PRNGKey | None]
 
@@ -304,12 +308,12 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
 
 
 def steps_that_count(net: Network, mask: Mark) -> Mark:
-    """Where an output counts: the mask, or under `last` the rows with any valid step."""
+    """An output counts where the mask is True; with `last`, in the rows with any valid step."""
     return mask.any(0) if mask is not None and net.readout.of_last else mask
 
 
 def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Targets) -> None:
-    """ValueError unless the targets fit an additive loss of the outputs."""
+    """This raises a ValueError unless the targets fit an additive loss of the outputs."""
     if is_additive(loss):
         leading = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1]
         ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), sequence.xs.dtype)

@@ -1,1 +1,1 @@
-"""Floor 7: optax updates, and where their state lies on many devices."""
+"""Floor 7: training by optax updates, and shardings of the training state over many devices."""

@@ -1,11 +1,13 @@
-"""Where training lies on a mesh of devices: shardings for jax.device_put and for checkpoints.
+"""Shardings place the state and the data of training on a mesh of devices.
+
+Use them with jax.device_put and to restore checkpoints. θ stands for the parameters.
 
     data parallel     θ and the optimizer on every device, rows split                         (SH1)
     fully sharded     of θ and the optimizer each of N devices keeps 1/N of every array that
                       has an axis which N divides; θ is gathered before the first loop        (SH2)
 
-What runs does not change, see `devices`: every axis of the mesh splits rows. A recurrent layer split by
-hidden units instead would have to gather h in every step.
+The program stays the same, see `devices`: every axis of the mesh splits rows. Splitting a recurrent layer by
+hidden units instead would require gathering h in every step.
 """
 
 from __future__ import annotations
@@ -24,21 +26,22 @@ from jax_bptt.training.train import TrainState
 
 @named()
 def by_rows(mesh: Mesh, tree: Tree, axis: int = 1) -> Tree:
-    """Arrays split by rows.
+    """These shardings split arrays by the rows of the batch.
 
     Args:
       mesh: from jax.make_mesh; all its axes split rows.
       tree: a pytree of arrays, or of their shapes, such as a `Batch`.
-      axis: which axis of each array its rows are: 1 in a batch, [T, B, ...]; 2 in the batches of
-        `make_train_steps`, [K, T, B, ...]; 0 in a carry, and in targets under `last`.
+      axis: the axis of each array that counts its rows: 1 in a batch, [T, B, ...]; 2 in the batches of
+        `make_train_steps`, [K, T, B, ...]; 0 in a carry, and in targets with `last`.
 
     Returns:
-      A NamedSharding for each array; one that ends before this axis, such as a key, is on every device.
-      For jax.device_put(tree, ...), or, where each process makes its own rows, for
-      jax.make_array_from_process_local_data array by array.
+      A NamedSharding for each array. An array without this axis, such as a key, is on every device. Pass
+      them to jax.device_put(tree, ...); or, if each process makes its own rows, to
+      jax.make_array_from_process_local_data, one array at a time.
 
     Raises:
-      ValueError: what is no mesh, or rows that its devices do not divide.
+      ValueError: mesh is not a Mesh, tree holds something else than arrays and shapes, or the number of
+        rows is not divisible by the number of devices.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> by_rows(mesh, jb.Batch(jnp.ones((7, 8, 3)), jnp.ones((7, 8, 2)))).xs.spec
@@ -49,12 +52,12 @@ def by_rows(mesh: Mesh, tree: Tree, axis: int = 1) -> Tree:
 
     def lies(z: Foreign) -> NamedSharding:
         if not (is_array(z) or isinstance(z, jax.ShapeDtypeStruct)):
-            raise bad("tree", "arrays or their shapes", z, "pass such as a Batch")
+            raise bad("tree", "arrays or their shapes", z, "pass for example a jb.Batch")
         if len(z.shape) <= axis:
             return NamedSharding(mesh, P())
         if z.shape[axis] % mesh.size:
-            fix = "choose a batch size that they divide"
-            raise bad("tree", f"rows, axis {axis}, that {mesh.size} devices divide", z, fix)
+            fix = f"choose a batch size divisible by {mesh.size}, the number of devices"
+            raise bad("tree", f"a multiple of {mesh.size} rows on axis {axis}", z, fix)
         return NamedSharding(mesh, P(*[None] * axis, mesh.axis_names))
 
     return jax.tree.map(lies, tree)
@@ -62,18 +65,19 @@ def by_rows(mesh: Mesh, tree: Tree, axis: int = 1) -> Tree:
 
 @named()
 def data_parallel(mesh: Mesh, state: TrainState) -> TrainState:
-    """Parameters and optimizer on every device, the carry split by rows.
+    """These shardings put parameters and optimizer on every device and split the carry by rows.
 
     Args:
       mesh: from jax.make_mesh.
       state: from `init_train_state`, or its shapes by jax.eval_shape.
 
     Returns:
-      A `TrainState` of NamedShardings, for jax.device_put(state, ...), or as out_shardings of a jitted
-      `init_train_state` where no device has room for the whole.
+      A `TrainState` of NamedShardings. Pass it to jax.device_put(state, ...), or as out_shardings to a
+      jitted `init_train_state` if the whole state does not fit on one device.
 
     Raises:
-      ValueError: what is no mesh or no state, or rows that the devices do not divide.
+      ValueError: mesh is not a Mesh, state is not a `TrainState`, or the number of rows is not divisible by
+        the number of devices.
 
     >>> net = jb.network([jb.elman(3, 4)], jb.readout(4, 2))
     >>> state = jb.init_train_state(jax.random.key(0), net, optax.sgd(0.1), (8,))
@@ -88,22 +92,22 @@ def data_parallel(mesh: Mesh, state: TrainState) -> TrainState:
 
 @named()
 def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
-    """Parameters and optimizer in pieces, one on each device; the carry split by rows.
+    """These shardings split parameters, optimizer and carry, so that each device holds a part of them.
 
-    The largest axis of an array that the number of devices divides is split; an array without one is on
-    every device.
+    The carry is split by rows. Any other array is split on its largest axis whose size is divisible by the
+    number of devices; an array without such an axis is on every device.
 
     Args:
       mesh, state: as for `data_parallel`.
 
     Returns:
-      A `TrainState` of NamedShardings, as of `data_parallel`. A training step gathers the parameters
-      before its first loop; gradients are summed over devices as in `data_parallel`. Optimizers that
-      compare or mix more than a number and its own derivative (optax.adafactor, adaptive_grad_clip,
-      apply_if_finite) want a mesh of Auto axes.
+      A `TrainState` of NamedShardings, used as that of `data_parallel`. A training step gathers the
+      parameters before its first loop; gradients are summed over devices as in `data_parallel`. Some
+      optimizers combine several parameters to update one of them (optax.adafactor, adaptive_grad_clip,
+      apply_if_finite); these need a mesh of Auto axes.
 
     Raises:
-      ValueError: as `data_parallel`.
+      ValueError: as for `data_parallel`.
 
     Reference: Rajbhandari et al. 2020, ZeRO: memory optimizations toward training trillion parameter
     models (its stage 3).
@@ -126,13 +130,13 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
 
 
 def _carry_by_rows(mesh: Mesh, carry: Tree) -> Tree:
-    """By the batch axes of h; without one, on every device."""
+    """The carry is split by the batch axes of h; without such an axis it is on every device."""
     leaves = jax.tree_util.tree_leaves_with_path(carry)
     rows = next((z.shape[:-1] for path, z in leaves if getattr(path[-1], "name", None) == "h"), ())
     axes = choose_axes(rows, mesh)
     if rows and num_parts(mesh, axes) != mesh.size:
-        fix = "choose a batch_shape that they divide"
-        raise bad("state.carry", f"rows that {mesh.size} devices divide", str(rows), fix)
+        fix = f"choose a batch_shape whose rows are a multiple of {mesh.size}"
+        raise bad("state.carry", f"a number of rows divisible by {mesh.size} (the devices)", str(rows), fix)
     return jax.tree.map(lambda z: NamedSharding(mesh, P(*axes)), carry)
 
 
