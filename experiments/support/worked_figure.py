@@ -105,11 +105,11 @@ def _arrow(
     length = float(np.hypot(*step))
     along, left = step / length, np.array([step[1], -step[0]]) / length
     room = 0.33 if step[1] == 0 else 0.25  # half a box
-    ends = [np.array(point) + 0.06 * left for point in (start + room * along, end - room * along)]
+    tail, head = (np.array(point) + 0.06 * left for point in (start + room * along, end - room * along))
     style = {"arrowstyle": "-|>", "color": color, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", ends[1], ends[0], arrowprops=style)
+    axes.annotate("", (head[0], head[1]), (tail[0], tail[1]), arrowprops=style)
     if text:
-        x, y = (ends[0] + ends[1]) / 2 + left * (0.2 if "\n" in text and step[1] == 0 else 0.1)
+        x, y = (tail + head) / 2 + left * (0.2 if "\n" in text and step[1] == 0 else 0.1)
         _write(axes, x, y, text, color, "center" if step[1] == 0 else "right" if left[0] < 0 else "left")
 
 
