@@ -50,29 +50,29 @@ class Config:
     short: int = 100
     """Steps T at which all networks are compared."""
     long: int = 400
-    """Steps T at which the gated ones are trained."""
+    """Steps T at which the gated networks are trained as well."""
     hidden: int = 64
     """Hidden units H."""
     updates: int = 1600
-    """Updates of each network, fewer where it succeeds before."""
+    """Most updates of each network; one that solves the task earlier stops there."""
     rows: int = 32
     """Sequences of each update."""
     test_rows: int = 1000
     """Sequences of the test data."""
     learning_rate: float = 3e-3
-    """Adam's."""
+    """Learning rate of Adam."""
     clip: float = 1.0
-    """Largest global gradient norm."""
+    """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     every: int = 100
     """Updates between two tests."""
     seeds: int = 3
-    """How many initial parameters and streams of data."""
+    """How many seeds; each gives other initial parameters and other data."""
     out: Path = Path("results/adding")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, short=4, long=4, hidden=1, updates=1, rows=1, test_rows=1, every=1, seeds=1)
     check_positive(config, "learning_rate", "clip")
     if config.short == config.long:

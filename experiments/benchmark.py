@@ -83,11 +83,11 @@ class Config:
     """What to measure, and how often."""
 
     cells: tuple[Literal["elman", "lstm", "gru"], ...] = ("elman", "lstm", "gru")
-    """Cells."""
+    """Cells that are measured."""
     sizes: tuple[str, ...] = SIZES
-    """Sizes, each as TxBxIxH."""
+    """Sizes that are measured, each as TxBxIxH."""
     lanes: tuple[Literal["float32", "tf32", "bf16"], ...] = ()
-    """What products are computed in; none: float32, and on a GPU all."""
+    """Number formats of the products. By default float32; on a GPU all of them."""
     works: tuple[Literal["value_and_grad", "step"], ...] = ("value_and_grad",)
     """What is timed."""
     against: tuple[Literal["scan", "hoisted", "flax", "equinox", "torch", "cudnn"], ...] = (
@@ -98,20 +98,20 @@ class Config:
         "torch",
         "cudnn",
     )
-    """Contenders; cudnn is for a GPU."""
+    """Programs that ours is compared with; cudnn needs a GPU."""
     rounds: int = 4
-    """Rounds in which every contender has its turn."""
+    """Rounds; in each of them every program is timed."""
     dry_run: bool = False
-    """Only this: what a GPU would do, here at a tiny size."""
+    """Only lower for CUDA what would be timed on a GPU, and run it here at a tiny size."""
     out: Path = Path("results/benchmark")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     for name in ("cells", "sizes", "works", "against"):
         if not getattr(config, name):
-            raise SystemExit(f"--{name}: give at least one")
+            raise SystemExit(f"--{name}: give at least one value")
     for text in config.sizes:
         if len(size_of(text)) != 4 or min(size_of(text)) < 1 or size_of(text)[0] < 2:
             raise SystemExit(f"--sizes {text}: give T, B, I and H as in {SIZES[0]}, T at least 2")
@@ -131,7 +131,9 @@ def installed(against: tuple[str, ...]) -> dict[str, str]:
     for name in against:
         package = PACKAGES.get(name, name)
         if importlib.util.find_spec(package) is None:
-            print(f"{name} is left out: {package} is not installed; it is in the extra `peers`")
+            print(
+                f'{name} is not measured: {package} is not installed; pip install -e ".[peers]" installs it'
+            )
         else:
             versions[name] = importlib.metadata.version(package)
     return versions
@@ -148,7 +150,10 @@ def measure(
     refused = {name: d for name, d in distances.items() if not d < AGREE[problem.lane]}
     if "ours" in refused:
         where = f"{problem.cell}, {'x'.join(map(str, problem.size))}, {problem.lane}, {work}"
-        raise SystemExit(f"ours: its gradient is {refused['ours']:.0e} from that of the scan ({where})")
+        raise SystemExit(
+            f"our gradient differs from that of the scan by {refused['ours']:.0e} ({where}); "
+            "this is an error in jax_bptt or in this benchmark, please report it"
+        )
     programs = {name: program for name, program in programs.items() if name not in refused}
     times = take_turns(programs, rounds, stop)
     first, again = times["ours"], times.pop("ours again")

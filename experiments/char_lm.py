@@ -55,35 +55,35 @@ class Config:
     text: Path | None = None
     """A UTF-8 text file; by default the topics of Python's help()."""
     cell: Literal["elman", "lstm", "gru", "leaky", "mgu", "indrnn"] = "elman"
-    """What remembers."""
+    """Cell of the network."""
     layers: int = 1
-    """Layers of it, each reading the h of the one before."""
+    """Number of layers; each reads the h of the layer before it."""
     dropout: float = 0.0
-    """Share of each layer's outputs set to zero in training."""
+    """Share of each layer's outputs that is set to zero in training."""
     hidden: int = 384
     """Hidden units H of each layer."""
     window: int = 64
-    """Characters the gradient sees: length T of a chunk."""
+    """Length T of a chunk in characters; the gradient does not go beyond it."""
     rows: int = 32
-    """Rows B read side by side."""
+    """Rows B that are read side by side."""
     epochs: int = 12
     """Passes over the training text."""
     learning_rate: float = 3e-3
-    """Adam's, falling to a tenth by a cosine."""
+    """Learning rate of Adam at the beginning; it falls to a tenth along a cosine."""
     clip: float = 0.5
-    """Largest global gradient norm."""
+    """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     seed: int = 0
-    """Of the initial parameters and of the samples."""
+    """Seed of the initial parameters, of dropout and of the samples."""
     every: int = 200
-    """Steps between validations, each with a checkpoint."""
+    """Steps between two validations; a checkpoint is written with each."""
     processes: int = 1
     """Processes on this machine that share the rows."""
     out: Path = Path("results/char_lm")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, layers=1, hidden=1, window=1, rows=1, epochs=1, every=1, processes=1)
     check_seed(config)
     if not 0 <= config.dropout < 1:

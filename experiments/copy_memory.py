@@ -41,7 +41,7 @@ from experiments.support.options import check_counts, check_positive
 from experiments.support.tasks import run_task
 from jax_bptt.cell.step_cell import AnyCell
 
-SYMBOLS, KEPT = 8, 10  # of how many, and how many
+SYMBOLS, KEPT = 8, 10  # how many different symbols there are, and how many of them are kept
 BLANK, GO = 8, 9
 
 
@@ -54,25 +54,25 @@ class Config:
     hidden: int = 128
     """Hidden units H."""
     updates: int = 2000
-    """Updates of each network, fewer where it is at a quarter of the baseline before."""
+    """Most updates of each network; one whose error is a quarter of the baseline stops there."""
     rows: int = 32
     """Sequences of each update."""
     test_rows: int = 500
     """Sequences of the test data."""
     learning_rate: float = 5e-3
-    """Adam's."""
+    """Learning rate of Adam."""
     clip: float = 1.0
-    """Largest global gradient norm."""
+    """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     every: int = 100
     """Updates between two tests."""
     seeds: int = 3
-    """How many initial parameters and streams of data."""
+    """How many seeds; each gives other initial parameters and other data."""
     out: Path = Path("results/copy_memory")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, steps=1, hidden=1, updates=1, rows=1, test_rows=1, every=1, seeds=1)
     check_positive(config, "learning_rate", "clip")
 

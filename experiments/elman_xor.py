@@ -64,15 +64,15 @@ class Config:
     passes: int = 600
     """How often the 3,000 bits are read."""
     learning_rate: float = 0.03
-    """Of Adam."""
+    """Learning rate of Adam."""
     seeds: int = 5
-    """Networks of each kind; each seed has bits of its own."""
+    """How many seeds; each trains one network of each kind and has bits of its own."""
     out: Path = Path("results/elman_xor")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, passes=1, seeds=1)
     check_positive(config, "learning_rate")
 

@@ -83,15 +83,15 @@ class Config:
     sequences: int = 20_000
     """Sequences presented at most."""
     learning_rate: float = 0.01
-    """Of Adam."""
+    """Learning rate of Adam."""
     seeds: int = 5
-    """Networks of each kind; each seed has strings of its own."""
+    """How many seeds; each trains one network of each kind and has strings of its own."""
     out: Path = Path("results/embedded_reber")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, sequences=ROWS, seeds=1)
     check_positive(config, "learning_rate")
 

@@ -55,21 +55,21 @@ class Config:
     grid: int = 400
     """Points of the plane in each direction."""
     learning_rate: float = 0.3
-    """Of plain gradient descent."""
+    """Learning rate of gradient descent."""
     max_norm: float = 0.3
-    """Largest gradient norm where it is clipped."""
+    """Largest norm of the gradient, for the paths with clipping."""
     updates: int = 1500
-    """Of every path."""
+    """Updates of each path."""
     starts: int = 100
-    """Random points to begin from."""
+    """How many random points paths begin from."""
     seed: int = 0
-    """Of these."""
+    """Seed of the random points."""
     out: Path = Path("results/error_surface")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, grid=2, updates=2, starts=2)
     check_seed(config)
     check_positive(config, "learning_rate", "max_norm")
@@ -142,8 +142,8 @@ def rows(found: Found) -> list[Row]:
     share = {name: float((ends < FOUND).mean()) for name, ends in found.ends.items()}
     at_wall = float(found.paths["clipped"].norms.max())
     return [
-        Row("largest gradient of the plane / median", "a wall: above 1000", f"{ratio:.0f}", ratio > 1000),
-        Row("E at the end, plain", f"thrown away: above {LOST}", f"{plain:.3f}", plain > LOST),
+        Row("largest gradient of the plane / median", "above 1000", f"{ratio:.0f}", ratio > 1000),
+        Row("E at the end, plain", f"above {LOST}", f"{plain:.3f}", plain > LOST),
         Row(
             "E at the end, clipped",
             f"below {FOUND}",

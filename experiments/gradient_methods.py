@@ -77,17 +77,17 @@ class Config:
     repeats: int = 9
     """Rounds in which every program is timed."""
     million: bool = True
-    """Whether to take the training steps of a million steps."""
+    """Whether to measure training steps of a million time steps too."""
     peak: str | None = None
-    """Only this: one training step of --steps steps by this method, here, and what it took as JSON."""
+    """Only take one training step of --steps time steps by this method, and print its cost as JSON."""
     out: Path = Path("results/gradient_methods")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     if config.steps < 2:
-        raise refusal(config, "steps", "a number of at least 2; one has no gradient by W_h")
+        raise refusal(config, "steps", "a number of at least 2; one step has no gradient by W_h")
     check_counts(config, rows=1, inputs=1, hidden=1, outputs=1, repeats=1)
     if not config.cells:
         raise SystemExit("--cells: give at least one of lstm, gru, elman")

@@ -62,21 +62,21 @@ class Config:
     windows: tuple[int, ...] = WINDOWS
     """Windows h of the gradients that are compared, from 1 to 400."""
     chunks: tuple[int, ...] = (10, 50, 100, 200, 400)
-    """Lengths of the chunks that are trained with, divisors of 400."""
+    """Lengths of the chunks that θ is trained with; each divides 400."""
     steps: int = 40_000
-    """Steps of the stream that each training reads; rounded up to a multiple of 400."""
+    """Steps of the stream that each training reads, rounded up to a multiple of 400."""
     learning_rate: float = 2e-5
-    """Of each step; a chunk moves θ once, by the sum over its steps."""
+    """Learning rate of one step; a chunk makes one update, by the sum over its steps."""
     rate: float = 0.02
     """Probability of a cut before each step for ARTBP."""
     seed: int = 0
-    """Of the random cuts."""
+    """Seed of the random cuts."""
     out: Path = Path("results/influence_balancing")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     for h in config.windows:
         if not 1 <= h <= FAR:
             raise SystemExit(f"--windows {h}: give numbers from 1 to {FAR}")

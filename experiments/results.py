@@ -15,12 +15,12 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Where from, where to."""
+    """Which results are collected, and where the page goes."""
 
     results: Path = Path("results")
-    """Folder of the result folders."""
+    """Folder that holds the folders of results."""
     out: Path = Path("experiments/RESULTS.md")
-    """The page."""
+    """File of the page."""
 
 
 HEAD = """# Results

@@ -97,7 +97,7 @@ class Config:
     tflops: float = 200.0
     """R, the TFLOP/s of a GPU where products take longer than τ. Assumed."""
     out: Path = Path("results/scaling")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:

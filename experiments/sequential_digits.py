@@ -59,13 +59,13 @@ class Config:
     updates: int = 2000
     """Updates of each network."""
     seeds: int = 3
-    """Networks of each kind for 64 steps; for 784 there is one."""
+    """How many seeds for 64 steps; for 784 steps there is one."""
     out: Path = Path("results/sequential_digits")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, **dict.fromkeys(settings(config), 1))
 
 

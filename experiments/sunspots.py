@@ -62,21 +62,21 @@ class Config:
     """How long to train, and how fast."""
 
     updates: int = 400
-    """Updates, each of the whole series of the years learnt."""
+    """Updates; each reads the whole series of the years that are learnt."""
     learning_rate: float = 5e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     noise: float = 0.4
-    """Standard deviation of what is added to the inputs, in those of the series."""
+    """Standard deviation of the noise that is added to the inputs, in standard deviations of the series."""
     rows: int = 4
     """Copies of the series in a batch, each with its own noise."""
     seeds: int = 5
-    """Networks of each kind."""
+    """How many seeds; each trains one network of each kind."""
     out: Path = Path("results/sunspots")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, updates=1, rows=1, seeds=1)
     check_positive(config, "learning_rate")
     if not 0 <= config.noise < math.inf:

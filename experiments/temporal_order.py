@@ -56,25 +56,25 @@ class Config:
     hidden: int = 50
     """Hidden units H."""
     updates: int = 20_000
-    """Updates of each network, fewer where it succeeds before."""
+    """Most updates of each network; one that solves the task earlier stops there."""
     rows: int = 20
     """Sequences of each update."""
     test_rows: int = 2000
     """Sequences of the test data."""
     learning_rate: float = 0.1
-    """Of SGD, without momentum."""
+    """Learning rate of SGD, which has no momentum."""
     clip: float = 1.0
-    """Largest global gradient norm of the arm that clips."""
+    """Largest global norm of the gradient, for the network that is trained with clipping."""
     every: int = 500
     """Updates between two tests."""
     seeds: int = 5
-    """How many initial parameters and streams of data."""
+    """How many seeds; each gives other initial parameters and other data."""
     out: Path = Path("results/temporal_order")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, steps=10, hidden=1, updates=1, rows=1, test_rows=1, every=1, seeds=1)
     check_positive(config, "learning_rate", "clip")
 

@@ -52,23 +52,23 @@ class Config:
     hidden: int = 64
     """Hidden units H of every network."""
     steps: int = 50
-    """Steps T, and lags."""
+    """Steps T; as many lags are shown."""
     rows: int = 8
     """Rows B."""
     seed: int = 0
-    """Of parameters and noise."""
+    """Seed of the parameters and of the noise."""
     out: Path = Path("results/vanishing_exploding")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, hidden=2, steps=10, rows=1)
     check_seed(config)
 
 
 def cells(config: Config) -> dict[str, AnyCell]:
-    """The nine, by what they are called in the figure."""
+    """The nine networks by the names that they have in the figure."""
     sizes = INPUTS, config.hidden
     gains = {f"Elman, gain {g:g}": jb.elman(*sizes, recurrent=jb.orthogonal(g)) for g in (0.5, 1.0, 1.5, 2.0)}
     return {
@@ -113,7 +113,7 @@ def _look(
 
 
 def measure_all(config: Config, run: Run, stop: StopRequest) -> dict[str, dict[str, Any]]:
-    """All nine, those that are not there yet."""
+    """Measure the networks that metrics.jsonl does not have yet; return all nine."""
     run.keep_metrics(lambda m: True)
     found = {m["net"]: m for m in run.metrics()}
     bar = tqdm(cells(config).items(), unit="net")

@@ -41,7 +41,7 @@ class Config:
     """Where the results go."""
 
     out: Path = Path("results/worked_example")
-    """Result folder."""
+    """Folder of the results."""
 
 
 class Example(NamedTuple):

@@ -221,7 +221,9 @@ def test_a_finished_run_is_not_run_again(text, uninterrupted, capsys):
 
 
 def test_another_configuration_is_refused(text, uninterrupted):
-    with pytest.raises(SystemExit, match=r"holds a run with seed=0 \(now 1\); choose another --out"):
+    with pytest.raises(
+        SystemExit, match=r"holds a run with seed=0 \(now 1\); choose another folder with --out"
+    ):
         _in_this_process(text, uninterrupted[0], "--seed", "1")
 
 

@@ -86,8 +86,8 @@ class Checkpoints:
         if not steps:
             return state
         if not whole:
-            fix = "bring back a copy, or delete it to begin anew"
-            raise SystemExit(f"no checkpoint in {self.folder} is whole (steps {steps} are damaged); {fix}")
+            fix = "restore a copy of the folder, or delete it to train from the beginning"
+            raise SystemExit(f"every checkpoint in {self.folder} is damaged (steps {steps}); {fix}")
         self._put_aside([step for step in steps if step > whole[-1]], whole[-1])
         return self._orbax.restore(self.folder / str(whole[-1]), args=ocp.args.StandardRestore(state))
 
@@ -102,7 +102,9 @@ class Checkpoints:
             with writing(self.folder):
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
-            print(f"the checkpoint of step {step} is damaged, and put aside; on from step {start}")
+            print(
+                f"the checkpoint of step {step} is damaged and was renamed; the run goes on from step {start}"
+            )
         multihost_utils.sync_global_devices("they are put aside")
 
     def _find_room(self, state: jb.TrainState) -> None:

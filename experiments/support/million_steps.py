@@ -54,7 +54,9 @@ def take_the_million(run: Run, stop: StopRequest) -> list[dict[str, Any]]:
     for name, m in found.items():
         distance = abs(m["grad_norm"] / wanted - 1)
         if is_exact(name) and not distance < AGREE:
-            raise SystemExit(f"{name}: after a million steps the gradient is {distance:.0e} from full()'s")
+            raise SystemExit(
+                f"{name}: after a million steps its gradient differs from that of full() by {distance:.0e}"
+            )
     return list(found.values())
 
 
@@ -74,5 +76,5 @@ def _in_a_process(name: str, stop: StopRequest) -> dict[str, Any]:
             process.kill()
     if process.returncode:
         said = errors.decode(errors="replace").strip().splitlines()[-1:]
-        raise SystemExit(f"{name}: its process ended with {process.returncode} {' '.join(said)}")
+        raise SystemExit(f"{name}: its process ended with exit code {process.returncode} {' '.join(said)}")
     return json.loads(printed.splitlines()[-1])

@@ -29,7 +29,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "run the same command again when that is mended, or choose another --out"
+        fix = "run the same command again when the cause is removed, or choose another folder with --out"
         raise SystemExit(f"cannot write to {folder}: {error.strerror or error}; {fix}") from None
 
 
@@ -57,12 +57,14 @@ class Run:
             try:
                 before = dict(json.loads(path.read_text())["config"])
             except (ValueError, KeyError, TypeError):
-                fix = "choose another --out, or delete this file if the run had these options"
+                fix = "choose another folder with --out, or delete this file if the options were the same"
                 raise SystemExit(f"{path} is not the record of a run; {fix}") from None
             other = sorted(k for k in before.keys() | config if before.get(k) != config.get(k))
             if other:
                 was = ", ".join(f"{k}={before.get(k)} (now {config.get(k)})" for k in other)
-                raise SystemExit(f"{self.folder} holds a run with {was}; choose another --out or delete it")
+                raise SystemExit(
+                    f"{self.folder} holds a run with {was}; choose another folder with --out or delete it"
+                )
         about = {
             "config": config,
             "versions": {"python": platform.python_version()}
