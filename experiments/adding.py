@@ -1,4 +1,4 @@
-"""The adding problem: two numbers are to be kept over hundreds of steps, and added at the end.
+"""The adding problem: a network keeps two numbers over hundreds of steps and adds them at the end.
 
     python -m experiments.adding             about four minutes on two CPU cores
 
@@ -8,13 +8,14 @@ Shah & Bengio 2016. Every step gives a value and a mark; a mark stands at one st
     x_t = (v_t, m_t),   v_t uniform in [0, 1),   m_i = m_j = 1,  0 ≤ i < T/2 ≤ j < T
     d = v_i + v_j,      asked after the last step
 
-A network that remembers nothing says d = 1 and has an error of Var(d) = 2/12 = 1/6. What decides is the
-factor dS_t/dS_{t−1}: a gate in the LSTM and the GRU, diag(g′) W in the Elman network. All have the same
-size, optimizer and batches; a network stops at an error of 0.002, all others make every update.
+A network that remembers nothing says d = 1 and has an error of Var(d) = 2/12 = 1/6. The factor dS_t/dS_{t−1}
+decides whether a network can remember: it is a gate in the LSTM and the GRU, and diag(g′) W in the Elman
+network. All networks have the same size, optimizer and batches. A network whose error falls to 0.002 stops
+there; all others make every update.
 
 Expectation: at T = 100 GRU and LSTM are below 0.005 on test data from every seed, while the error of the
 tanh Elman network, whose W begins orthogonal, is never below 0.8/6; at T = 400 GRU and LSTM are below
-0.02. (It is a matter of time: with 3,000 updates one seed of the Elman network came to 0.12.)
+0.02. (More updates change this: with 3,000 of them, one seed of the Elman network reached 0.12.)
 """
 
 from __future__ import annotations

@@ -4,35 +4,36 @@
     python -m experiments.benchmark                                     value and gradient in float32
     python -m experiments.benchmark --lanes bf16 --works value_and_grad step       more, in the same folder
 
-Measured is one layer, a linear readout and the sum of squares: the value and gradient by all parameters,
-or a whole training step with Adam. The contenders and what each computes in bfloat16 are in
-`benchmark_peers`. All begin with the same weights, and no time counts before the gradient agrees with
-that of the scan in float32: ‖difference‖ / ‖gradient‖ of each array below 1e-4 in float32, 1e-2 in TF32
-and 0.1 in bfloat16. That has 8 bits, so what is computed in it throughout, but summed over time in
-float32, is off by up to 0.04; what is summed over time in it as well is off by more the longer T is
-(PyTorch's RNN and GRU: 0.01 at T = 128, half at 4096); a transposed W_h by about 1. A contender that
-does not agree is refused: named, and not timed; if it is ours, the run ends.
+The benchmark times one layer with a linear readout and the sum of squares: the value and gradient by all
+parameters, or a whole training step with Adam. `benchmark_peers` says which other programs it times, and
+what each computes in bfloat16. All begin with the same weights. A program is timed only if its gradient
+agrees with that of the scan in float32: ‖difference‖ / ‖gradient‖ of each array below 1e-4 in float32, 1e-2
+in TF32 and 0.1 in bfloat16. A bfloat16 number has 8 bits: a gradient computed in bfloat16 and summed over
+time in float32 is off by up to 0.04, and one that is summed in bfloat16 too is off by more the longer T is
+(PyTorch's RNN and GRU: 0.01 at T = 128, half at 4096). A transposed W_h would be off by about 1. The table
+marks a program that does not agree as "refused". If our own gradient does not agree, the run ends.
 
-The contenders take turns: in each round every one is called once untimed, then for at least 30 ms; the
-order moves on by one from round to round and is reversed in every other. Ours has two turns in a round.
-A ratio is theirs to ours (the mean of both turns) of the same round, and the median of the rounds is
-shown, so that a machine that is slower for a while is slower for both; the spread is half the distance
-between the quartiles of ours to itself. Milliseconds are medians of the rounds. Compile time is apart,
-temporaries are XLA's own account, and the speed is a part of the machine's best in products of square
-matrices, measured in the same run. Keep the cores idle meanwhile: where one is busy with something else,
-PyTorch's threads wait for each other, up to a thousand times as long as they compute.
+The programs take turns: in each round every program is called once untimed, then for at least 30 ms; the
+order moves on by one from round to round and is reversed in every other. Ours has two turns in a round. A
+ratio is theirs to ours (the mean of both turns) of the same round, and the median of the rounds is shown, so
+that a machine that is slower for a while is slower for both; the spread is half the distance between the
+quartiles of ours to itself. Milliseconds are medians of the rounds. Compile time is shown apart, XLA itself
+reports the temporaries, and the speed is given as a share of the best speed of square matrix products,
+measured in the same run. Run nothing else on the cores meanwhile: if one core is busy, PyTorch's threads
+wait for each other, up to a thousand times as long as they compute.
 
-Expectation, of value and gradient. Float32: beyond the spread never slower than scan, hoisted, flax and
-equinox; on (geometric) average at least 1.5 times as fast as scan and 1.2 times as torch, and against
-torch nowhere below 0.9. bfloat16: at H >= 256 at least 2.5 times as fast as scan in float32, and not
-slower than torch. Temporaries: at most half of scan's where those are 4 MiB or more.
+Expectation for value and gradient, written for machine A of experiments/SPEED.md, which meets only part of
+it; on another machine other programs may be faster. Float32: beyond the spread never slower than scan, hoisted, flax and equinox; on (geometric)
+average at least 1.5 times as fast as scan and 1.2 times as torch, and against torch nowhere below 0.9.
+bfloat16: at H >= 256 at least 2.5 times as fast as scan in float32, and not slower than torch. Temporaries:
+at most half of scan's where those are 4 MiB or more.
 
-On a GPU the lanes are strict float32, TF32 and bfloat16, and cuDNN is met through torch and
-jax.experimental.rnn. `--dry-run` does all that at a tiny size without one: each program in JAX is lowered
-for CUDA and runs here (jax.experimental.rnn by its reference, as it asks cuDNN for its memory); the
-times of that mean nothing.
+On a GPU the lanes are strict float32, TF32 and bfloat16, and torch and jax.experimental.rnn use cuDNN.
+`--dry-run` does the same at a tiny size without a GPU: each program in JAX is lowered for CUDA and runs here
+(jax.experimental.rnn by its reference, since it asks cuDNN for its memory). The times of a dry run mean
+nothing.
 
-Interrupted, the same command measures what is missing.
+After an interruption, the same command measures what is missing.
 """
 
 from __future__ import annotations

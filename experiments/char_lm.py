@@ -5,15 +5,15 @@
     python -m experiments.char_lm --cell lstm --layers 2  another cell, more layers, a longer run
     python -m experiments.char_lm --processes 2           rows shared by two; see support/processes.py
 
-The text is cut into rows that are read side by side, `window` characters a step; the carry goes on
-from chunk to chunk, the gradient does not. The last tenth is kept for validation. Beside the network
-stand the k-grams, k = 0..3, counted on the training text (the network passes over the few characters
-at the end of each row that do not fill a window) and scored on the same validation characters.
+The text is cut into rows that are read side by side, `window` characters a step; the carry goes on from
+chunk to chunk, the gradient does not. The last tenth is kept for validation. The script compares the network
+with k-grams, k = 0..3, counted on the training text (the network passes over the few characters at the end
+of each row that do not fill a window) and scored on the same validation characters.
 
 Expectation: below the bigram (k = 1) in validation nats per character.
 
-Killed or interrupted, the same command goes on from the last whole checkpoint and ends with the same
-parameters, bit for bit. A chunk of which no finite update can be made is skipped and counted.
+After a kill or an interruption, the same command goes on from the last undamaged checkpoint and ends with the
+same parameters, bit for bit. A chunk whose loss or gradient is not finite is skipped and counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Influence balancing: where truncated backpropagation has the wrong sign, and what has the right one.
+"""Influence balancing: which gradient methods have the wrong sign here, and which have the right one.
 
     python -m experiments.influence_balancing             under two minutes on two CPU cores
 
@@ -10,7 +10,7 @@ The problem is that of Tallec & Ollivier 2017. One number θ drives a linear sys
 
 θ lifts s[1] at first, since the near units push upwards, and lowers it in the end, since more push
 downwards: ds[1]/dθ is +20 after 20 steps and −6 in the end, so θ* = −1/6. A gradient that sees too few
-steps believes in the opposite of what happens. Shown are
+steps has the wrong sign. The figure shows
 
 * the truncated gradient by its window, against the full one, at θ = 0: sliding (every loss sees the whole
   window) and chunked (a loss sees its own chunk up to itself, half of a window on average);
@@ -19,10 +19,10 @@ steps believes in the opposite of what happens. Shown are
   no step at all.
 
 Expectation: wrong sign for sliding windows below 41 and chunks below 110 steps. Training with chunks of
-10, 50 and 100 steps goes away from θ*; chunks of 200 and 400, ARTBP with cuts 50 steps apart, and RTRL
+10, 50 and 100 steps moves away from θ*; chunks of 200 and 400, ARTBP with cuts 50 steps apart, and RTRL
 end within 1 % of it.
 
-Each gradient and each curve is kept in metrics.jsonl; interrupted, the same command does the others.
+Each gradient and each curve is kept in metrics.jsonl. After an interruption, the same command does the rest.
 """
 
 from __future__ import annotations

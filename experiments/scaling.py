@@ -21,7 +21,7 @@ and the bytes of a step are what the formula says.
 
 **What depends on the backend.** The gradient of a plain scan adds to dE/dW in every step of a loop. Compiled
 for CPUs, it runs an all-reduce in every step. Compiled for GPUs it does not: XLA moves the all-reduce out of
-the loop, and the program sends as many bytes as ours. For two H100s (JAX 0.11.2, the sizes below; compiled
+the loop, and the program sends about as many bytes as ours. For two H100s (JAX 0.11.2, the sizes below; compiled
 without a GPU, so nothing was timed) the collectives in loops + outside are 0 + 1 (ours), 0 + 2 (fully
 sharded), 0 + 1 (plain scan) and 256 + 1 (hidden units).
 
@@ -74,7 +74,7 @@ from experiments.support.options import check_counts, check_positive, refusal, s
 from experiments.support.runs import Run
 
 SIMULATED = (1, 2, 4, 8)
-CALCULATED = ("ours", "fully sharded", "hidden units")  # their collectives are the same on every backend
+CALCULATED = ("ours", "fully sharded", "hidden units")  # what they send is the same on CPUs and on GPUs
 GPUS = (8, 256, 4096)
 
 

@@ -1,13 +1,13 @@
-"""Why gradients vanish and explode, and why gated cells came next: the article's last paragraph, seen.
+"""Why gradients vanish and explode, and why gated cells help: the article's last paragraph in one figure.
 
     python -m experiments.vanishing_exploding             about a minute on two CPU cores
 
-Nine networks before any training read the same noise and are asked for noise at every step, so that there
-is a loss everywhere. Shown are
+Nine networks, not yet trained, read the same noise, and their targets are noise at every step, so that every
+step has a loss. The figure shows
 
 * `jb.credit`: for every loss step t and source step k the size of the term of the article's sum
-  dE_t/dY_t dY_t/dS_t (Π dS_i/dS_{i−1}) dS_k/dW_s, against the mean of the terms t = k. Below the diagonal
-  one sees the product of derivatives at work: blue where it vanishes, red where it explodes;
+  dE_t/dY_t dY_t/dS_t (Π dS_i/dS_{i−1}) dS_k/dW_s, against the mean of the terms t = k. Below the diagonal,
+  blue terms have become smaller by the product of derivatives, and red ones larger;
 * `jb.gradient_flow`: the same by lag, ‖λ‖ after l steps against its beginning, with rate and verdict;
 * `jb.lyapunov_spectrum`: how each direction of the state grows in the long run, in nats a step.
 
@@ -16,7 +16,7 @@ Expectation: Elman with σ_max(W_s) = 0.5 vanishes at a rate of at most 0.5 a st
 1988); a linear net with orthogonal W_s has exponents of zero and a profile of one; GRU and LSTM with biases
 for a memory of T steps (chrono) keep over all steps 100 times as much of λ as the Elman net with gain 1.
 
-Each network is kept in metrics.jsonl; interrupted, the same command does the others.
+Each network is kept in metrics.jsonl. After an interruption, the same command does the rest.
 """
 
 from __future__ import annotations
