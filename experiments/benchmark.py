@@ -23,10 +23,10 @@ measured in the same run. Run nothing else on the cores meanwhile: if one core i
 wait for each other, up to a thousand times as long as they compute.
 
 Expectation for value and gradient, written for machine A of experiments/SPEED.md, which meets only part of
-it; on another machine other programs may be faster. Float32: beyond the spread never slower than scan, hoisted, flax and equinox; on (geometric)
-average at least 1.5 times as fast as scan and 1.2 times as torch, and against torch nowhere below 0.9.
-bfloat16: at H >= 256 at least 2.5 times as fast as scan in float32, and not slower than torch. Temporaries:
-at most half of scan's where those are 4 MiB or more.
+it; on another machine other programs may be faster. Float32: beyond the spread never slower than scan,
+hoisted, flax and equinox; on (geometric) average at least 1.5 times as fast as scan and 1.2 times as torch,
+and against torch nowhere below 0.9. bfloat16: at H >= 256 at least 2.5 times as fast as scan in float32, and
+not slower than torch. Temporaries: at most half of scan's where those are 4 MiB or more.
 
 On a GPU the lanes are strict float32, TF32 and bfloat16, and torch and jax.experimental.rnn use cuDNN.
 `--dry-run` does the same at a tiny size without a GPU: each program in JAX is lowered for CUDA and runs here

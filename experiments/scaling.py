@@ -21,8 +21,8 @@ and the bytes of a step are what the formula says.
 
 **What depends on the backend.** The gradient of a plain scan adds to dE/dW in every step of a loop. Compiled
 for CPUs, it runs an all-reduce in every step. Compiled for GPUs it does not: XLA moves the all-reduce out of
-the loop, and the program sends about as many bytes as ours. For two H100s (JAX 0.11.2, the sizes below; compiled
-without a GPU, so nothing was timed) the collectives in loops + outside are 0 + 1 (ours), 0 + 2 (fully
+the loop, and the program sends about as many bytes as ours. For two H100s (JAX 0.11.2, the sizes below;
+compiled without a GPU, nothing was timed) the collectives in loops + outside are 0 + 1 (ours), 0 + 2 (fully
 sharded), 0 + 1 (plain scan) and 256 + 1 (hidden units).
 
 **What a step would take on N GPUs** is calculated, not measured. Devices are assumed not to compute while
