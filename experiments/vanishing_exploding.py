@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import tyro
 from jax import Array
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from tqdm import tqdm
 
 import jax_bptt as jb
@@ -156,37 +156,52 @@ def rows(found: dict[str, dict[str, Any]]) -> list[Row]:
 
 
 def draw(found: dict[str, dict[str, Any]]) -> Figure:
-    """Nine maps of terms, the profiles by lag and the spectra."""
-    figure = Figure(figsize=(15, 9.2), layout="constrained")
-    maps, lines = figure.subfigures(1, 2, squeeze=False, width_ratios=(3, 1.75))[0]
-    grid = maps.subplots(3, 3, sharex=True, sharey=True)
+    """Nine maps of terms, and below them the profiles by lag and the spectra; a phone can show its width."""
+    figure = Figure(figsize=(4.9, 11), layout="constrained")
+    maps, lines = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    _draw_maps(maps, found)
+    _draw_lines(lines, found)
+    return figure
+
+
+def _draw_maps(figure: SubFigure, found: dict[str, dict[str, Any]]) -> None:
+    """The size of every term by loss step and source step, one map for each network."""
+    grid = figure.subplots(3, 3, sharex=True, sharey=True)
     for axes, (name, of) in zip(grid.flat, found.items(), strict=True):
         terms = np.array(of["terms"])
         terms[np.triu_indices_from(terms, 1)] = np.nan
         terms[:, 0] = np.nan  # W_s reads a state of zero there
         size = np.log10(np.maximum(terms / np.nanmean(np.diag(terms)), 1e-9))
         image = axes.imshow(size, cmap="RdBu_r", vmin=-4, vmax=4, interpolation="nearest")
-        axes.set_title(f"{name}\n{of['verdict']}, {of['rate']:.2f} a step", fontsize=11)
-    maps.supxlabel("source step k, where the weights were used")
-    maps.supylabel("loss step t")
-    maps.colorbar(image, ax=grid, label="log₁₀ of the term's norm, against terms with t = k", shrink=0.6)
-    maps.suptitle("Every term of dE/dW_s = Σ_t Σ_k: which steps the gradient comes from", fontsize=13)
+        axes.set_facecolor("0.8")  # seen where there is no term
+        axes.set_title(f"{name}\n{of['verdict']}, × {of['rate']:.2f}", fontsize=9)
+    grid[-1, 1].set_xlabel("step k where $W_s$ was used", fontsize=10)
+    figure.supylabel("step t of the loss", fontsize=10)
+    label = "log₁₀ of the term's size; 0 is the size at t = k; grey: no term"
+    bar = figure.colorbar(image, ax=grid, location="bottom", aspect=40)
+    bar.set_label(label, fontsize=9)
+    title = (
+        "Which steps does the gradient $dE/dW_s$ come from?\n(×: factor by which it changes in one step back)"
+    )
+    figure.suptitle(title, fontsize=11)
 
-    by_lag, spectra = lines.subplots(2, 1)
+
+def _draw_lines(figure: SubFigure, found: dict[str, dict[str, Any]]) -> None:
+    """The gradient by lag, and the Lyapunov exponents, with one legend for both."""
+    by_lag, spectra = figure.subplots(2, 1)
     for number, (name, of) in enumerate(found.items()):
         style = {"color": f"C{number}", "label": name, "lw": 1.8}
         by_lag.plot(np.maximum(of["profile"], 1e-30), **style)
         exponents = np.sort(of["exponents"])[::-1]
         spectra.plot((np.arange(len(exponents)) + 0.5) / len(exponents), exponents, **style)
-    by_lag.set(yscale="log", ylim=(1e-12, 1e8), xlabel="lag l = t − k", ylabel="‖λ‖ after l steps / at once")
+    by_lag.set(yscale="log", ylim=(1e-12, 1e8), xlabel="lag l = t − k", ylabel="‖λ‖, 1 at lag 0")
     by_lag.axhline(1, color="0.5", lw=1, ls=":")
-    by_lag.set_title("the gradient by lag")
+    by_lag.set_title("Size of the gradient after l steps back", fontsize=11)
     spectra.axhline(0, color="0.5", lw=1, ls=":")
     spectra.set(ylim=(-3, 0.8), xlim=(0, 1), xlabel="direction of the state, the fastest first")
-    spectra.set(ylabel="Lyapunov exponent, nats a step")
-    spectra.set_title("in the long run: below 0 it vanishes, above it explodes")
-    spectra.legend(fontsize=9, loc="lower left")
-    return figure
+    spectra.set(ylabel="exponent, nats a step")
+    spectra.set_title("Lyapunov exponents (below 0: vanishing)", fontsize=11)
+    figure.legend(*by_lag.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)
 
 
 def main(config: Config) -> None:
@@ -195,7 +210,7 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = measure_all(config, run, stop)
-    run.save_figure("vanishing_exploding.png", draw(found), dpi=110)
+    run.save_figure("vanishing_exploding.png", draw(found), dpi=190)
     conclude(run, "vanishing_exploding", config, rows(found), 1, sum(of["seconds"] for of in found.values()))
 
 
