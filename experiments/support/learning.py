@@ -1,4 +1,4 @@
-"""Networks that learn a task, one after the other and from several seeds, each resumed where it was stopped.
+"""Networks that learn a task, one after the other and from several seeds, each continued where it stopped.
 
 A task gives its batches and its scores as functions in JAX, so that many updates are one dispatch:
 

@@ -24,7 +24,7 @@ OF_A_MILLION = jb.checkpointed(slots=16), jb.checkpointed(), jb.truncated(1000),
 
 
 def step_of(gradient: jb.GradientMethod, steps: int) -> dict[str, Any]:
-    """One training step of an LSTM in this process: seconds, and the most memory that was resident."""
+    """One training step of an LSTM in this process: its seconds and its peak memory."""
     net, optimizer = jb.network([jb.lstm(1, 64)], jb.readout(64, 1)), optax.adam(1e-3)
     train_step = jb.make_train_step(net, jb.squared_error, optimizer, gradient=gradient)
     state = jb.init_train_state(jax.random.key(0), net, optimizer, (1,))
@@ -38,13 +38,13 @@ def step_of(gradient: jb.GradientMethod, steps: int) -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process had resident."""
+    """The largest number of bytes that this process had in memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def take_the_million(run: Run, stop: StopRequest) -> list[dict[str, Any]]:
-    """A training step by each method, each in a process of its own; those found are not done again."""
+    """A training step by each method, each in a process of its own. Methods in `found` are not run again."""
     found = {m["million"]: m for m in run.metrics() if "million" in m}
     for name in tqdm([repr(m) for m in OF_A_MILLION], desc="a million steps ", unit="process"):
         if name not in found:
