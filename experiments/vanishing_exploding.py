@@ -158,7 +158,7 @@ def rows(found: dict[str, dict[str, Any]]) -> list[Row]:
 def draw(found: dict[str, dict[str, Any]]) -> Figure:
     """Nine maps of terms, and below them the profiles by lag and the spectra; a phone can show its width."""
     figure = Figure(figsize=(4.9, 11), layout="constrained")
-    maps, lines = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    maps, lines = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1))[:, 0]
     _draw_maps(maps, found)
     _draw_lines(lines, found)
     return figure

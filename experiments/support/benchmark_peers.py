@@ -13,8 +13,8 @@ dE/db_h = dE/db for r and z, which Flax and Equinox have one bias for.
 
 In the lane bf16 the parameters of all but torch are float32. The scans and Equinox cast the parameters in
 every step (so that dE/dW is summed in float32), and the inputs too; they compute all but the error in
-bfloat16. Flax has dtype=bfloat16. The module of torch is itself in bfloat16: on the CPU that was measured, its
-LSTM is as fast as under autocast with float32 parameters, and its other cells are up to a tenth faster.
+bfloat16. Flax has dtype=bfloat16. The module of torch is itself in bfloat16: on the CPU that was measured,
+its LSTM is as fast as under autocast with float32 parameters, and its other cells are up to a tenth faster.
 """
 
 from __future__ import annotations
