@@ -318,7 +318,10 @@ def test_learning_goes_on_after_bad_batches_and_stops_where_all_are(tmp_path, ca
         assert 0 < lines[0]["skipped"] <= lines[-1]["skipped"] < 40
         assert np.isfinite([[m["loss"], m["grad_norm"]] for m in lines]).all()
         findings.conclude(run, "one", char_lm.Config(out=tmp_path), [], 1, 1.0)
-        assert f"\n{lines[-1]['skipped']} updates were skipped: loss" in "\n" + capsys.readouterr().out
+        assert (
+            f"\n{lines[-1]['skipped']} updates were skipped, because their loss"
+            in "\n" + capsys.readouterr().out
+        )
         with pytest.raises(SystemExit, match=r"one, step 10: .* each of 10 updates is not finite"):
             learning.learn(runs.Run(tmp_path / "bad", {}), stop, _learner(1.0))
         (tmp_path / "metrics.jsonl").write_text("")
