@@ -25,8 +25,8 @@ class Config:
 
 HEAD = """# Results
 
-Written by `python -m experiments.results` from what the scripts left behind. Each line is one command,
-which ends with these figures; time is that of training, in seconds, on the machine named with it.
+`python -m experiments.results` writes this page from the results of the scripts; each script prints its rows
+at its end. "s" is the time of training in seconds, on the machine that the second table names.
 """
 
 

@@ -83,15 +83,15 @@ class Config:
     """The network, and what is assumed of a GPU."""
 
     steps: int = 128
-    """T."""
+    """Steps T of a sequence."""
     rows: int = 16
-    """B of each device."""
+    """Rows B of each device."""
     inputs: int = 64
-    """I."""
+    """Inputs I of a step."""
     hidden: int = 512
-    """H, a multiple of 8."""
+    """Hidden units H, a multiple of 8."""
     outputs: int = 64
-    """O."""
+    """Outputs O of the readout."""
     step_us: float = 10.0
     """τ, the least time that a GPU takes for one step forward and back, in microseconds. Assumed."""
     tflops: float = 200.0

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """One figure.
+    """One measured number beside the known one.
 
     Attributes:
       what: what was measured, of which network.
-      known: the published or closed-form figure and where it is from, or the expectation.
+      known: the published or closed-form number and where it is from, or the expectation.
       ours: what came out.
       met: whether it is as expected.
     """
