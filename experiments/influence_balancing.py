@@ -272,10 +272,11 @@ def judge(
     ends = {n: math.inf if n in lost else float(distance(thetas)[-1]) for n, thetas in curves.items()}
     wrong = {f"chunks of {h}" for h in range(1, first["chunked"])}
     trained = all(end > 1 if name in wrong else end < 0.01 for name, end in ends.items())
-    shown = ", ".join(f"{name} {'lost' if name in lost else f'{end:.0e}'}" for name, end in ends.items())
-    signs = f"right sign from h = {first['sliding']} sliding, {first['chunked']} chunked (NumPy: {gap:.0e})"
+    shown = ", ".join(f"{name} {'diverged' if name in lost else f'{end:.0e}'}" for name, end in ends.items())
+    sliding, chunked = first["sliding"], first["chunked"]
+    signs = f"the sign is right from h = {sliding} on (sliding windows), from {chunked} on (chunks)"
     met = gap < 1e-9 and first == {"sliding": 41, "chunked": 110} and trained
-    return f"{signs}; distance from θ*, 1 at first: {shown}", met
+    return f"{signs}; difference to NumPy {gap:.0e}; distance from θ*, 1 at the start: {shown}", met
 
 
 def draw(gradients: list[dict[str, Any]], curves: dict[str, list[float]]) -> Figure:
