@@ -1,4 +1,4 @@
-"""The adding problem: two numbers are to be kept over hundreds of steps, and added at the end.
+"""The adding problem: a network keeps two numbers over hundreds of steps and adds them at the end.
 
     python -m experiments.adding             about four minutes on two CPU cores
 
@@ -8,13 +8,14 @@ Shah & Bengio 2016. Every step gives a value and a mark; a mark stands at one st
     x_t = (v_t, m_t),   v_t uniform in [0, 1),   m_i = m_j = 1,  0 ≤ i < T/2 ≤ j < T
     d = v_i + v_j,      asked after the last step
 
-A network that remembers nothing says d = 1 and has an error of Var(d) = 2/12 = 1/6. What decides is the
-factor dS_t/dS_{t−1}: a gate in the LSTM and the GRU, diag(g′) W in the Elman network. All have the same
-size, optimizer and batches; a network stops at an error of 0.002, all others make every update.
+A network that remembers nothing says d = 1 and has an error of Var(d) = 2/12 = 1/6. The factor dS_t/dS_{t−1}
+decides whether a network can remember: it is a gate in the LSTM and the GRU, and diag(g′) W in the Elman
+network. All networks have the same size, optimizer and batches. A network whose error falls to 0.002 stops
+there; all others make every update.
 
 Expectation: at T = 100 GRU and LSTM are below 0.005 on test data from every seed, while the error of the
 tanh Elman network, whose W begins orthogonal, is never below 0.8/6; at T = 400 GRU and LSTM are below
-0.02. (It is a matter of time: with 3,000 updates one seed of the Elman network came to 0.12.)
+0.02. (More updates change this: with 3,000 of them, one seed of the Elman network reached 0.12.)
 """
 
 from __future__ import annotations
@@ -50,29 +51,29 @@ class Config:
     short: int = 100
     """Steps T at which all networks are compared."""
     long: int = 400
-    """Steps T at which the gated ones are trained."""
+    """Steps T at which the gated networks are trained as well."""
     hidden: int = 64
     """Hidden units H."""
     updates: int = 1600
-    """Updates of each network, fewer where it succeeds before."""
+    """Most updates of each network; one that solves the task earlier stops there."""
     rows: int = 32
     """Sequences of each update."""
     test_rows: int = 1000
     """Sequences of the test data."""
     learning_rate: float = 3e-3
-    """Adam's."""
+    """Learning rate of Adam."""
     clip: float = 1.0
-    """Largest global gradient norm."""
+    """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     every: int = 100
     """Updates between two tests."""
     seeds: int = 3
-    """How many initial parameters and streams of data."""
+    """How many seeds; each gives other initial parameters and other data."""
     out: Path = Path("results/adding")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, short=4, long=4, hidden=1, updates=1, rows=1, test_rows=1, every=1, seeds=1)
     check_positive(config, "learning_rate", "clip")
     if config.short == config.long:

@@ -4,35 +4,36 @@
     python -m experiments.benchmark                                     value and gradient in float32
     python -m experiments.benchmark --lanes bf16 --works value_and_grad step       more, in the same folder
 
-Measured is one layer, a linear readout and the sum of squares: the value and gradient by all parameters,
-or a whole training step with Adam. The contenders and what each computes in bfloat16 are in
-`benchmark_peers`. All begin with the same weights, and no time counts before the gradient agrees with
-that of the scan in float32: ‖difference‖ / ‖gradient‖ of each array below 1e-4 in float32, 1e-2 in TF32
-and 0.1 in bfloat16. That has 8 bits, so what is computed in it throughout, but summed over time in
-float32, is off by up to 0.04; what is summed over time in it as well is off by more the longer T is
-(PyTorch's RNN and GRU: 0.01 at T = 128, half at 4096); a transposed W_h by about 1. A contender that
-does not agree is refused: named, and not timed; if it is ours, the run ends.
+The benchmark times one layer with a linear readout and the sum of squares: the value and gradient by all
+parameters, or a whole training step with Adam. `benchmark_peers` says which other programs it times, and
+what each computes in bfloat16. All begin with the same weights. A program is timed only if its gradient
+agrees with that of the scan in float32: ‖difference‖ / ‖gradient‖ of each array below 1e-4 in float32, 1e-2
+in TF32 and 0.1 in bfloat16. A bfloat16 number has 8 bits: a gradient computed in bfloat16 and summed over
+time in float32 is off by up to 0.04, and one that is summed in bfloat16 too is off by more the longer T is
+(PyTorch's RNN and GRU: 0.01 at T = 128, half at 4096). A transposed W_h would be off by about 1. The table
+marks a program that does not agree as "refused". If our own gradient does not agree, the run ends.
 
-The contenders take turns: in each round every one is called once untimed, then for at least 30 ms; the
-order moves on by one from round to round and is reversed in every other. Ours has two turns in a round.
-A ratio is theirs to ours (the mean of both turns) of the same round, and the median of the rounds is
-shown, so that a machine that is slower for a while is slower for both; the spread is half the distance
-between the quartiles of ours to itself. Milliseconds are medians of the rounds. Compile time is apart,
-temporaries are XLA's own account, and the speed is a part of the machine's best in products of square
-matrices, measured in the same run. Keep the cores idle meanwhile: where one is busy with something else,
-PyTorch's threads wait for each other, up to a thousand times as long as they compute.
+The programs take turns: in each round every program is called once untimed, then for at least 30 ms; the
+order moves on by one from round to round and is reversed in every other. Ours has two turns in a round. A
+ratio is theirs to ours (the mean of both turns) of the same round, and the median of the rounds is shown, so
+that a machine that is slower for a while is slower for both; the spread is half the distance between the
+quartiles of ours to itself. Milliseconds are medians of the rounds. Compile time is shown apart, XLA itself
+reports the temporaries, and the speed is given as a share of the best speed of square matrix products,
+measured in the same run. Run nothing else on the cores meanwhile: if one core is busy, PyTorch's threads
+wait for each other, up to a thousand times as long as they compute.
 
-Expectation, of value and gradient. Float32: beyond the spread never slower than scan, hoisted, flax and
-equinox; on (geometric) average at least 1.5 times as fast as scan and 1.2 times as torch, and against
-torch nowhere below 0.9. bfloat16: at H >= 256 at least 2.5 times as fast as scan in float32, and not
-slower than torch. Temporaries: at most half of scan's where those are 4 MiB or more.
+Expectation for value and gradient, written for machine A of experiments/SPEED.md, which meets only part of
+it; on another machine other programs may be faster. Float32: beyond the spread never slower than scan,
+hoisted, flax and equinox; on (geometric) average at least 1.5 times as fast as scan and 1.2 times as torch,
+and against torch nowhere below 0.9. bfloat16: at H >= 256 at least 2.5 times as fast as scan in float32, and
+not slower than torch. Temporaries: at most half of scan's where those are 4 MiB or more.
 
-On a GPU the lanes are strict float32, TF32 and bfloat16, and cuDNN is met through torch and
-jax.experimental.rnn. `--dry-run` does all that at a tiny size without one: each program in JAX is lowered
-for CUDA and runs here (jax.experimental.rnn by its reference, as it asks cuDNN for its memory); the
-times of that mean nothing.
+On a GPU the lanes are strict float32, TF32 and bfloat16, and torch and jax.experimental.rnn use cuDNN.
+`--dry-run` does the same at a tiny size without a GPU: each program in JAX is lowered for CUDA and runs here
+(jax.experimental.rnn by its reference, since it asks cuDNN for its memory). The times of a dry run mean
+nothing.
 
-Interrupted, the same command measures what is missing.
+After an interruption, the same command measures what is missing.
 """
 
 from __future__ import annotations
@@ -83,11 +84,11 @@ class Config:
     """What to measure, and how often."""
 
     cells: tuple[Literal["elman", "lstm", "gru"], ...] = ("elman", "lstm", "gru")
-    """Cells."""
+    """Cells that are measured."""
     sizes: tuple[str, ...] = SIZES
-    """Sizes, each as TxBxIxH."""
+    """Sizes that are measured, each as TxBxIxH."""
     lanes: tuple[Literal["float32", "tf32", "bf16"], ...] = ()
-    """What products are computed in; none: float32, and on a GPU all."""
+    """Number formats of the products. By default float32; on a GPU all of them."""
     works: tuple[Literal["value_and_grad", "step"], ...] = ("value_and_grad",)
     """What is timed."""
     against: tuple[Literal["scan", "hoisted", "flax", "equinox", "torch", "cudnn"], ...] = (
@@ -98,20 +99,20 @@ class Config:
         "torch",
         "cudnn",
     )
-    """Contenders; cudnn is for a GPU."""
+    """Programs that ours is compared with; cudnn needs a GPU."""
     rounds: int = 4
-    """Rounds in which every contender has its turn."""
+    """Rounds; in each of them every program is timed."""
     dry_run: bool = False
-    """Only this: what a GPU would do, here at a tiny size."""
+    """Only lower for CUDA what would be timed on a GPU, and run it here at a tiny size."""
     out: Path = Path("results/benchmark")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     for name in ("cells", "sizes", "works", "against"):
         if not getattr(config, name):
-            raise SystemExit(f"--{name}: give at least one")
+            raise SystemExit(f"--{name}: give at least one value")
     for text in config.sizes:
         if len(size_of(text)) != 4 or min(size_of(text)) < 1 or size_of(text)[0] < 2:
             raise SystemExit(f"--sizes {text}: give T, B, I and H as in {SIZES[0]}, T at least 2")
@@ -131,7 +132,9 @@ def installed(against: tuple[str, ...]) -> dict[str, str]:
     for name in against:
         package = PACKAGES.get(name, name)
         if importlib.util.find_spec(package) is None:
-            print(f"{name} is left out: {package} is not installed; it is in the extra `peers`")
+            print(
+                f'{name} is not measured: {package} is not installed; pip install -e ".[peers]" installs it'
+            )
         else:
             versions[name] = importlib.metadata.version(package)
     return versions
@@ -148,7 +151,10 @@ def measure(
     refused = {name: d for name, d in distances.items() if not d < AGREE[problem.lane]}
     if "ours" in refused:
         where = f"{problem.cell}, {'x'.join(map(str, problem.size))}, {problem.lane}, {work}"
-        raise SystemExit(f"ours: its gradient is {refused['ours']:.0e} from that of the scan ({where})")
+        raise SystemExit(
+            f"our gradient differs from that of the scan by {refused['ours']:.0e} ({where}); "
+            "this is an error in jax_bptt or in this benchmark, please report it"
+        )
     programs = {name: program for name, program in programs.items() if name not in refused}
     times = take_turns(programs, rounds, stop)
     first, again = times["ours"], times.pop("ours again")

@@ -5,15 +5,15 @@
     python -m experiments.char_lm --cell lstm --layers 2  another cell, more layers, a longer run
     python -m experiments.char_lm --processes 2           rows shared by two; see support/processes.py
 
-The text is cut into rows that are read side by side, `window` characters a step; the carry goes on
-from chunk to chunk, the gradient does not. The last tenth is kept for validation. Beside the network
-stand the k-grams, k = 0..3, counted on the training text (the network passes over the few characters
-at the end of each row that do not fill a window) and scored on the same validation characters.
+The text is cut into rows that are read side by side, `window` characters a step; the carry goes on from
+chunk to chunk, the gradient does not. The last tenth is kept for validation. The script compares the network
+with k-grams, k = 0..3, counted on the training text (the network passes over the few characters at the end
+of each row that do not fill a window) and scored on the same validation characters.
 
 Expectation: below the bigram (k = 1) in validation nats per character.
 
-Killed or interrupted, the same command goes on from the last whole checkpoint and ends with the same
-parameters, bit for bit. A chunk of which no finite update can be made is skipped and counted.
+After a kill or an interruption, the same command goes on from the last undamaged checkpoint and ends with the
+same parameters, bit for bit. A chunk whose loss or gradient is not finite is skipped and counted.
 """
 
 from __future__ import annotations
@@ -55,35 +55,35 @@ class Config:
     text: Path | None = None
     """A UTF-8 text file; by default the topics of Python's help()."""
     cell: Literal["elman", "lstm", "gru", "leaky", "mgu", "indrnn"] = "elman"
-    """What remembers."""
+    """Cell of the network."""
     layers: int = 1
-    """Layers of it, each reading the h of the one before."""
+    """Number of layers; each reads the h of the layer before it."""
     dropout: float = 0.0
-    """Share of each layer's outputs set to zero in training."""
+    """Share of each layer's outputs that is set to zero in training."""
     hidden: int = 384
     """Hidden units H of each layer."""
     window: int = 64
-    """Characters the gradient sees: length T of a chunk."""
+    """Length T of a chunk in characters; the gradient does not go beyond it."""
     rows: int = 32
-    """Rows B read side by side."""
+    """Rows B that are read side by side."""
     epochs: int = 12
     """Passes over the training text."""
     learning_rate: float = 3e-3
-    """Adam's, falling to a tenth by a cosine."""
+    """Learning rate of Adam at the beginning; it falls to a tenth along a cosine."""
     clip: float = 0.5
-    """Largest global gradient norm."""
+    """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     seed: int = 0
-    """Of the initial parameters and of the samples."""
+    """Seed of the initial parameters, of dropout and of the samples."""
     every: int = 200
-    """Steps between validations, each with a checkpoint."""
+    """Steps between two validations; a checkpoint is written with each."""
     processes: int = 1
     """Processes on this machine that share the rows."""
     out: Path = Path("results/char_lm")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, layers=1, hidden=1, window=1, rows=1, epochs=1, every=1, processes=1)
     check_seed(config)
     if not 0 <= config.dropout < 1:

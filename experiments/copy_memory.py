@@ -1,22 +1,22 @@
-"""Copying memory: ten symbols are to be repeated a hundred steps after they were seen.
+"""Copying memory: a network repeats ten symbols a hundred steps after it read them.
 
     python -m experiments.copy_memory             about four minutes on two CPU cores
 
-The problem is that of Hochreiter & Schmidhuber 1997 in the form of Arjovsky, Shah & Bengio 2016. Ten symbols
-of eight are read, then T − 1 blanks, a go-mark and ten blanks; the answer is blank but for the last ten
-steps, which repeat the symbols in order:
+The problem is that of Hochreiter & Schmidhuber 1997 in the form of Arjovsky, Shah & Bengio 2016. The network
+reads ten symbols, each one of eight, then T − 1 blanks, a go-mark and ten blanks. The right answer is blank,
+except in the last ten steps, which repeat the symbols in order:
 
     x = s_1 .. s_10  _ .. _  go  _ .. _          T + 20 steps, one-hot of 10
     d = _  ..  ..  ..  ..  _  s_1 .. s_10        one of 9; mean cross-entropy over all steps
 
-A network that remembers nothing knows when to answer, not what: it has 10 ln 8 / (T + 20) nats a step. What
-is to be kept are 30 bits, and no step before the go-mark says whether they still are. The GRU begins with
-update gates that keep for 1 to T + 20 steps (Tallec & Ollivier 2018); the tanh Elman network with an
-orthogonal W. Both have the same size, optimizer, batches and number of updates at most.
+A network that remembers nothing knows when to answer, but not what: its error is 10 ln 8 / (T + 20) nats a
+step. The symbols are 30 bits, and no loss before the go-mark depends on them. The GRU begins with update
+gates that remember for 1 to T + 20 steps (Tallec & Ollivier 2018), the tanh Elman network with an orthogonal
+W. Both have the same size, optimizer, batches and largest number of updates.
 
 Expectation: at T = 100 the GRU is below half of the baseline on test data from every seed; the Elman network
-stays within 5 % of it. (At twice the learning rate the GRU needs two thirds of the updates, and the Elman
-network gets lost above the baseline.)
+stays within 5 % of it. (At twice the learning rate the GRU needs two thirds of the updates, and the error
+of the Elman network rises above the baseline.)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from experiments.support.options import check_counts, check_positive
 from experiments.support.tasks import run_task
 from jax_bptt.cell.step_cell import AnyCell
 
-SYMBOLS, KEPT = 8, 10  # of how many, and how many
+SYMBOLS, KEPT = 8, 10  # how many different symbols there are, and how many of them are kept
 BLANK, GO = 8, 9
 
 
@@ -54,25 +54,25 @@ class Config:
     hidden: int = 128
     """Hidden units H."""
     updates: int = 2000
-    """Updates of each network, fewer where it is at a quarter of the baseline before."""
+    """Most updates of each network; one whose error is a quarter of the baseline stops there."""
     rows: int = 32
     """Sequences of each update."""
     test_rows: int = 500
     """Sequences of the test data."""
     learning_rate: float = 5e-3
-    """Adam's."""
+    """Learning rate of Adam."""
     clip: float = 1.0
-    """Largest global gradient norm."""
+    """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     every: int = 100
     """Updates between two tests."""
     seeds: int = 3
-    """How many initial parameters and streams of data."""
+    """How many seeds; each gives other initial parameters and other data."""
     out: Path = Path("results/copy_memory")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, steps=1, hidden=1, updates=1, rows=1, test_rows=1, every=1, seeds=1)
     check_positive(config, "learning_rate", "clip")
 

@@ -8,13 +8,14 @@ The stream of Elman 1990 is made of triples, two random bits and their exclusive
     x_t = x_{t−2} XOR x_{t−1}            at the third
 
 A network reads one bit a step and predicts the next, with squared error E = Σ_t (x_{t+1} − Y_t)². Two of
-three bits cannot be known; the best that can be said of them is ½, an error of ¼. The third can be known,
-an error of 0. Nobody tells the network of triples: where its error falls, there is structure.
+three bits are random; the best prediction of them is ½, with an error of ¼. The third bit follows from the
+two before it, so its error can be 0. The network is not told where triples begin: a low error at every third
+bit shows that it found them.
 
 As in the paper there are 3,000 bits to learn, 600 passes over them, sigmoid units, and the error is shown
 for twelve bits in a row, a mean over many twelves (here of 3,000 bits that were not learnt; the paper
-takes the root of it). Unlike it, an update is made by Adam, of 5 windows of 60 bits that begin with a
-triple and without memory. Shown are
+takes the root of it). Unlike there, Adam makes the updates, each from 5 windows of 60 bits that begin
+with a triple and without memory. The script trains
 
 * 6 hidden units with the full gradient;
 * 6 hidden units with the gradient of one step, `truncated(1)`: Elman's own, where the context is an input;
@@ -64,15 +65,15 @@ class Config:
     passes: int = 600
     """How often the 3,000 bits are read."""
     learning_rate: float = 0.03
-    """Of Adam."""
+    """Learning rate of Adam."""
     seeds: int = 5
-    """Networks of each kind; each seed has bits of its own."""
+    """How many seeds; each trains one network of each kind and has bits of its own."""
     out: Path = Path("results/elman_xor")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, passes=1, seeds=1)
     check_positive(config, "learning_rate")
 

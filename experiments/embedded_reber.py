@@ -1,30 +1,30 @@
-"""The embedded Reber grammar: one letter kept in memory through a string of another grammar.
+"""The embedded Reber grammar: a network keeps one letter in memory while it reads a string.
 
     python -m experiments.embedded_reber                  about two minutes on two CPU cores
 
-Experiment 1 of Hochreiter & Schmidhuber 1997. A string is B, then T or P, then a string of the Reber
+This is experiment 1 of Hochreiter & Schmidhuber 1997. A string is B, then T or P, then a string of the Reber
 grammar, then the same T or P again, and E; where the grammar allows two letters, a coin decides:
 
     B T  BPVVE  T E            B P  BTSSXXTVVE  P E            (of 9 letters and more)
 
-A network reads a letter a step, one of 7 as a unit vector, and is asked for the next. There are 256 strings
-to learn and 256 to test, all different. A prediction is right where the letters that the grammar allows
-are the most active outputs; a network has solved the task once every prediction in all 512 strings is
-right. The last but one asks for a memory of the whole string between: T or P?
+A network reads one letter a step, one of 7 as a unit vector, and predicts the next. There are 256 strings to
+learn and 256 to test, all different. A prediction is right where the letters that the grammar allows are the
+most active outputs; a network has solved the task once every prediction in all 512 strings is right. The
+last letter but one, T or P, needs a memory over the whole string between.
 
-Counted are the sequences presented until then. Published (table 1 there): LSTM 8,440 at best, means of the
-runs that succeed, and 9,500 to 39,740 with other sizes and learning rates; RTRL 25,000 and more, in some
-fraction of the runs; Elman nets never within 200,000.
+The script counts the sequences that a network reads until then. Published counts (table 1 there) are means of
+the runs that succeed: 8,440 for the best LSTM, 9,500 to 39,740 for other sizes and learning rates, 25,000 and
+more for RTRL, of which only some runs succeed. No Elman network succeeded within 200,000.
 
-The setting here is another: an LSTM with forget gates (not of 1997), 16 cells and softmax outputs with
+The setting here differs: an LSTM with forget gates (not of 1997), 16 cells and softmax outputs with
 cross-entropy (there 3 blocks of 2 cells or 4 of 1, logistic outputs, squared error), the full gradient
 (there cut at the gates), Adam on batches of 4 strings (there one string an update), strings padded to the
-longest and masked. So the numbers stand beside each other and do not say who is faster. With them, trained
-in the same way: an Elman network of 15 units, as in the table, with the full gradient, and with that of one
-step, `truncated(1)`, which was Elman's.
+longest and masked. So the published numbers and ours do not say which program learns faster. An
+Elman network of 15 units, as in the table, is trained in the same way: with the full gradient, and with that
+of one step, `truncated(1)`, which Elman used.
 
 Expectation: the LSTM solves it in all seeds within 20,000 sequences (8 cells take up to twice as many as 16).
-The Elman network with the gradient of one step solves it in none; with the full gradient it may.
+The Elman network with the gradient of one step solves it in none; with the full gradient it may solve it.
 """
 
 from __future__ import annotations
@@ -83,15 +83,15 @@ class Config:
     sequences: int = 20_000
     """Sequences presented at most."""
     learning_rate: float = 0.01
-    """Of Adam."""
+    """Learning rate of Adam."""
     seeds: int = 5
-    """Networks of each kind; each seed has strings of its own."""
+    """How many seeds; each trains one network of each kind and has strings of its own."""
     out: Path = Path("results/embedded_reber")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, sequences=ROWS, seeds=1)
     check_positive(config, "learning_rate")
 

@@ -2,21 +2,21 @@
 
     python -m experiments.error_surface             half a minute on two CPU cores
 
-The smallest network that shows it, after Pascanu, Mikolov & Bengio 2013 (figure 6): one sigmoid unit
-without inputs, asked for 0.7 after 50 steps,
+The smallest network that shows it, after Pascanu, Mikolov & Bengio 2013 (figure 6), is one sigmoid unit
+without inputs. Its state after 50 steps should be 0.7:
 
     h_t = σ(w h_{t−1} + b),   h_0 = σ(0.5),   E = (h_50 − 0.7)²
 
-Where the memory of h_0 tips from one resting state to the other, E is a wall: the product of 50
-derivatives that is next to nothing on both sides is enormous on it. Shown are E and ‖dE/d(w, b)‖ over the
-plane, and gradient descent from one point, with and without clipping the norm, all else the same; then from
-a hundred random points.
+Where a small change of (w, b) sends h from one resting state to another, E changes almost in a step: the
+product of 50 derivatives is close to 0 on both sides and very large between. The figure shows E and
+‖dE/d(w, b)‖ over the plane, and gradient descent from one point, with and without clipping of the norm. The
+script also begins at a hundred random points.
 
-Expectation: the largest gradient of the plane is 1000 times its median; from the point shown the plain path
-is thrown far away by the wall and ends on the plateau, E > 0.05, the clipped one goes on along its foot to
-E < 0.001; of the random points at least 95 % end below 0.001 with clipping, and fewer without.
+Expectation: the largest gradient of the plane is 1000 times its median; from the point shown, the path
+without clipping makes one very long step at the cliff and ends where E > 0.05, and the path with clipping
+ends where E < 0.001; at least 95 % of the random points end below 0.001 with clipping, and fewer without.
 
-Nothing is kept of an interrupted run: it is run again in the time that it takes.
+An interrupted run begins again from the start.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ class Config:
     grid: int = 400
     """Points of the plane in each direction."""
     learning_rate: float = 0.3
-    """Of plain gradient descent."""
+    """Learning rate of gradient descent."""
     max_norm: float = 0.3
-    """Largest gradient norm where it is clipped."""
+    """Largest norm of the gradient, for the paths with clipping."""
     updates: int = 1500
-    """Of every path."""
+    """Updates of each path."""
     starts: int = 100
-    """Random points to begin from."""
+    """How many random points paths begin from."""
     seed: int = 0
-    """Of these."""
+    """Seed of the random points."""
     out: Path = Path("results/error_surface")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, grid=2, updates=2, starts=2)
     check_seed(config)
     check_positive(config, "learning_rate", "max_norm")
@@ -142,8 +142,8 @@ def rows(found: Found) -> list[Row]:
     share = {name: float((ends < FOUND).mean()) for name, ends in found.ends.items()}
     at_wall = float(found.paths["clipped"].norms.max())
     return [
-        Row("largest gradient of the plane / median", "a wall: above 1000", f"{ratio:.0f}", ratio > 1000),
-        Row("E at the end, plain", f"thrown away: above {LOST}", f"{plain:.3f}", plain > LOST),
+        Row("largest gradient of the plane / median", "above 1000", f"{ratio:.0f}", ratio > 1000),
+        Row("E at the end, plain", f"above {LOST}", f"{plain:.3f}", plain > LOST),
         Row(
             "E at the end, clipped",
             f"below {FOUND}",

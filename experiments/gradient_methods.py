@@ -2,26 +2,26 @@
 
     python -m experiments.gradient_methods             under three minutes on two CPU cores
 
-Measured is the value and gradient of one layer, a readout and the squared error, in float32, by
+The script measures the value and gradient of one layer, a readout and the squared error, in float32, by
 `jb.value_and_grad(net, loss)(..., gradient=m)`. The baseline is what one writes without this library:
-`jax.value_and_grad` of the plain scan. Shown are
+`jax.value_and_grad` of the plain scan. The script shows
 
 * for every method the time and XLA's temporaries, as ratios to the baseline. All programs are compiled
   first, then called in turn: A B C A B C. A ratio is the median over the rounds, each method against
   the baseline of its own round; the baseline is timed twice a round, and its ratio to itself is the
   noise. `parallel` and `rtrl` are for small networks and have a small size of their own;
 * how often `checkpointed` runs a step forward: the binomial schedule against its closed form;
-* one training step of a million steps, each method in a process of its own: seconds and peak memory.
+* one training step over a million time steps, each method in a process of its own: seconds and peak memory.
 
-No time counts before the gradients agree with the baseline's: ‖difference‖ / ‖gradient‖ of each array is
-below 1e-4 for every exact method, or the run ends there. For the truncated ones it is what they miss.
+A method is timed only if its gradient agrees with the baseline's: the run ends if ‖difference‖ / ‖gradient‖
+of an array is not below 1e-4 for an exact method. For a truncated method the table shows this difference.
 
-Expectation, for the LSTM at the default size: full() needs at most 1/3 of the baseline's temporaries and
-checkpointed(slots=16) at most 1/15, neither is slower than the baseline, the million steps of
-checkpointed(slots=16) stay below 2 GiB; and the schedules are as long as the closed form says.
+Expectation, for the LSTM at the default size on 2 CPU cores: full() needs at most 1/3 of the baseline's
+temporaries and checkpointed(slots=16) at most 1/15, neither is slower than the baseline, the million steps
+of checkpointed(slots=16) stay below 2 GiB; and the schedules are as long as the closed form says.
 
-The steps of a million are kept in metrics.jsonl; interrupted, the same command does the others, and
-measures the rest anew.
+The training steps over a million time steps are kept in metrics.jsonl. After an interruption, the same
+command does those that are missing, and measures the rest again.
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ class Config:
     repeats: int = 9
     """Rounds in which every program is timed."""
     million: bool = True
-    """Whether to take the training steps of a million steps."""
+    """Whether to measure training steps of a million time steps too."""
     peak: str | None = None
-    """Only this: one training step of --steps steps by this method, here, and what it took as JSON."""
+    """Only take one training step of --steps time steps by this method, and print its cost as JSON."""
     out: Path = Path("results/gradient_methods")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     if config.steps < 2:
-        raise refusal(config, "steps", "a number of at least 2; one has no gradient by W_h")
+        raise refusal(config, "steps", "a number of at least 2; one step has no gradient by W_h")
     check_counts(config, rows=1, inputs=1, hidden=1, outputs=1, repeats=1)
     if not config.cells:
         raise SystemExit("--cells: give at least one of lstm, gru, elman")

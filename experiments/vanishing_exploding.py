@@ -1,13 +1,13 @@
-"""Why gradients vanish and explode, and why gated cells came next: the article's last paragraph, seen.
+"""Why gradients vanish and explode, and why gated cells help: the article's last paragraph in one figure.
 
     python -m experiments.vanishing_exploding             about a minute on two CPU cores
 
-Nine networks before any training read the same noise and are asked for noise at every step, so that there
-is a loss everywhere. Shown are
+Nine networks, not yet trained, read the same noise, and their targets are noise at every step, so that every
+step has a loss. The figure shows
 
 * `jb.credit`: for every loss step t and source step k the size of the term of the article's sum
-  dE_t/dY_t dY_t/dS_t (Π dS_i/dS_{i−1}) dS_k/dW_s, against the mean of the terms t = k. Below the diagonal
-  one sees the product of derivatives at work: blue where it vanishes, red where it explodes;
+  dE_t/dY_t dY_t/dS_t (Π dS_i/dS_{i−1}) dS_k/dW_s, against the mean of the terms t = k. Below the diagonal,
+  blue terms have become smaller by the product of derivatives, and red ones larger;
 * `jb.gradient_flow`: the same by lag, ‖λ‖ after l steps against its beginning, with rate and verdict;
 * `jb.lyapunov_spectrum`: how each direction of the state grows in the long run, in nats a step.
 
@@ -16,7 +16,7 @@ Expectation: Elman with σ_max(W_s) = 0.5 vanishes at a rate of at most 0.5 a st
 1988); a linear net with orthogonal W_s has exponents of zero and a profile of one; GRU and LSTM with biases
 for a memory of T steps (chrono) keep over all steps 100 times as much of λ as the Elman net with gain 1.
 
-Each network is kept in metrics.jsonl; interrupted, the same command does the others.
+Each network is kept in metrics.jsonl. After an interruption, the same command does the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import tyro
 from jax import Array
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from tqdm import tqdm
 
 import jax_bptt as jb
@@ -52,23 +52,23 @@ class Config:
     hidden: int = 64
     """Hidden units H of every network."""
     steps: int = 50
-    """Steps T, and lags."""
+    """Steps T; as many lags are shown."""
     rows: int = 8
     """Rows B."""
     seed: int = 0
-    """Of parameters and noise."""
+    """Seed of the parameters and of the noise."""
     out: Path = Path("results/vanishing_exploding")
-    """Result folder."""
+    """Folder of the results."""
 
 
 def check(config: Config) -> None:
-    """SystemExit where an option cannot be meant."""
+    """SystemExit if an option has a value that the script cannot use."""
     check_counts(config, hidden=2, steps=10, rows=1)
     check_seed(config)
 
 
 def cells(config: Config) -> dict[str, AnyCell]:
-    """The nine, by what they are called in the figure."""
+    """The nine networks by the names that they have in the figure."""
     sizes = INPUTS, config.hidden
     gains = {f"Elman, gain {g:g}": jb.elman(*sizes, recurrent=jb.orthogonal(g)) for g in (0.5, 1.0, 1.5, 2.0)}
     return {
@@ -113,7 +113,7 @@ def _look(
 
 
 def measure_all(config: Config, run: Run, stop: StopRequest) -> dict[str, dict[str, Any]]:
-    """All nine, those that are not there yet."""
+    """Measure the networks that metrics.jsonl does not have yet; return all nine."""
     run.keep_metrics(lambda m: True)
     found = {m["net"]: m for m in run.metrics()}
     bar = tqdm(cells(config).items(), unit="net")
@@ -156,37 +156,52 @@ def rows(found: dict[str, dict[str, Any]]) -> list[Row]:
 
 
 def draw(found: dict[str, dict[str, Any]]) -> Figure:
-    """Nine maps of terms, the profiles by lag and the spectra."""
-    figure = Figure(figsize=(15, 9.2), layout="constrained")
-    maps, lines = figure.subfigures(1, 2, squeeze=False, width_ratios=(3, 1.75))[0]
-    grid = maps.subplots(3, 3, sharex=True, sharey=True)
+    """Nine maps of terms, and below them the profiles by lag and the spectra; a phone can show its width."""
+    figure = Figure(figsize=(4.9, 11), layout="constrained")
+    maps, lines = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1))[:, 0]
+    _draw_maps(maps, found)
+    _draw_lines(lines, found)
+    return figure
+
+
+def _draw_maps(figure: SubFigure, found: dict[str, dict[str, Any]]) -> None:
+    """The size of every term by loss step and source step, one map for each network."""
+    grid = figure.subplots(3, 3, sharex=True, sharey=True)
     for axes, (name, of) in zip(grid.flat, found.items(), strict=True):
         terms = np.array(of["terms"])
         terms[np.triu_indices_from(terms, 1)] = np.nan
         terms[:, 0] = np.nan  # W_s reads a state of zero there
         size = np.log10(np.maximum(terms / np.nanmean(np.diag(terms)), 1e-9))
         image = axes.imshow(size, cmap="RdBu_r", vmin=-4, vmax=4, interpolation="nearest")
-        axes.set_title(f"{name}\n{of['verdict']}, {of['rate']:.2f} a step", fontsize=11)
-    maps.supxlabel("source step k, where the weights were used")
-    maps.supylabel("loss step t")
-    maps.colorbar(image, ax=grid, label="log₁₀ of the term's norm, against terms with t = k", shrink=0.6)
-    maps.suptitle("Every term of dE/dW_s = Σ_t Σ_k: which steps the gradient comes from", fontsize=13)
+        axes.set_facecolor("0.8")  # seen where there is no term
+        axes.set_title(f"{name}\n{of['verdict']}, × {of['rate']:.2f}", fontsize=9)
+    grid[-1, 1].set_xlabel("step k where $W_s$ was used", fontsize=10)
+    figure.supylabel("step t of the loss", fontsize=10)
+    label = "log₁₀ of the term's size; 0 is the size at t = k; grey: no term"
+    bar = figure.colorbar(image, ax=grid, location="bottom", aspect=40)
+    bar.set_label(label, fontsize=9)
+    title = (
+        "Which steps does the gradient $dE/dW_s$ come from?\n(×: factor by which it changes in one step back)"
+    )
+    figure.suptitle(title, fontsize=11)
 
-    by_lag, spectra = lines.subplots(2, 1)
+
+def _draw_lines(figure: SubFigure, found: dict[str, dict[str, Any]]) -> None:
+    """The gradient by lag, and the Lyapunov exponents, with one legend for both."""
+    by_lag, spectra = figure.subplots(2, 1)
     for number, (name, of) in enumerate(found.items()):
         style = {"color": f"C{number}", "label": name, "lw": 1.8}
         by_lag.plot(np.maximum(of["profile"], 1e-30), **style)
         exponents = np.sort(of["exponents"])[::-1]
         spectra.plot((np.arange(len(exponents)) + 0.5) / len(exponents), exponents, **style)
-    by_lag.set(yscale="log", ylim=(1e-12, 1e8), xlabel="lag l = t − k", ylabel="‖λ‖ after l steps / at once")
+    by_lag.set(yscale="log", ylim=(1e-12, 1e8), xlabel="lag l = t − k", ylabel="‖λ‖, 1 at lag 0")
     by_lag.axhline(1, color="0.5", lw=1, ls=":")
-    by_lag.set_title("the gradient by lag")
+    by_lag.set_title("Size of the gradient after l steps back", fontsize=11)
     spectra.axhline(0, color="0.5", lw=1, ls=":")
     spectra.set(ylim=(-3, 0.8), xlim=(0, 1), xlabel="direction of the state, the fastest first")
-    spectra.set(ylabel="Lyapunov exponent, nats a step")
-    spectra.set_title("in the long run: below 0 it vanishes, above it explodes")
-    spectra.legend(fontsize=9, loc="lower left")
-    return figure
+    spectra.set(ylabel="exponent, nats a step")
+    spectra.set_title("Lyapunov exponents (below 0: vanishing)", fontsize=11)
+    figure.legend(*by_lag.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)
 
 
 def main(config: Config) -> None:
@@ -195,7 +210,7 @@ def main(config: Config) -> None:
     run = Run(config.out, settings(config))
     with StopRequest() as stop:
         found = measure_all(config, run, stop)
-    run.save_figure("vanishing_exploding.png", draw(found), dpi=110)
+    run.save_figure("vanishing_exploding.png", draw(found), dpi=190)
     conclude(run, "vanishing_exploding", config, rows(found), 1, sum(of["seconds"] for of in found.values()))
 
 

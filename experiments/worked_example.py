@@ -10,7 +10,9 @@
 
 and dE_3/dW_x with W_x in the place of W_s. The last factor is the immediate derivative: S_{i−1} is
 held fixed in it. Here g₁ = tanh and g₂ = sigmoid. The terms below are arithmetic in NumPy, without
-autodiff; beside their sums stand jax.grad of the recurrence and this library's value_and_grad.
+autodiff; beside their sums stand jax.grad of the recurrence and this library's value_and_grad. The script
+prints the scalar example once more with four digits, as a reader would compute it by hand; the picture
+shows the same numbers.
 
 Expectation: all agree to 1e-12.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax import Array
-from matplotlib.figure import Figure
 
 import jax_bptt as jb
 from experiments.support.runs import Run
+from experiments.support.worked_figure import Line, draw, number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Config:
     """Where the results go."""
 
     out: Path = Path("results/worked_example")
-    """Result folder."""
+    """Folder of the results."""
 
 
 class Example(NamedTuple):
@@ -61,7 +64,7 @@ class Worked(NamedTuple):
     dw_y: Any
 
 
-SCALARS = Example(*(np.array(v) for v in (0.9, 0.8, 1.2, 0.5, [0.6, -0.4, 0.7], 0.1)))
+SCALARS = Example(*(np.array(v) for v in (0.8, 0.9, 1.4, 0.5, [0.6, -0.4, 0.7], 0.2)))
 
 
 def matrices(inputs: int = 2, hidden: int = 3, outputs: int = 2) -> Example:
@@ -184,9 +187,7 @@ def by_library(e: Example) -> tuple[np.ndarray, ...]:
 def show(title: str, e: Example, w: Worked) -> float:
     """Print one example; returns the largest difference, as a ratio of norms."""
     print(f"\n{title}\n{'=' * len(title)}")
-    given = {"W_x": e.w_x, "W_s": e.w_s, "W_y": e.w_y, "S_0": e.s_0}
-    given |= {f"X_{t}": x_t for t, x_t in enumerate(e.x, start=1)} | {"d_3": e.d_3}
-    for name, value in {**given, **w.values}.items():
+    for name, value in numbers(e, w).items():
         print(f"{name:9s} = {_text(value, 12)}")
 
     from_jax, from_library = by_jax(e), by_library(e)
@@ -194,13 +195,9 @@ def show(title: str, e: Example, w: Worked) -> float:
     differences = []
     for (weight, terms), by_grad, by_hand in zip(rows, from_jax, from_library, strict=True):
         print(f"\ndE_3/d{weight}")
-        if weight == "W_y":
-            print(f"  two factors      {_text(w.dw_y)}{_product(w, 'dE_3/dY_3 dY_3/dW_y')}")
-        else:
-            for i in (3, 2, 1):
-                links = "".join(f" dS_{j}/dS_{j - 1}" for j in range(3, i, -1))
-                formula = f"dE_3/dY_3 dY_3/dS_3{links} dS_{i}/d{weight}"
-                print(f"  term i = {i}       {_text(terms[i - 1])}{_product(w, formula)}")
+        for i, term in enumerate(terms, start=1):
+            print(f"  {f'term i = {i}' if len(terms) > 1 else 'two factors':16s} {_text(term)}")
+        if len(terms) > 1:
             print(f"  sum of terms     {_text(sum(terms))}")
         print(f"  jax.grad         {_text(by_grad)}")
         print(f"  value_and_grad   {_text(by_hand)}")
@@ -209,12 +206,63 @@ def show(title: str, e: Example, w: Worked) -> float:
     return max(differences)
 
 
-def _product(w: Worked, formula: str) -> str:
-    """The formula, and where all its factors are numbers, the numbers."""
-    factors = [w.values.get(name) for name in formula.split()]
-    if any(f is None or np.ndim(f) for f in factors):
-        return ""
-    return f" = {formula} = " + " * ".join(f"{f:.4f}" for f in factors)
+def numbers(e: Example, w: Worked) -> dict[str, Any]:
+    """Every number of an example by its name: what is given, then what is computed."""
+    given = {"W_x": e.w_x, "W_s": e.w_s, "W_y": e.w_y, "S_0": e.s_0}
+    return given | {f"X_{t}": x_t for t, x_t in enumerate(e.x, start=1)} | {"d_3": e.d_3} | w.values
+
+
+FORMULAS = {
+    **{f"S_{t}": f"tanh(W_x · X_{t} + W_s · S_{t - 1})" for t in (1, 2, 3)},
+    "Y_3": "1 / (1 + exp(−W_y · S_3))",
+    "E_3": "(d_3 − Y_3)²",
+    "dE_3/dY_3": "−2 · (d_3 − Y_3)",
+    "dY_3/dS_3": "Y_3 · (1 − Y_3) · W_y",
+    "dY_3/dW_y": "Y_3 · (1 − Y_3) · S_3",
+    **{f"dS_{t}/dS_{t - 1}": f"(1 − S_{t}²) · W_s" for t in (3, 2)},
+    **{f"dS_{t}/dW_s": f"(1 − S_{t}²) · S_{t - 1}" for t in (3, 2, 1)},
+    **{f"dS_{t}/dW_x": f"(1 − S_{t}²) · X_{t}" for t in (3, 2, 1)},
+}
+
+
+def filled(formula: str, values: dict[str, Any]) -> str:
+    """A formula with a number in the place of each name."""
+
+    def text(name: re.Match[str]) -> str:
+        found = number(float(values[name[0]]))
+        return f"({found})" if found.startswith("−") else found
+
+    return re.sub(r"d\w_\d/d\w_\w|\b[A-Zd]_\w", text, formula)
+
+
+def terms_by_hand(e: Example, w: Worked) -> dict[str, list[Line]]:
+    """For each weight the terms as products of the printed factors, and their sum."""
+    values, lines = numbers(e, w), {}
+    for weight, terms in (("W_s", w.terms_w_s), ("W_x", w.terms_w_x)):
+        found = []
+        for i in (3, 2, 1):
+            links = "".join(f" · dS_{j}/dS_{j - 1}" for j in range(3, i, -1))
+            formula = f"dE_3/dY_3 · dY_3/dS_3{links} · dS_{i}/d{weight}"
+            found.append(Line(f"i = {i}", formula, filled(formula, values), float(terms[i - 1])))
+        total = " + ".join(number(line.value) for line in found).replace("+ −", "− ")
+        lines[weight] = [*found, Line("sum", "", total, float(sum(terms)))]
+    formula = "dE_3/dY_3 · dY_3/dW_y"
+    lines["W_y"] = [Line("", formula, filled(formula, values), float(w.dw_y))]
+    return lines
+
+
+def show_by_hand(e: Example, w: Worked) -> None:
+    """Print the numbers of the picture, with the arithmetic that makes them."""
+    values = numbers(e, w)
+    print("\nThe same by hand, four digits after the point; each line uses the numbers printed above it.")
+    for name in ("W_x", "W_s", "W_y", "S_0", "X_1", "X_2", "X_3", "d_3"):
+        print(f"{name} = {number(float(values[name]))}")
+    for name, formula in FORMULAS.items():
+        print(f"{name} = {formula} = {filled(formula, values)} = {number(float(values[name]))}")
+    for weight, lines in terms_by_hand(e, w).items():
+        for line in lines:
+            left = f"dE_3/d{weight}" + f", {line.name}" * bool(line.name)
+            print(f"{left}: {f'{line.formula} = ' * bool(line.formula)}{line.numbers} = {number(line.value)}")
 
 
 def _text(value: Any, indent: int = 19) -> str:
@@ -225,70 +273,6 @@ def _ratio(a: Any, b: Any) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def draw(e: Example, w: Worked) -> Figure:
-    """The unrolled network with the factors on the way back, and the terms they multiply to."""
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    net, bars = figure.subplots(1, 2, width_ratios=(3, 2))
-    back, ahead = (
-        {"arrowstyle": "-|>", "color": "C3", "lw": 1.6},
-        {"arrowstyle": "-|>", "color": "0.45", "lw": 1.2},
-    )
-
-    def node(x: float, y: float, name: str, value: float) -> None:
-        net.text(
-            x,
-            y,
-            f"${name}$\n{value:.3f}",
-            ha="center",
-            va="center",
-            zorder=3,
-            bbox={"boxstyle": "circle,pad=0.35", "fc": "white", "ec": "0.3"},
-        )
-
-    def edge(a: tuple[float, float], b: tuple[float, float], forward: str, backward: str = "") -> None:
-        step = np.subtract(b, a)
-        side = np.array([-step[1], step[0]]) / np.hypot(*step)
-        start, end = np.array(a) + 0.27 * step, np.array(b) - 0.27 * step
-        wide = 1.0 if step[1] == 0 else 1.45  # text is wider than high: keep it off an upright arrow
-        net.annotate("", end + 0.09 * side, start + 0.09 * side, arrowprops=ahead)
-        net.text(
-            *((start + end) / 2 + 0.2 * side), forward, ha="center", va="center", fontsize=9, color="0.35"
-        )
-        if backward:
-            net.annotate("", start - 0.09 * side, end - 0.09 * side, arrowprops=back)
-            middle = (start + end) / 2 - 0.31 * wide * side
-            net.text(*middle, backward, ha="center", va="center", fontsize=9, color="C3")
-
-    for t in range(4):
-        node(1.6 * t, 1.3, f"S_{t}", float(w.values[f"S_{t}"] if t else e.s_0))
-        if t:
-            node(1.6 * t, 0, f"X_{t}", float(e.x[t - 1]))
-            edge((1.6 * t, 0), (1.6 * t, 1.3), "$W_x$")
-            name = f"dS_{t}/dS_{t - 1}"
-            factor = f"${name}$\n{float(w.values[name]):.3f}" if name in w.values else ""
-            edge((1.6 * (t - 1), 1.3), (1.6 * t, 1.3), "$W_s$", factor)
-    node(4.8, 2.6, "Y_3", float(w.values["Y_3"]))
-    node(6.4, 2.6, "E_3", float(w.values["E_3"]))
-    edge((4.8, 1.3), (4.8, 2.6), "$W_y$", f"$dY_3/dS_3$\n{float(w.values['dY_3/dS_3']):.3f}")
-    edge((4.8, 2.6), (6.4, 2.6), "", f"$dE_3/dY_3$\n{float(w.values['dE_3/dY_3']):.3f}")
-    net.set(xlim=(-0.5, 6.9), ylim=(-0.5, 3.1), aspect="equal")
-    net.set_axis_off()
-    net.set_title("three steps unrolled: forward in grey, the chain rule back in red")
-
-    places = np.arange(4)
-    for shift, name, terms in ((-0.2, "$dE_3/dW_s$", w.terms_w_s), (0.2, "$dE_3/dW_x$", w.terms_w_x)):
-        values = [float(v) for v in (*terms[::-1], sum(terms))]
-        drawn = bars.bar(places + shift, values, 0.38, label=name)
-        bars.bar_label(drawn, fmt="%.4f", fontsize=8, padding=2)
-    bars.axhline(0, color="0.3", lw=0.8)
-    bars.axvline(2.5, color="0.8", lw=0.8)
-    bars.margins(y=0.12)
-    bars.set_xticks(places, ["i = 3\n(shortest product)", "i = 2", "i = 1\n(longest)", "sum =\njax.grad"])
-    bars.set_title("the terms of the summed chain rule")
-    bars.legend()
-    return figure
-
-
 def main(config: Config) -> None:
     """Work both examples, draw the first."""
     jax.config.update("jax_enable_x64", True)
@@ -296,6 +280,7 @@ def main(config: Config) -> None:
     scalars, vectors = SCALARS, matrices()
     worked = work_scalars(scalars), work_matrices(vectors)
     largest = max(show("Scalars", scalars, worked[0]), show("Matrices", vectors, worked[1]))
+    show_by_hand(scalars, worked[0])
     lines = [
         {
             "example": name,
@@ -308,7 +293,9 @@ def main(config: Config) -> None:
     ]
     run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     print()
-    run.save_figure("terms.png", draw(scalars, worked[0]), dpi=150)
+    values = {name: float(value) for name, value in numbers(scalars, worked[0]).items()}
+    figure = draw(values, terms_by_hand(scalars, worked[0]))
+    run.save_figure("worked_example.png", figure, dpi=200)
     met = "met" if largest < 1e-12 else "NOT MET"
     print(f"the terms sum to jax.grad, largest difference {largest:.1e} (expected below 1e-12: {met})")
 

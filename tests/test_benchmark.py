@@ -131,7 +131,10 @@ def test_a_wrong_gradient_is_refused(lane, monkeypatch):
 def test_a_wrong_gradient_of_ours_ends_the_run(tmp_path, monkeypatch):
     """Negative control: it sees 2 steps of 6."""
     monkeypatch.setattr(benchmark_programs, "our_dtype", lambda problem: {"gradient": jb.truncated(2)})
-    with pytest.raises(SystemExit, match=r"^ours: its gradient is .* \(elman, 6x2x3x8, float32, step\)$"):
+    with pytest.raises(
+        SystemExit,
+        match=r"^our gradient differs from that of the scan by .* \(elman, 6x2x3x8, float32, step\)",
+    ):
         benchmark.main(_config(tmp_path, works=("step",), against=("scan",)))
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
@@ -209,7 +212,10 @@ def test_steps_alone_are_not_judged():
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: name == "jax" or None)
     assert benchmark.installed(("scan", "flax")) == {"scan": jax.__version__}
-    assert capsys.readouterr().out == "flax is left out: flax is not installed; it is in the extra `peers`\n"
+    assert (
+        capsys.readouterr().out
+        == 'flax is not measured: flax is not installed; pip install -e ".[peers]" installs it\n'
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 import tyro
 
 from experiments import char_lm, worked_example
-from experiments.support import runs
+from experiments.support import runs, worked_figure
 from experiments.support.kgrams import kgram_nats
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +41,50 @@ def test_worked_example_says_what_it_shows(tmp_path, capsys):
     worked_example.main(worked_example.Config(out=tmp_path))
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.endswith("(expected below 1e-12: met)")
-    assert (tmp_path / "terms.png").stat().st_size > 10_000
+    assert (tmp_path / "worked_example.png").stat().st_size > 10_000
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def _by_hand(n):
+    """The example from what is given, each step rounded as a reader would write it down."""
+    n = dict(n)
+    for t in (1, 2, 3):
+        n[f"S_{t}"] = round(math.tanh(n["W_x"] * n[f"X_{t}"] + n["W_s"] * n[f"S_{t - 1}"]), 4)
+    y = n["Y_3"] = round(1 / (1 + math.exp(-n["W_y"] * n["S_3"])), 4)
+    n["E_3"] = round((n["d_3"] - y) ** 2, 4)
+    first = n["dE_3/dY_3"] = round(-2 * (n["d_3"] - y), 4)
+    second = n["dY_3/dS_3"] = round(y * (1 - y) * n["W_y"], 4)
+    n["dY_3/dW_y"] = round(y * (1 - y) * n["S_3"], 4)
+    n["dE_3/dW_y"] = round(first * n["dY_3/dW_y"], 4)
+    for weight, read in (("W_s", "S_{}"), ("W_x", "X_{}")):
+        back, terms = first * second, []
+        for t in (3, 2, 1):
+            slope = 1 - n[f"S_{t}"] ** 2
+            last = n[f"dS_{t}/d{weight}"] = round(slope * n[read.format(t - (weight == "W_s"))], 4)
+            terms.append(round(back * last, 4))
+            n[f"dE_3/d{weight}, i = {t}"] = terms[-1]
+            if t > 1:
+                n[f"dS_{t}/dS_{t - 1}"] = round(slope * n["W_s"], 4)
+                back *= n[f"dS_{t}/dS_{t - 1}"]
+        n[f"dE_3/d{weight}, sum"] = round(sum(terms), 4)
+    return n
+
+
+def test_a_reader_recomputes_every_number_of_the_picture(capsys):
+    example = worked_example.SCALARS
+    worked = worked_example.work_scalars(example)
+    worked_example.show_by_hand(example, worked)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " = " in line]
+    names = [line.split(": ")[0] if ": " in line else line.split(" = ")[0] for line in lines]
+    said = [line.split(" = ")[-1] for line in lines]
+    printed = {name: float(text.replace("−", "-")) for name, text in zip(names, said, strict=True)}
+    given = {name: printed[name] for name in ("W_x", "W_s", "W_y", "S_0", "X_1", "X_2", "X_3", "d_3")}
+    assert _by_hand(given) == printed
+
+    values = {name: float(value) for name, value in worked_example.numbers(example, worked).items()}
+    figure = worked_figure.draw(values, worked_example.terms_by_hand(example, worked))
+    shown = "\n".join(text.get_text() for text in figure.axes[0].texts)
+    assert [text for text in said if text not in shown] == []
 
 
 def test_a_missing_term_would_be_seen(capsys):
@@ -179,7 +221,9 @@ def test_a_finished_run_is_not_run_again(text, uninterrupted, capsys):
 
 
 def test_another_configuration_is_refused(text, uninterrupted):
-    with pytest.raises(SystemExit, match=r"holds a run with seed=0 \(now 1\); choose another --out"):
+    with pytest.raises(
+        SystemExit, match=r"holds a run with seed=0 \(now 1\); choose another folder with --out"
+    ):
         _in_this_process(text, uninterrupted[0], "--seed", "1")
 
 

@@ -66,7 +66,7 @@ def test_the_error_is_the_recursion():
 def test_the_wall_throws_one_path_away_and_not_the_other(tmp_path, capsys):
     error_surface.main(error_surface.Config(grid=60, starts=20, out=tmp_path))
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("error_surface: 4 of 4 figures hold")
+    assert last.startswith("error_surface: 4 of 4 results are as expected")
     assert (tmp_path / "error_surface.png").stat().st_size > 10_000
 
 
@@ -89,7 +89,7 @@ def test_results_become_a_page_and_a_verdict(tmp_path, capsys):
         config = vanishing_exploding.Config(steps=12, out=tmp_path)
         findings.conclude(run, name, config, [Row("a", "1", "2", True), Row("b", "3", "4", met)], 5, 12.4)
     said = capsys.readouterr().out.splitlines()
-    assert said[2] == "good: 2 of 2 figures hold in 12 s; as expected"
+    assert said[2] == "good: 2 of 2 results are as expected, after 12 s; expectation met"
     assert said[4] == "b: 4 (known: 3)  NOT MET"
     assert said[5].endswith("EXPECTATION NOT MET")
     results.main(results.Config(tmp_path, tmp_path / "page.md"))

@@ -51,7 +51,7 @@ def test_a_wrong_gradient_ends_it(tmp_path, monkeypatch):
     """Negative control: one that sees 5 steps of 40 and calls itself full()."""
     monkeypatch.setattr(compared, "METHODS", (jb.truncated(5)._replace(name="full()"),))
     with pytest.raises(
-        SystemExit, match=r"^full\(\): its gradient is .* from the baseline's \(elman, T = 40"
+        SystemExit, match=r"^full\(\): gradient differs from the baseline's by .* \(elman, T = 40"
     ):
         compared.main(_config(tmp_path))
     assert (tmp_path / "metrics.jsonl").read_text() == ""
@@ -95,7 +95,7 @@ def test_long_steps_have_their_own_process_and_are_not_taken_twice(tmp_path, mon
     assert million_steps.take_the_million(run, _stop(False)) == taken == run.metrics()
 
     run.write("metrics.jsonl", json.dumps(taken[0] | {"grad_norm": 1.0}) + "\n" + json.dumps(taken[1]) + "\n")
-    with pytest.raises(SystemExit, match=r"^checkpointed\(slots=16\): after a million steps the gradient"):
+    with pytest.raises(SystemExit, match=r"^checkpointed\(slots=16\): after a million steps its gradient"):
         million_steps.take_the_million(run, _stop(False))
 
 
@@ -106,7 +106,9 @@ def test_a_stop_ends_the_process_that_was_started():
 
 def test_the_error_of_a_process_is_reported(monkeypatch):
     monkeypatch.setattr(million_steps, "MILLION", 0)
-    with pytest.raises(SystemExit, match=r"^full\(\): its process ended with 1 --steps 0: give a number"):
+    with pytest.raises(
+        SystemExit, match=r"^full\(\): its process ended with exit code 1 --steps 0: give a number"
+    ):
         million_steps._in_a_process("full()", _stop(False))
 
 

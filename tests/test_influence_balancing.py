@@ -33,7 +33,7 @@ def test_it_ends_as_expected_and_does_nothing_twice(finished, capsys):
     before = (finished / "metrics.jsonl").read_text()
     balancing.main(_config(finished))
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("right sign from h = 41 sliding, 110 chunked")
+    assert last.startswith("the sign is right from h = 41 on (sliding windows), from 110 on (chunks)")
     assert last.endswith("; as expected")
     assert (finished / "metrics.jsonl").read_text() == before
     assert (finished / "influence_balancing.png").stat().st_size > 10_000
@@ -72,7 +72,7 @@ def test_the_last_line_says_which_curves_overflowed(tmp_path, capsys):
     """A learning rate at which everything overflows: no NaN is kept, and the last line says so."""
     balancing.main(_config(tmp_path, learning_rate=10.0, windows=(1,), chunks=(50,), steps=800))
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert "RTRL lost" in last
+    assert "RTRL diverged" in last
     assert last.endswith("EXPECTATION NOT MET")
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 

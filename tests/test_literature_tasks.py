@@ -49,7 +49,8 @@ def test_a_run_ends_with_its_rows_and_is_not_run_again(experiment, tmp_path, cap
     name = NAMES[experiment]
     assert first[0] == str(tmp_path / f"{name}.png")
     assert re.fullmatch(
-        rf"{name}: \d of \d figures hold in \d+ s; (as expected|EXPECTATION NOT MET)", first[-1]
+        rf"{name}: \d of \d results are as expected, after \d+ s; (expectation met|EXPECTATION NOT MET)",
+        first[-1],
     )
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     results = json.loads((tmp_path / "results.json").read_text())

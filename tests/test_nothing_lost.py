@@ -106,7 +106,7 @@ def test_whatever_file_is_damaged_the_checkpoint_before_is_restored(damage, save
         shutil.copytree(saved, folder)
         DAMAGE[damage](folder / file)
         chex.assert_trees_all_equal(_restored(folder), SECOND)
-        said = "the checkpoint of step 2 is damaged, and put aside; on from step 1\n"
+        said = "the checkpoint of step 2 is damaged and was renamed; the run goes on from step 1\n"
         assert capsys.readouterr() == (said, "")
 
 
@@ -140,7 +140,7 @@ def test_if_every_checkpoint_is_damaged_the_run_refuses_to_start_over(saved, tmp
     for step in "12":
         (folder / step / "manifest.ocdbt").write_bytes(b"")
     before = sorted(folder.rglob("*"))
-    with pytest.raises(SystemExit, match=r"no checkpoint in .*checkpoints is whole \(steps \[1, 2\] are"):
+    with pytest.raises(SystemExit, match=r"every checkpoint in .*checkpoints is damaged \(steps \[1, 2\]\)"):
         _restored(folder)
     assert sorted(folder.rglob("*")) == before
 
@@ -182,7 +182,9 @@ def test_a_damaged_line_is_left_out_wherever_it_is(line, tmp_path):
 def test_a_damaged_record_is_no_record(tmp_path):
     runs.Run(tmp_path, {"seed": 1})
     (tmp_path / "run.json").write_text('{"config": {"se')
-    with pytest.raises(SystemExit, match=r"run\.json is not the record of a run; choose another --out"):
+    with pytest.raises(
+        SystemExit, match=r"run\.json is not the record of a run; choose another folder with --out"
+    ):
         runs.Run(tmp_path, {"seed": 1})
 
 
@@ -316,10 +318,15 @@ def test_learning_goes_on_after_bad_batches_and_stops_where_all_are(tmp_path, ca
         assert 0 < lines[0]["skipped"] <= lines[-1]["skipped"] < 40
         assert np.isfinite([[m["loss"], m["grad_norm"]] for m in lines]).all()
         findings.conclude(run, "one", char_lm.Config(out=tmp_path), [], 1, 1.0)
-        assert f"\n{lines[-1]['skipped']} updates were skipped: loss" in "\n" + capsys.readouterr().out
+        assert (
+            f"\n{lines[-1]['skipped']} updates were skipped, because their loss"
+            in "\n" + capsys.readouterr().out
+        )
         with pytest.raises(SystemExit, match=r"one, step 10: .* each of 10 updates is not finite"):
             learning.learn(runs.Run(tmp_path / "bad", {}), stop, _learner(1.0))
         (tmp_path / "metrics.jsonl").write_text("")
-        with pytest.raises(SystemExit, match=r"metrics\.jsonl lacks step 40; delete .*checkpoints/one to"):
+        with pytest.raises(
+            SystemExit, match=r"metrics\.jsonl has no line of step 40; delete .*checkpoints/one to"
+        ):
             learning.learn(run, stop, _learner(0.3))
     assert not list((tmp_path / "bad" / "checkpoints" / "one").iterdir())

@@ -135,7 +135,7 @@ def test_one_of_two_killed_the_other_ends_and_the_run_goes_on_bit_for_bit(folder
     assert code == 1
     fix = "run the same command again to go on from the last checkpoint"
     # On the last line, maybe behind the progress bar of the process that was killed.
-    assert said.splitlines()[-1].endswith(f"process 1 of 2 ended with -9; {fix}")
+    assert said.splitlines()[-1].endswith(f"process 1 of 2 ended with exit code -9; {fix}")
     assert "Traceback" not in said
     assert not (out / "summary.json").exists()
 
@@ -205,5 +205,7 @@ def test_processes_that_differ_are_refused(monkeypatch):
 
     monkeypatch.setattr(processes.multihost_utils, "process_allgather", gathered)
     processes.agree("their options", {"seed": 0})
-    with pytest.raises(SystemExit, match="the processes differ in their options: start all with one command"):
+    with pytest.raises(
+        SystemExit, match="the processes differ in their options: start all of them with the same command"
+    ):
         processes.agree("their options", {"seed": 1})

@@ -1,5 +1,6 @@
 """The number of bytes that devices send agrees with the formulas."""
 
+import re
 import types
 
 import jax
@@ -21,9 +22,24 @@ def test_a_program_sends_what_its_formula_says(name):
     assert (inside, outside) == {
         "ours": (0, 1),
         "fully sharded": (0, outside),
-        "plain scan": (5, 1),
+        "plain scan": (5, 1),  # in its program for CPUs; in that for GPUs XLA moves the sum out of the loop
         "hidden units": (10, 1),
     }[name]
+
+
+def test_the_page_calculates_no_time_for_a_program_that_it_counts_on_cpus_only():
+    found = {name: {n: scaling.Counted([], None) for n in scaling.SIMULATED} for name in scaling.PROGRAMS}
+    counted, calculated = scaling.page(CONFIG, found).split("\nCalculated, not measured")
+    assert f"programs that JAX {jax.__version__} compiled for CPUs" in counted
+    assert "\n| plain scan |" in counted
+    assert "plain scan" not in calculated
+    assert re.findall(r"^\| (\w[\w ]*) \| \d", calculated, re.M) == list(scaling.CALCULATED)
+
+
+def test_what_does_not_communicate_keeps_its_speed():
+    assert scaling.seconds(CONFIG, [], 4096) == scaling.seconds(CONFIG, [], 1)
+    once, always = (scaling.efficiency(CONFIG, name, 4096) for name in ("ours", "hidden units"))
+    assert always < once < 1
 
 
 def test_a_collective_in_a_loop_within_a_loop_counts_as_often_as_it_runs():

@@ -8,13 +8,13 @@
     torch      torch.nn.RNN, LSTM or GRU
     cudnn      jax.experimental.rnn, an LSTM in float32 and TF32 on a GPU; elsewhere its plain reference
 
-Every gradient is brought to our layout: dE/db once, though PyTorch has two biases, and in a GRU
+Every gradient is converted to our layout: dE/db once, though PyTorch has two biases, and in a GRU
 dE/db_h = dE/db for r and z, which Flax and Equinox have one bias for.
 
-In the lane bf16 the parameters of all but torch are float32. The scans and Equinox cast them, a step at a
-time (so that dE/dW is summed in float32), and the inputs; all they compute is bfloat16, but for the
-error. Flax has dtype=bfloat16. The module of torch is bfloat16 itself: as quick as under autocast with
-float32 parameters in the LSTM, up to a tenth quicker in the others, on a CPU.
+In the lane bf16 the parameters of all but torch are float32. The scans and Equinox cast the parameters in
+every step (so that dE/dW is summed in float32), and the inputs too; they compute all but the error in
+bfloat16. Flax has dtype=bfloat16. The module of torch is itself in bfloat16: on the CPU that was measured,
+its LSTM is as fast as under autocast with float32 parameters, and its other cells are up to a tenth faster.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Problem(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """Of what is computed."""
+        """The float dtype of this lane."""
         return jnp.bfloat16 if self.lane == "bf16" else jnp.float32
 
     @property
     def zeros(self) -> Array:
-        """h_0, or c_0."""
+        """Zeros for h_0 or c_0."""
         _, rows, _, hidden = self.size
         return jnp.zeros((rows, hidden), self.dtype)
 
@@ -63,14 +63,14 @@ class Problem(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of the products, forward and twice as many back."""
+        """FLOPs of the products: those of the forward pass, and twice as many for the way back."""
         steps, rows, inputs, hidden = self.size
         gates = self.params.cells[0].w_h.shape[1]
         return 3 * 2 * steps * rows * ((inputs + hidden) * gates + hidden * OUTPUTS)
 
 
 def problem_of(cell: str, size: tuple[int, ...], lane: str) -> Problem:
-    """A problem with random biases, so that one left out is seen."""
+    """A problem with random biases, so that a program without one of them is noticed."""
     steps, rows, inputs, hidden = size
     net = jb.network([getattr(jb, cell)(inputs, hidden)], jb.readout(hidden, OUTPUTS))
     k_params, k_biases, k_xs, k_targets = jax.random.split(jax.random.key(0), 4)
@@ -83,7 +83,7 @@ def problem_of(cell: str, size: tuple[int, ...], lane: str) -> Problem:
 
 
 class Peer(NamedTuple):
-    """The same error by somebody else, in JAX."""
+    """The same error, computed in JAX by another program."""
 
     weights: Any
     error: Callable[[Any, Array, Array], Array]  # (weights, xs, targets) -> E

@@ -26,7 +26,7 @@ B1 = 0.9
 
 
 class Program(NamedTuple):
-    """One contender, ready to be called; its gradient is that of the first call, in our layout."""
+    """One program, ready to be called, and the gradient of its first call in our layout."""
 
     call: Callable[[], Any]
     grads: jb.NetworkParams
@@ -35,7 +35,7 @@ class Program(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A program in JAX before it is compiled; what a training step returns first, it takes first."""
+    """A program in JAX before it is compiled. A training step takes first what it returns first."""
 
     jitted: Any
     arguments: tuple[Any, ...]

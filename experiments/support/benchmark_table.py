@@ -30,7 +30,7 @@ class Claim(NamedTuple):
 
 
 def judge(lines: list[dict[str, Any]]) -> str:
-    """The last line: who was refused, every part of the expectation that was measured, and those not met."""
+    """The last line: which programs were refused, and which parts of the expectation are met or not met."""
     timed = [m for m in lines if m["work"] == "value_and_grad"]
     lanes = list(dict.fromkeys(_all(timed, "lane")))
     claims = [c for lane in lanes for c in claims_of(lane, [m for m in timed if m["lane"] == lane])]
@@ -137,10 +137,11 @@ def table(lines: list[dict[str, Any]]) -> str:
         for block in (f"**{work} in {lane}**", _ratios(group), _costs(group))
     ]
     blocks.append(
-        "Size: T×B×I×H. Times as multiples of ours (above 1: ours is faster), with quartiles. spread: half\n"
-        "the distance between the quartiles of ours to itself. of peak: FLOPs of the products per second,\n"
-        "as a part of the best product of square matrices. distance: ‖difference of ours to the scan's\n"
-        "float32 gradient‖ / ‖gradient‖, of the array where it is most."
+        "Size: T×B×I×H. The times of the others are multiples of ours (above 1: ours is faster), with\n"
+        "quartiles. spread: half the distance between the quartiles of the ratio of ours to itself.\n"
+        "of peak: FLOPs of the products per second, as a share of the fastest product of square matrices.\n"
+        "distance: ‖difference of our gradient and the scan's in float32‖ / ‖gradient‖, for the array where\n"
+        "it is largest."
     )
     return "\n\n".join(blocks) + "\n"
 

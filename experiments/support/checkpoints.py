@@ -1,7 +1,7 @@
 """Checkpoints of a training run: its two newest states, written by orbax, each with the sha256 of its files.
 
 A checkpoint gets its name when all of it is written. One with files that are torn, missing or differ by a bit
-is put aside, and the run goes on from the one before.
+is renamed, and the run goes on from the one before.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Checkpoints:
                     shutil.rmtree(self.folder / str(old))
 
     def restore(self, state: jb.TrainState) -> jb.TrainState:
-        """Read the newest whole checkpoint. Damaged ones that are newer are put aside, with a message.
+        """Read the newest undamaged checkpoint. Newer ones, which are damaged, are renamed, with a message.
 
         Args:
           state: what a new run begins with.
@@ -78,7 +78,7 @@ class Checkpoints:
           The state that was saved; `state` itself where there is no checkpoint.
 
         Raises:
-          SystemExit: there are checkpoints, none of them whole.
+          SystemExit: there are checkpoints, but all are damaged.
         """
         steps = self._steps()
         whole = [step for step in steps if _is_whole(self.folder / str(step))]
@@ -86,8 +86,8 @@ class Checkpoints:
         if not steps:
             return state
         if not whole:
-            fix = "bring back a copy, or delete it to begin anew"
-            raise SystemExit(f"no checkpoint in {self.folder} is whole (steps {steps} are damaged); {fix}")
+            fix = "restore a copy of the folder, or delete it to train from the beginning"
+            raise SystemExit(f"every checkpoint in {self.folder} is damaged (steps {steps}); {fix}")
         self._put_aside([step for step in steps if step > whole[-1]], whole[-1])
         return self._orbax.restore(self.folder / str(whole[-1]), args=ocp.args.StandardRestore(state))
 
@@ -102,7 +102,9 @@ class Checkpoints:
             with writing(self.folder):
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
-            print(f"the checkpoint of step {step} is damaged, and put aside; on from step {start}")
+            print(
+                f"the checkpoint of step {step} is damaged and was renamed; the run goes on from step {start}"
+            )
         multihost_utils.sync_global_devices("they are put aside")
 
     def _find_room(self, state: jb.TrainState) -> None:

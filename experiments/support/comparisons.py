@@ -1,4 +1,4 @@
-"""What it takes to compare programs: the time of a call, the distance of gradients, a table in Markdown."""
+"""Helpers to compare programs: the time of a call, the distance of gradients, a table in Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def farthest(grads: chex.ArrayTree, wanted: chex.ArrayTree) -> float:
 
 
 def seconds(call: Callable[[], object], calls: int) -> float:
-    """Of one call, the mean over some."""
+    """Seconds that one call takes, the mean of some calls."""
     began = time.perf_counter()
     for _ in range(calls):
         jax.block_until_ready(call())

@@ -1,4 +1,4 @@
-"""Learning curves of networks that were learnt from several seeds: where they end, and how they are drawn."""
+"""Learning curves of networks that were trained from several seeds: their last values, and their figure."""
 
 from __future__ import annotations
 

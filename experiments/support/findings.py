@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """One figure.
+    """One measured number beside the known one.
 
     Attributes:
       what: what was measured, of which network.
-      known: the published or closed-form figure and where it is from, or the expectation.
+      known: the published or closed-form number and where it is from, or the expectation.
       ours: what came out.
       met: whether it is as expected.
     """
@@ -48,8 +48,8 @@ def conclude(
     for row in rows:
         print(f"{row.what}: {row.ours} (known: {row.known}){'' if row.met else '  NOT MET'}")
     met = sum(row.met for row in rows)
-    verdict = "as expected" if met == len(rows) else "EXPECTATION NOT MET"
+    verdict = "expectation met" if met == len(rows) else "EXPECTATION NOT MET"
     skipped = {m["curve"]: m["skipped"] for m in run.metrics() if "skipped" in m}  # of each, the last
     if sum(skipped.values()):
-        print(f"{sum(skipped.values())} updates were skipped: loss or gradient was not finite")
-    print(f"{name}: {met} of {len(rows)} figures hold in {seconds:.0f} s; {verdict}")
+        print(f"{sum(skipped.values())} updates were skipped, because their loss or gradient was not finite")
+    print(f"{name}: {met} of {len(rows)} results are as expected, after {seconds:.0f} s; {verdict}")

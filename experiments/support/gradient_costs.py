@@ -73,7 +73,7 @@ def programs_of(size: Size, methods: tuple[jb.GradientMethod, ...], stop: StopRe
         distance = farthest(grads, wanted)
         if is_exact(name) and not distance < AGREE:
             raise SystemExit(
-                f"{name}: its gradient is {distance:.0e} from the baseline's ({titled(size._asdict())})"
+                f"{name}: gradient differs from the baseline's by {distance:.0e} ({titled(size._asdict())})"
             )
         used = compiled.memory_analysis()
         assert used is not None

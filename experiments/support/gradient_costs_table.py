@@ -30,12 +30,13 @@ def part(ratio: float) -> str:
 
 
 def table(measured: list[dict[str, Any]], counts: list[dict[str, int]], million: list[dict[str, Any]]) -> str:
-    """All of it as Markdown."""
+    """All measurements as Markdown."""
     blocks = [
         f"Value and gradient on {jax.devices()[0].device_kind}, float32.",
         *(_costs(list(of_size)) for _, of_size in itertools.groupby(measured, lambda m: m["size"])),
-        "MiB, T·B·H (floats) and of baseline: temporaries. runs: forward, of a step, on average.\n"
-        "distance: ‖difference to the baseline's gradient‖ / ‖gradient‖, of the array where it is most.",
+        "MiB, T·B·H (in floats) and of baseline: the temporaries. runs: how often a step is run forward,\n"
+        "on average. distance: ‖difference to the baseline's gradient‖ / ‖gradient‖, for the array where it\n"
+        "is largest.",
         _advances(counts),
         *([_million(million)] if million else []),
     ]

@@ -1,4 +1,4 @@
-"""What counting achieves: the k-gram, which knows the last k characters and nothing before them.
+"""The k-gram, which predicts a character by counting what followed the last k characters.
 
     p_k(c | last k) = (n(last k, c) + w p_{k−1}(c | last k−1)) / (n(last k) + w)
 

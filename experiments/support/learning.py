@@ -1,4 +1,4 @@
-"""Networks that learn a task, one after the other and from several seeds, each resumed where it was stopped.
+"""Networks that learn a task, one after the other and from several seeds, each continued where it stopped.
 
 A task gives its batches and its scores as functions in JAX, so that many updates are one dispatch:
 
@@ -81,7 +81,9 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> Curve:
         run.keep_metrics(lambda m: m.get("curve") != learner.name or m["step"] <= start)
         lines = [m for m in run.metrics() if m.get("curve") == learner.name]
         if start != (lines[-1]["step"] if lines else 0):
-            raise SystemExit(f"metrics.jsonl lacks step {start}; delete {saved.folder} to learn anew")
+            raise SystemExit(
+                f"metrics.jsonl has no line of step {start}; delete {saved.folder} to begin again"
+            )
         before, began = (lines[-1]["seconds"] if lines else 0.0), time.monotonic()
         with tqdm(total=learner.steps, initial=start, unit="step", desc=f"{learner.name:16}") as bar:
             while not _ended(learner, lines):

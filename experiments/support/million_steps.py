@@ -24,7 +24,7 @@ OF_A_MILLION = jb.checkpointed(slots=16), jb.checkpointed(), jb.truncated(1000),
 
 
 def step_of(gradient: jb.GradientMethod, steps: int) -> dict[str, Any]:
-    """One training step of an LSTM in this process: seconds, and the most memory that was resident."""
+    """One training step of an LSTM in this process: its seconds and its peak memory."""
     net, optimizer = jb.network([jb.lstm(1, 64)], jb.readout(64, 1)), optax.adam(1e-3)
     train_step = jb.make_train_step(net, jb.squared_error, optimizer, gradient=gradient)
     state = jb.init_train_state(jax.random.key(0), net, optimizer, (1,))
@@ -38,13 +38,13 @@ def step_of(gradient: jb.GradientMethod, steps: int) -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process had resident."""
+    """The largest number of bytes that this process had in memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def take_the_million(run: Run, stop: StopRequest) -> list[dict[str, Any]]:
-    """A training step by each method, each in a process of its own; those found are not done again."""
+    """A training step by each method, each in a process of its own. Methods in `found` are not run again."""
     found = {m["million"]: m for m in run.metrics() if "million" in m}
     for name in tqdm([repr(m) for m in OF_A_MILLION], desc="a million steps ", unit="process"):
         if name not in found:
@@ -54,7 +54,9 @@ def take_the_million(run: Run, stop: StopRequest) -> list[dict[str, Any]]:
     for name, m in found.items():
         distance = abs(m["grad_norm"] / wanted - 1)
         if is_exact(name) and not distance < AGREE:
-            raise SystemExit(f"{name}: after a million steps the gradient is {distance:.0e} from full()'s")
+            raise SystemExit(
+                f"{name}: after a million steps its gradient differs from that of full() by {distance:.0e}"
+            )
     return list(found.values())
 
 
@@ -74,5 +76,5 @@ def _in_a_process(name: str, stop: StopRequest) -> dict[str, Any]:
             process.kill()
     if process.returncode:
         said = errors.decode(errors="replace").strip().splitlines()[-1:]
-        raise SystemExit(f"{name}: its process ended with {process.returncode} {' '.join(said)}")
+        raise SystemExit(f"{name}: its process ended with exit code {process.returncode} {' '.join(said)}")
     return json.loads(printed.splitlines()[-1])

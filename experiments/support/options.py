@@ -31,7 +31,7 @@ def check_seed(config: DataclassInstance, name: str = "seed") -> None:
 
 
 def refusal(config: DataclassInstance, name: str, wanted: str) -> SystemExit:
-    """What to say of an option that is not what is wanted."""
+    """The error for an option that does not have a wanted value."""
     return SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give {wanted}")
 
 

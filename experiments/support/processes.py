@@ -65,7 +65,7 @@ def joined() -> Iterator[None]:
         _end(REFUSED, str(error.code))
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            _end(LOST, f"no answer from another process ({str(error).splitlines()[0]}); {AGAIN}")
+            _end(LOST, f"another process does not answer ({str(error).splitlines()[0]}); {AGAIN}")
         _end(REFUSED, traceback.format_exc().strip())
 
 
@@ -96,7 +96,9 @@ def agree(what: str, value: object) -> None:
     """SystemExit unless this value is the same in all processes. Every process has to call this."""
     own = np.frombuffer(hashlib.sha256(repr(value).encode()).digest(), np.uint8)
     if (multihost_utils.process_allgather(own) != own).any():
-        raise SystemExit(f"the processes differ in {what}: start all with one command and one --out")
+        raise SystemExit(
+            f"the processes differ in {what}: start all of them with the same command and the same --out"
+        )
 
 
 def by_rows(tree: chex.ArrayTree, axis: int) -> chex.ArrayTree:
@@ -150,7 +152,9 @@ def start(count: int, module: str) -> None:
             raise SystemExit(REFUSED)  # which has said why
         if codes[lost]:
             said = logs[lost].read_text(errors="replace").strip().splitlines()[-1:] if lost else []
-            raise SystemExit("; ".join([f"process {lost} of {count} ended with {codes[lost]}", *said, AGAIN]))
+            raise SystemExit(
+                "; ".join([f"process {lost} of {count} ended with exit code {codes[lost]}", *said, AGAIN])
+            )
 
 
 def _free_port() -> int:

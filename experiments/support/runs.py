@@ -1,7 +1,7 @@
 """The result folder of a run: config, versions, device, metrics as JSON lines, checkpoints.
 
-Killed at any moment, a run goes on from its newest whole checkpoint: metrics written after it are
-dropped, so the finished folder is that of an uninterrupted run.
+A run that was killed goes on from its newest undamaged checkpoint. Metrics written after that checkpoint are
+dropped, so the finished folder is the same as that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "run the same command again when that is mended, or choose another --out"
+        fix = "run the same command again when the cause is removed, or choose another folder with --out"
         raise SystemExit(f"cannot write to {folder}: {error.strerror or error}; {fix}") from None
 
 
@@ -57,12 +57,14 @@ class Run:
             try:
                 before = dict(json.loads(path.read_text())["config"])
             except (ValueError, KeyError, TypeError):
-                fix = "choose another --out, or delete this file if the run had these options"
+                fix = "choose another folder with --out, or delete this file if the options were the same"
                 raise SystemExit(f"{path} is not the record of a run; {fix}") from None
             other = sorted(k for k in before.keys() | config if before.get(k) != config.get(k))
             if other:
                 was = ", ".join(f"{k}={before.get(k)} (now {config.get(k)})" for k in other)
-                raise SystemExit(f"{self.folder} holds a run with {was}; choose another --out or delete it")
+                raise SystemExit(
+                    f"{self.folder} holds a run with {was}; choose another folder with --out or delete it"
+                )
         about = {
             "config": config,
             "versions": {"python": platform.python_version()}
@@ -86,7 +88,7 @@ class Run:
         print(self.folder / name)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl. A line torn by a kill is left out."""
+        """The lines of metrics.jsonl. A line that a kill left incomplete is skipped."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         return [m for m in map(_whole, lines) if m]
@@ -96,7 +98,7 @@ class Run:
         self.keep_metrics(lambda m: m["step"] <= step)
 
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Keep the lines that are wanted. A torn line is dropped too: the next would be appended to it."""
+        """Keep the lines that are wanted. Incomplete lines are dropped too, since the next is appended."""
         self.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.metrics() if wanted(m)))
 
     def record(self, **metrics: Any) -> None:

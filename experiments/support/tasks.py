@@ -1,4 +1,4 @@
-"""The mains of experiments: something is trained, and what was found is drawn and judged."""
+"""The main functions of experiments: they train networks, draw what was found, and judge it."""
 
 from __future__ import annotations
 
