@@ -25,10 +25,7 @@ TITLES = {  # in the order of the pages; a folder that is not here comes last, u
     "checking": "Checking",
     "adapters": "Converting",
 }
-HEADS = {
-    "derivations": "derivations",
-    "api": "API",
-}  # after the title, as both chapters have a page of a folder
+HEADS = {"derivations": "derivations", "api": "API"}  # behind the title, which both chapters have
 SAYS = {  # on every page of a chapter, after what the docstring of the folder says
     "derivations": "Here is what stands at the top of each module: its equations, whose numbers end the "
     "lines of code that compute them.",

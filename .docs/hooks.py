@@ -33,7 +33,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def _nav(nav: list[dict[str, str]], pages: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """The entries that have a page; in a chapter a page has the title of its folder, without the chapter's."""
+    """The entries that have a page; in a chapter, pages go by the title of their folder."""
     there = written.sources(ROOT)
     for entry in nav:
         for title, place in entry.items():
@@ -45,7 +45,7 @@ def _nav(nav: list[dict[str, str]], pages: dict[str, str]) -> Iterator[dict[str,
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """README.md is the first page; the experiments' pages and figures are where it says."""
+    """The pages of the two chapters, and those written by hand that are not in this folder."""
     for uri, text in derived.pages(ROOT).items():
         files.append(File.generated(config, uri, content=text))
     for uri, path in written.sources(ROOT).items():
@@ -54,7 +54,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Pages written by hand have their links turned, and no neighbours to list; the experiments' take all room."""
+    """Links of pages written by hand are turned; these list no neighbours, the experiments' no contents."""
     place = page.file.src_uri
     if place not in written.sources(ROOT):
         page.meta["title"] = markdown.partition("\n")[0].removeprefix("# ")

@@ -1,4 +1,4 @@
-"""The number of an equation, such as (EF1), leads from wherever it stands to the line that states the equation."""
+"""The number of an equation, such as (EF1), leads from wherever it stands to the equation."""
 
 from __future__ import annotations
 

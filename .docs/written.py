@@ -1,4 +1,4 @@
-"""The pages that are written by hand, whose links are those of the repository, and the figures that they show."""
+"""The pages that are written by hand, with the links of the repository, and the figures that they show."""
 
 from __future__ import annotations
 
