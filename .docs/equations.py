@@ -64,6 +64,11 @@ def line(text: str) -> str:
     return "".join([*out, _run(run)])
 
 
+def sentence(text: str) -> str:
+    """As `line`, in pieces that end with a relation, for a line of text is broken only between two <math>."""
+    return "<wbr>".join(line(part) for part in re.split(r"(?<= [=≤≥←]) (?![^{]*\})", text))
+
+
 def table(lines: list[str]) -> str:
     """A block of lines as an HTML table, cut where two blanks stand or another line begins."""
     lines = [unicodedata.normalize("NFD", text.rstrip()) for text in lines]
