@@ -54,12 +54,12 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links of pages written by hand are turned; these list no neighbours, the experiments' no contents."""
+    """Links of pages written by hand are turned; the others are called what their head says."""
     place = page.file.src_uri
     if place not in written.sources(ROOT):
         page.meta["title"] = markdown.partition("\n")[0].removeprefix("# ")
         return markdown
-    page.meta["hide"] = ["navigation", "toc"] if place.startswith("experiments") else ["navigation"]
+    page.meta["hide"] = ["navigation"]  # for they have no neighbours to list
     return written.on_site(markdown, place, ROOT)
 
 

@@ -291,7 +291,9 @@ def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
             for n in SIMULATED[1:]
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "Projected: milliseconds of a step, and the share of one GPU's speed that is kept.", ""]
+    projected = "milliseconds of a step, and the share of one GPU's speed that is kept, as a figure too"
+    alt = "Share of one GPU's speed that is kept, by the number of GPUs, of the four programs"
+    lines += ["", f"Projected: {projected}.", "", f"![{alt}](figures/scaling.png)", ""]
     lines += ["| | 1 GPU | " + " | ".join(f"{n:,}" for n in PROJECTED) + " |", "|---|---|" + "---|" * 3]
     for name in found:
         cells = [
@@ -299,7 +301,7 @@ def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
             for n in PROJECTED
         ]
         lines.append(f"| {name} | {seconds(config, [], 1) * 1e3:.2f} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "![share of one GPU's speed](figures/scaling.png)", ""])
+    return "\n".join([*lines, ""])
 
 
 def draw(config: Config) -> Figure:
