@@ -41,6 +41,7 @@ _LABEL = re.compile(r"[A-Za-z.'() -]{3,}$")
 _SIGNS = {"->": "→", ">=": "≥", "<=": "≤", "...": "…", "..": "…", "*": "·", "'": "′"}
 _SPACED = {*"=≤≥<>←→+−,"}  # operators that bring their own space
 _BARE = {*"()[]⟨⟩⌈⌉|‖/!′'", "..", "..."}  # none, and of one height
+_FIGURES = re.compile(r"[\d.]+(?:e-?\d+)?")
 _JOINER = "\u2060"  # no line ends between an equation and the full stop behind it
 _WORDS = {"max", "min", "prev"}  # subscripts that are no product of letters
 
@@ -65,8 +66,8 @@ def line(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """As `line`, in pieces that end with a relation, for a line of text is broken only between two <math>."""
-    return "<wbr>".join(line(part) for part in re.split(r"(?<= [=≤≥←]) (?![^{]*\})", text))
+    """As `line`, in pieces that begin with a relation: text is broken between two <math>, and not in one."""
+    return "<wbr>".join(line(part) for part in re.split(r" (?=[=≤≥←] )(?![^{]*\})", text))
 
 
 def table(lines: list[str]) -> str:
@@ -185,8 +186,8 @@ def _script(text: str) -> str:
 
 
 def _run(run: list[_Piece]) -> str:
-    """Neighbouring pieces of mathematics as one <math>; signs alone, or commas before it, are text."""
-    if not any(piece.kind == "math" for piece in run):
+    """Neighbours as one <math>; numbers and signs alone, and commas before mathematics, are text."""
+    if not any(piece.kind == "math" and not _FIGURES.fullmatch(piece.source) for piece in run):
         return escape("".join(piece.source for piece in run))
     before, inner, after = "", "", _JOINER
     while run[0].source in " ,":
