@@ -33,7 +33,7 @@ _SURE = (  # a letter with an index, T·B·H, dE/dW, √T, <g, v>
     rf"(?:{_INK}(?<![A-Za-z0-9_.])(?:max|{_LETTER}{{1,2}})[\u0302-\u0304→←]?{_SCRIPT}{_INK}?"
     rf"|{_INK}(?:[A-Z²³]·[A-Z]|dE/d|√{_LETTER}){_INK}?|<[^<>\s]+, [^<>]+>){_END}"
 )
-_BESIDE = rf"(?:\(?(?![aAI]){_LETTER}\)?|[=+−≤≥·/<←]|\d+)"  # mathematics where it stands beside that
+_BESIDE = rf"(?:\(?(?![aAI]){_LETTER}\)?|[=+−≤≥·/<←-]|\d+)"  # mathematics where it stands beside that
 _MATH = rf"(?<!\S)(?:{_BESIDE} )*{_SURE}(?: (?:{_SURE}|{_BESIDE}{_END}))*"
 
 

@@ -67,7 +67,9 @@ def line(text: str) -> str:
 
 def sentence(text: str) -> str:
     """As `line`, in pieces that begin with a relation: text is broken between two <math>, and not in one."""
-    return "<wbr>".join(line(part) for part in re.split(r" (?=[=≤≥←] )(?![^{]*\})", text))
+    text = re.sub(r"(?<= )-(?= )|(?<=\w)-(?=\d\})", "−", text)  # README has what is on a keyboard
+    html = " ".join(line(part) for part in re.split(r" (?=[=≤≥←] )(?![^{]*\})", text))
+    return html.replace("</math>\u2060 <math>", "</math><wbr><math>")
 
 
 def table(lines: list[str]) -> str:
