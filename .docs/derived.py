@@ -25,6 +25,7 @@ TITLES = {  # in the order of the pages; a folder that is not here comes last, u
     "checking": "Checking",
     "adapters": "Converting",
 }
+HEADS = {"derivations": "derivations", "api": "API"}  # behind the title, which both chapters have
 SAYS = {  # on every page of a chapter, after what the docstring of the folder says
     "derivations": "Here is what stands at the top of each module: its equations, whose numbers end the "
     "lines of code that compute them.",
@@ -40,15 +41,22 @@ def pages(root: Path) -> dict[str, str]:
     out = {}
     for name in [*TITLES, *sorted(folders.keys() - TITLES.keys())]:
         if name in folders:
-            title = TITLES.get(name, name.capitalize())
             text = re.sub(r"^Floor \d+: ", "", _docstring(folders[name]))
             api = list(_api(folders[name], public))
             derivations = list(_derivations(folders[name], shown="\n".join(api)))
             for chapter, entries in (("derivations", derivations), ("api", api)):
                 if entries:
+                    page = f"{chapter}/{name}.md"
                     introduction = f"{text[:1].upper()}{text[1:]} {SAYS[chapter]}"
-                    out[f"{chapter}/{name}.md"] = "\n\n".join([f"# {title}", introduction, *entries])
+                    head = f"# {title(page)}: {HEADS[chapter]}"
+                    out[page] = "\n\n".join([head, introduction, *entries])
     return out
+
+
+def title(page: str) -> str:
+    """What a page is called within its chapter."""
+    name = Path(page).stem
+    return TITLES.get(name, name.capitalize())
 
 
 def _api(folder: griffe.Module, public: list[griffe.Object]) -> Iterator[str]:

@@ -33,7 +33,7 @@ _SURE = (  # a letter with an index, T·B·H, dE/dW, √T, <g, v>
     rf"(?:{_INK}(?<![A-Za-z0-9_.])(?:max|{_LETTER}{{1,2}})[\u0302-\u0304→←]?{_SCRIPT}{_INK}?"
     rf"|{_INK}(?:[A-Z²³]·[A-Z]|dE/d|√{_LETTER}){_INK}?|<[^<>\s]+, [^<>]+>){_END}"
 )
-_BESIDE = rf"(?:\(?(?![aAI]){_LETTER}\)?|[=+−≤≥·/<←]|\d+)"  # mathematics where it stands beside that
+_BESIDE = rf"(?:\(?(?![aAI]){_LETTER}\)?|[=+−≤≥·/<←-]|\d+)"  # mathematics where it stands beside that
 _MATH = rf"(?<!\S)(?:{_BESIDE} )*{_SURE}(?: (?:{_SURE}|{_BESIDE}{_END}))*"
 
 
@@ -55,7 +55,7 @@ class Docstrings(Extension):
         md.preprocessors.register(_Sections(md), "sections", 40)
         md.parser.blockprocessors.register(_Equations(md.parser, link), "equations", 95)
         md.inlinePatterns.register(_Html(r"`(\w+)`", md, link), "names", 195)
-        md.inlinePatterns.register(_Html(_MATH, md, lambda m: equations.line(m[0])), "mathematics", 110)
+        md.inlinePatterns.register(_Html(_MATH, md, lambda m: equations.sentence(m[0])), "mathematics", 110)
         md.inlinePatterns.register(_Html(_SHAPE, md, lambda m: f"<code>{m[0]}</code>"), "shapes", 105)
         number = _Html(_NUMBER, md, lambda m: f'<span class="number">{m[1]}</span>')
         md.inlinePatterns.register(number, "numbers", 104)

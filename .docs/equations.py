@@ -41,6 +41,7 @@ _LABEL = re.compile(r"[A-Za-z.'() -]{3,}$")
 _SIGNS = {"->": "→", ">=": "≥", "<=": "≤", "...": "…", "..": "…", "*": "·", "'": "′"}
 _SPACED = {*"=≤≥<>←→+−,"}  # operators that bring their own space
 _BARE = {*"()[]⟨⟩⌈⌉|‖/!′'", "..", "..."}  # none, and of one height
+_FIGURES = re.compile(r"[\d.]+(?:e-?\d+)?")
 _JOINER = "\u2060"  # no line ends between an equation and the full stop behind it
 _WORDS = {"max", "min", "prev"}  # subscripts that are no product of letters
 
@@ -62,6 +63,13 @@ def line(text: str) -> str:
         else:
             run.append(piece)
     return "".join([*out, _run(run)])
+
+
+def sentence(text: str) -> str:
+    """As `line`, in pieces that begin with a relation: text is broken between two <math>, and not in one."""
+    text = re.sub(r"(?<= )-(?= )|(?<=\w)-(?=\d\})", "−", text)  # README has what is on a keyboard
+    html = " ".join(line(part) for part in re.split(r" (?=[=≤≥←] )(?![^{]*\})", text))
+    return html.replace("</math>\u2060 <math>", "</math><wbr><math>")
 
 
 def table(lines: list[str]) -> str:
@@ -180,8 +188,8 @@ def _script(text: str) -> str:
 
 
 def _run(run: list[_Piece]) -> str:
-    """Neighbouring pieces of mathematics as one <math>; signs alone, or commas before it, are text."""
-    if not any(piece.kind == "math" for piece in run):
+    """Neighbours as one <math>; numbers and signs alone, and commas before mathematics, are text."""
+    if not any(piece.kind == "math" and not _FIGURES.fullmatch(piece.source) for piece in run):
         return escape("".join(piece.source for piece in run))
     before, inner, after = "", "", _JOINER
     while run[0].source in " ,":

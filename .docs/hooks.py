@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import derived
+import labels
+import written
 from docstrings import Docstrings
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -17,11 +21,7 @@ ROOT = Path(__file__).parents[1]
 def on_config(config: MkDocsConfig) -> None:
     """The two chapters get their pages; a name leads to its `::: path`, in the API before the derivations."""
     pages = derived.pages(ROOT)
-    config.nav = [
-        {title: [page for page in pages if page.startswith(f"{place}/")] or place}
-        for entry in config.nav or []
-        for title, place in entry.items()
-    ]
+    config.nav = list(_nav(config.nav or [], pages))
     paths = [
         path
         for chapter in ("derivations", "api")
@@ -32,18 +32,43 @@ def on_config(config: MkDocsConfig) -> None:
     config.markdown_extensions.append(Docstrings({path.rpartition(".")[2]: path for path in paths}))
 
 
+def _nav(nav: list[dict[str, str]], pages: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The entries that have a page; in a chapter, pages go by the title of their folder."""
+    there = written.sources(ROOT)
+    for entry in nav:
+        for title, place in entry.items():
+            chapter = {page: text for page, text in pages.items() if page.startswith(f"{place}/")}
+            if chapter:
+                yield {title: [{derived.title(page): page} for page in chapter]}
+            elif place in there:
+                yield {title: place}
+
+
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """README.md is the first page; the experiments' pages and figures are where it says."""
+    """The pages of the two chapters, and those written by hand that are not in this folder."""
     for uri, text in derived.pages(ROOT).items():
         files.append(File.generated(config, uri, content=text))
-    pages = [ROOT / "experiments" / name for name in ("RESULTS.md", "SCALING.md", "GPU.md")]
-    shown = [*pages, *sorted((ROOT / "experiments" / "figures").glob("*.png"))]
-    places = {"index.md": ROOT / "README.md"} | {str(path.relative_to(ROOT)): path for path in shown}
-    for uri, path in places.items():
-        files.append(File.generated(config, uri, abs_src_path=str(path)))
+    for uri, path in written.sources(ROOT).items():
+        if files.get_file_from_path(uri) is None:
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> None:
-    """The tables of the experiments take all room."""
-    if page.file.src_uri.startswith("experiments"):
-        page.meta["hide"] = ["navigation", "toc"]
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links of pages written by hand are turned; the others are called what their head says."""
+    place = page.file.src_uri
+    if place not in written.sources(ROOT):
+        page.meta["title"] = markdown.partition("\n")[0].removeprefix("# ")
+        return markdown
+    page.meta["hide"] = ["navigation"]  # for they have no neighbours to list
+    return written.on_site(markdown, place, ROOT)
+
+
+def on_env(env: object, config: MkDocsConfig, files: Files) -> None:
+    """Equations get their anchors, in the derivations before the API, and their numbers lead there."""
+    pages = [file.page for file in files.documentation_pages() if file.page]
+    urls: dict[str, str] = {}
+    for page in sorted(pages, key=lambda page: not page.url.startswith("derivations")):
+        page.content, stated = labels.anchored(page.content or "", urls.keys())
+        urls |= dict.fromkeys(stated, page.url)
+    for page in pages:
+        page.content = labels.linked(page.content, urls, page.url)

@@ -302,18 +302,17 @@ def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
             for n in SIMULATED[1:]
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Calculated, not measured: milliseconds of a step, and the share of one GPU's speed that is kept.",
-    ]
-    lines += ["", "| | 1 GPU | " + " | ".join(f"{n:,}" for n in GPUS) + " |", "|---|---|" + "---|" * 3]
+    calculated = "milliseconds of a step, and the share of one GPU's speed that is kept, as a figure too"
+    alt = "Share of one GPU's speed that is kept, by the number of GPUs, calculated for three programs"
+    lines += ["", f"Calculated, not measured: {calculated}.", "", f"![{alt}](figures/scaling.png)", ""]
+    lines += ["| | 1 GPU | " + " | ".join(f"{n:,}" for n in GPUS) + " |", "|---|---|" + "---|" * 3]
     for name in CALCULATED:
         cells = [
             f"{seconds(config, formula(config, name, n), n) * 1e3:.2f}, {efficiency(config, name, n):.0%}"
             for n in GPUS
         ]
         lines.append(f"| {name} | {seconds(config, [], 1) * 1e3:.2f} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "![share of one GPU's speed, calculated](figures/scaling.png)", ""])
+    return "\n".join([*lines, ""])
 
 
 def draw(config: Config) -> Figure:

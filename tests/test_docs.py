@@ -20,6 +20,7 @@ sys.path.insert(0, str(DOCS))
 
 import derived  # noqa: E402
 import equations  # noqa: E402
+import written  # noqa: E402
 
 PAIRS = {"msub": "_", "msup": "^", "munder": "_", "mover": "", "msubsup": "_^", "munderover": "_^"}
 
@@ -97,24 +98,59 @@ def test_what_is_new_is_derived(tmp_path):
         "api/cells.md": ["cells.toy.toy", "cells.toy.Toy"],
         "api/rooms.md": ["rooms.room.room"],
     }
-    assert pages["api/cells.md"].startswith("# Cells\n\nOne cell a file. ")
-    assert pages["api/rooms.md"].startswith("# Rooms\n\n")
+    assert pages["api/cells.md"].startswith("# Cells: API\n\nOne cell a file. ")
+    assert pages["api/rooms.md"].startswith("# Rooms: API\n\n")
 
 
 def test_a_title_belongs_to_a_folder():
     assert [folder for folder in derived.TITLES if not (PACKAGE / folder).is_dir()] == []
 
 
+def _stated(path):
+    """The numbers of the equations at the top of a module."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return re.findall(r"(?:^    .*|  )\(([A-Z]{1,2}\d+)\)$", docstring, re.M)
+
+
 def test_every_derivation_is_on_a_page_and_its_equations_are_mathematics(site):
     text = _pages(site / "derivations") + _pages(site / "api")
     for path in sorted(PACKAGE.rglob("*.py")):
-        stated = re.findall(
-            r"(?:^    .*|  )\(([A-Z]{1,2}\d)\)$", ast.get_docstring(ast.parse(path.read_text())) or "", re.M
-        )
+        stated = _stated(path)
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         after = text.partition(f'id="{name}"')[2]
-        shown = re.findall(r'class="number">\((\w+)\)', re.split(r'<h2 id="|<h3 id="', after)[0])
+        of_module = re.split(r'<h2 id="|<h3 id="', after)[0]
+        shown = re.findall(r'class="number">\(<a href="[^"]*">(\w+)</a>\)', of_module)
         assert shown == stated, name
+
+
+def test_a_number_leads_to_its_equation(site):
+    ids, links = [], set()
+    for page in sorted(site.rglob("*.html")):
+        text = page.read_text("utf-8")
+        ids += [(page, label) for label in re.findall(r'<(?:tr|p) id="(\w+)" class="stated"', text)]
+        for place, label in re.findall(r'href="([^"#]*)#([A-Z]{1,2}\d+)"', text):
+            links.add(((page.parent / place).resolve() if place else page, label))
+    stated = [label for path in PACKAGE.rglob("*.py") for label in _stated(path)]
+    assert sorted(label for _, label in ids) == sorted(stated)
+    assert links == set(ids)
+    article = (ROOT / "README.md").read_text("utf-8").rpartition("| article |")[2]
+    named = re.findall(r"(?<=[(, ])[A-Z]{1,2}\d+(?=[,)])", article)
+    home = (site / "index.html").read_text("utf-8")
+    assert named
+    assert [label for label in named if f'#{label}">{label}</a>' not in home] == []
+
+
+def test_the_links_of_a_page_are_those_of_the_repository(tmp_path):
+    there = ("README.md", "LICENSE", "experiments/SPEED.md", "experiments/figures/a.png", ".docs/pages/b.md")
+    for place in there:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    text = (
+        "[x](../../README.md#y) ![z](../../experiments/figures/a.png) [l](../../LICENSE) [web](https://a.org)"
+    )
+    shown = "[x](index.md#y) ![z](experiments/figures/a.png) l [web](https://a.org)"
+    assert written.on_site(text, "b.md", tmp_path) == shown
+    assert written.on_site("[b](../.docs/pages/b.md)", "experiments/SPEED.md", tmp_path) == "[b](../b.md)"
 
 
 def test_no_equation_is_left_as_it_was_typed(site):
