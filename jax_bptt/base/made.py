@@ -121,6 +121,6 @@ def _shown(value: object) -> str:
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, (jax.Array, np.ndarray)):
         return describe(value)
-    is_printed = isinstance(value, (str, int, float, np.dtype)) or hasattr(value, "_fields")
+    is_printed = isinstance(value, (str, int, float, tuple, np.dtype))
     name = None if is_printed else getattr(value, "__name__", None)
     return repr(value) if name is None else str(name)
