@@ -73,7 +73,7 @@ BAD = {
     ),
     "carry of other rows": (
         lambda: _unroll(carry=CELL.initial_carry(PARAMS, (4,))),
-        r"carry\.h: expected shape \[2,5\], got float64\[4,5\]; make it by cell.initial_carry",
+        r"carry\.h: expected shape \[2,5\], got float64\[4,5\]; xs is \[T, \*batch, 3\], time first",
     ),
     "carry of other precision": (
         lambda: _unroll(carry=jb.Carry(CARRY.h.astype("float32"))),

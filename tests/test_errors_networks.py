@@ -30,7 +30,7 @@ def _train(batch):
 BAD = {
     "one cell, no list": (
         lambda: jb.network(CELL, jb.readout(5, 2)),
-        r"cells: expected a list of cells, got Cell",
+        r"cells: expected a list of cells, got elman",
     ),
     "no cells": (
         lambda: jb.network([], jb.readout(5, 2)),
@@ -91,11 +91,11 @@ BAD = {
     ),
     "batch of other rows": (
         lambda: _train(jb.Batch(jnp.ones((7, 4, 3)), jnp.zeros((7, 4, 2)))),
-        r"carry\[0\]\.h: expected shape \[4,5\], got float64\[2,5\]; make it by net.initial_carry",
+        r"batch\.xs: expected \[T, \*batch, I\] with the batch axes \(2,\) of state\.carry, got float64\[7,4,",
     ),
     "cell as network": (
         lambda: jb.make_train_step(CELL, jb.squared_error, SGD),
-        r"net: expected a Network, got Cell",
+        r"net: expected a Network, got elman",
     ),
     "number as network key": (lambda: NET.init(0), r"key: expected a PRNG key, got 0"),
     "readout of other precision": (

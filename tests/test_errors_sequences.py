@@ -158,7 +158,7 @@ BAD = {
     "rate of one": (lambda: jb.leaky(3, 5, rate=1.0), r"rate: expected a number between 0 and 1, got 1.0"),
     "learned twice": (
         lambda: jb.learn_carry(jb.learn_carry(CELL)),
-        r"cell: expected NamedTuple params and an initial carry of zeros, got Cell; let init make",
+        r"cell: expected NamedTuple params and an initial carry of zeros, got learn_carry.*; let init make",
     ),
     "learned of a dict": (
         lambda: jb.learn_carry(jb.step_cell(3, 5, lambda p, s, x: s, lambda key: {"w": jnp.ones(3)})),

@@ -49,7 +49,7 @@ def test_it_writes_a_table_a_figure_and_a_line_for_each_method(tmp_path, capsys)
 
 def test_a_wrong_gradient_ends_it(tmp_path, monkeypatch):
     """Negative control: one that sees 5 steps of 40 and calls itself full()."""
-    monkeypatch.setattr(compared, "METHODS", (jb.truncated(5)._replace(name="full()"),))
+    monkeypatch.setattr(compared, "METHODS", (jb.truncated(5)._replace(made_by=jb.full().made_by),))
     with pytest.raises(
         SystemExit, match=r"^full\(\): gradient differs from the baseline's by .* \(elman, T = 40"
     ):

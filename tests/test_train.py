@@ -123,10 +123,10 @@ def test_it_learns_to_remember():
 
 
 def test_many_steps_begin_from_a_whole_carry():
-    state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))._replace(carry=None)
+    state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))
     batches = jax.tree.map(lambda z: z[None], _batch(0))
-    with pytest.raises(ValueError, match=r"state\.carry: expected .*, got None"):
-        jb.make_train_steps(NET, jb.squared_error, SGD)(state, batches)
+    with pytest.raises(ValueError, match=r"state\.carry: expected .*, got tuple of None"):
+        jb.make_train_steps(NET, jb.squared_error, SGD)(state._replace(carry=(None, state.carry[1])), batches)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -161,7 +161,7 @@ def test_many_steps_in_one_dispatch_equal_one_after_the_other(bidirectional):
         (jb.Batch(jnp.ones((0, 4, 2, 3)), jnp.ones((0, 4, 2, 2))), r"batches: expected one more axis, K"),
         (
             _batch(0),
-            r"state\.carry\[0\]\.h: expected shape \[6\], .*batches\.xs is \[K, T, \*batch_shape, I\]",
+            r"batches\.xs: expected \[K, T, \*batch, I\] with the batch axes \(2,\) of state\.carry",
         ),
     ],
     ids=["no batch", "unequal K", "no steps", "one batch"],

@@ -163,13 +163,13 @@ def test_one_bad_batch_changes_nothing_and_is_reported(spoilt):
         assert (found == wanted).all()
 
 
-def test_a_bad_first_batch_leaves_the_initial_carry():
-    """Where the carry was None, there is one after the step; good or bad, of one structure."""
+def test_a_bad_first_batch_leaves_the_carry():
+    """Where a layer has none, there is one after the step; good or bad, of one structure."""
     net = jb.network([jb.elman(2, 4)], jb.readout(4, 2))
     state = jb.init_train_state(jax.random.key(0), net, SGD, (3,))
     xs = jnp.full((2, 3, 2), jnp.nan)
     after, metrics = jb.make_train_step(net, jb.squared_error, SGD)(
-        state._replace(carry=None), jb.Batch(xs, xs)
+        state._replace(carry=(None,)), jb.Batch(xs, xs)
     )
     assert not metrics.finite
     assert (after.carry[0].h == 0).all()

@@ -88,7 +88,7 @@ def by_shape(cls: type[_T]) -> type[_T]:
     ... class Pair(NamedTuple):
     ...     a: jax.Array
     ...     b: jax.Array
-    >>> Pair(jnp.zeros((2, 3), "float32"), jnp.zeros(4, int))
+    >>> Pair(jnp.zeros((2, 3), "float32"), jnp.zeros(4, "int32"))
     Pair(a=float32[2,3], b=int32[4])
     """
     face: Any = cls

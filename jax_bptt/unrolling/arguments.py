@@ -74,7 +74,11 @@ def check_inputs(
             f"batch {rows}. If your batch comes first, pass xs.swapaxes(0, 1); else make the carry by "
             f"{name}.initial_carry(params, {rows})"
         )
-        check_like("carry", fill_missing_carry(carry, initial), initial, dtype, fix)
+        whole = fill_missing_carry(carry, initial)
+        came: Any = jax.tree.structure(whole)
+        if came != jax.tree.structure(initial):  # whether time comes first is then not the question
+            fix = f"make it by {name}.initial_carry(params, {rows})"
+        check_like("carry", whole, initial, dtype, fix)
     shape = sequence.xs.shape[:-1]
     marks = (check_mark(name, mark, shape) for name, mark in sequence.marks._asdict().items())
     return params, carry, Sequence(sequence.xs, *marks)

@@ -215,7 +215,7 @@ ROWS = {
     ),
     "init_train_state": Row(
         lambda **given: jb.init_train_state(**given),
-        {"key": (k.KEY, KEY), "net": (k.NET, net), **_optimizer, "batch_shape": (k.SHAPE, (B,))},
+        {"key": (k.KEY, KEY), "net": (k.NET, net), **_optimizer, "batch_shape": (k.or_none(k.SHAPE), (B,))},
     ),
     "by_rows": Row(
         lambda **given: jb.by_rows(**given),
