@@ -45,7 +45,7 @@ MISTAKES = {
         lambda: jb.unroll(CELL, PARAMS, CARRY, BATCH_FIRST),
         ValueError,
         r"^unroll: carry\.h: .*; xs is \[T, \*batch, 3\], time first: it is read as T = 4 steps of batch "
-        r"\(7,\)\. If your batch comes first, pass xs\.swapaxes\(0, 1\); else .*initial_carry\(params, \(7,\)\)",
+        r"\(7,\)\. If your batch comes first, pass xs\.swapaxes\(0, 1\); else .*carry\(params, \(7,\)\)",
     ),
     "batch first in training": (
         lambda: _train((4,), BATCH_FIRST),
@@ -68,12 +68,12 @@ MISTAKES = {
     "a forgotten carry of a network": (
         lambda: NET.apply(NET_PARAMS, XS),
         TypeError,
-        r"^net\.apply\(\) missing a required argument: 'xs'; carry is None .*write net\.apply\(params, carry, x",
+        r"^net\.apply\(\) missing a required argument: 'xs'; carry is None .*write net\.apply\(params",
     ),
     "a forgotten carry in the loss": (
         lambda: RUN(NET_PARAMS, XS, TARGETS),
         TypeError,
-        r"^value_and_grad\(\) missing a required argument: 'targets'; carry is None .*; write value_and_grad\(",
+        r"^value_and_grad\(\) missing a required argument: 'targets'; carry is None .*; write value_and",
     ),
     "a step for one row": (
         _own_step,
