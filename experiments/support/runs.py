@@ -45,7 +45,9 @@ class Run:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder = folder
+        if folder == Path():
+            raise SystemExit('--out "" or "." is not a folder of its own; name one such as results/first')
+        self.folder = folder = folder.expanduser()
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._hold_to(config)

@@ -95,7 +95,7 @@ def credit(
     g = Σ_t Σ_{k≤t} g_tk   (CR1-CR3)
 
     It takes the time of one backward pass for each lag, and O(T) memory beside the [lags, T] numbers that it
-    returns. Call it inside jax.jit: jax.jit(functools.partial(jb.credit, net, loss)).
+    returns.
 
     Args:
       net: from `network`; no layer may read backwards.

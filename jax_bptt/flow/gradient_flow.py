@@ -140,8 +140,8 @@ def gradient_flow(
 
     ρ_l = ‖λᵗ_{t−l}‖ / ‖λᵗ_t‖, root of the ratio of their squares' sums over losses and rows   (FL1-FL5)
 
-    It takes the time of one backward pass for each lag, and O(T) memory. Call it inside jax.jit. As a metric
-    of training use it with few lags, or on a small part of the batch.
+    It takes the time of one backward pass for each lag, and O(T) memory. As a metric of training,
+    inside jax.jit, use it with few lags or on a small part of the batch.
 
     Args:
       net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`; T >= 2.

@@ -52,7 +52,7 @@ def lag_profile(
     ‖J_t .. J_{t−l+1}‖_F / √S   (LP1, LP2);   ‖λᵗ_{t−l}‖ where d_hs is given
 
     It takes the time of S backward passes for each lag, or of one with d_hs; S is the size of the state. It
-    takes O(T) memory. Call it inside jax.jit.
+    takes O(T) memory.
 
     Args:
       cell: a cell; for a network see `gradient_flow`.

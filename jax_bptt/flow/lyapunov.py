@@ -69,7 +69,7 @@ def lyapunov_spectrum(
     λ_i = 1/(T − T₀) Σ_{t>T₀} log |R_t,ii|   (L2, L3)
 
     For each row it takes O(T (S² k + S k²)) time, and O(S k) memory beside u_1..u_T. It is differentiable by
-    params (see `flossing`). Call it inside jax.jit.
+    params (see `flossing`).
 
     Args:
       cell: a cell.

@@ -61,7 +61,7 @@ from jax_bptt.networks.readout_and_loss import Judged, loss_and_grad, loss_and_g
 
 
 class ValueAndGrad(Protocol):
-    """`value_and_grad` returns such a function. It is pure; call it inside jax.jit."""
+    """`value_and_grad` returns such a function. It is pure, and compiled once for each shape."""
 
     def __call__(
         self,
@@ -93,8 +93,9 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
 
     Returns:
       A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
-      key=None, dtype=None) -> ((loss, carry), grads). Call it inside jax.jit. The arguments are those of
-      `Network.apply`. loss is a scalar, carry the last state of every layer, grads like params.
+      key=None, dtype=None) -> ((loss, carry), grads), whose arguments are those of `Network.apply`. loss is
+      a scalar, carry the last state of every layer, grads like params. It is compiled once for each shape
+      and loss; so define a loss of your own once, not anew for every call.
       The gradient ends at a carry that you pass. If carry is None, and at every reset, the network begins
       at its initial carry, and the gradient goes on into the params that make it.
       Steps where mask is False do not count in the loss; with `last`, rows without any valid step do not.
