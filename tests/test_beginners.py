@@ -93,7 +93,7 @@ MISTAKES = {
     "layers by number": (
         lambda: jb.lstm(3, 5, 2),
         TypeError,
-        r"^lstm\(\) too many positional arguments; write lstm\(",
+        r"^lstm\(\) too many positional arguments; give options by their names; write lstm\(",
     ),
     "num_layers": (
         lambda: jb.gru(3, 5, num_layers=2),

@@ -104,6 +104,8 @@ def explain_call(
     except TypeError as wrong:
         _, is_python, said = str(error).rpartition(f"{name}() ")
         cures = [cure for word, cure in ELSEWHERE.items() if word in kwargs]
+        if "too many positional" in str(wrong):
+            cures.append("give options by their names")
         if "carry" in signature.parameters and len(args) < len(required(signature)):
             cures.append("carry is None where a sequence begins at the initial carry")
         said = f"{name}() {said if is_python else wrong}"
