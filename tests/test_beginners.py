@@ -7,6 +7,7 @@ import pytest
 import support.witnesses as w
 
 import jax_bptt as jb
+from jax_bptt.base.compiling import PROGRAMS, compiled
 
 CELL = jb.lstm(3, 5)
 NET = jb.network([CELL], jb.readout(5, 2))
@@ -73,7 +74,7 @@ MISTAKES = {
     "a forgotten carry in the loss": (
         lambda: RUN(NET_PARAMS, XS, TARGETS),
         TypeError,
-        r"^value_and_grad\(\) missing a required argument: 'targets'; carry is None .*; write value_and",
+        r"^value_and_grad\(net, loss\)\(\) missing a required argument: 'targets'; carry is None",
     ),
     "a step for one row": (
         _own_step,
@@ -141,8 +142,8 @@ MISTAKES = {
         r"run it by net\.apply\(params, carry, xs\)",
     ),
     "a cell as a function": (lambda: CELL(XS), TypeError, r"run it by jb\.unroll\(cell, params, carry, xs\)"),
-    "an old state": (
-        lambda: _train((4,))[0] and _train(4),
+    "a batch shape that is a number": (
+        lambda: _train(4),
         ValueError,
         r"^init_train_state: batch_shape: .*tuple",
     ),
@@ -211,3 +212,32 @@ def test_an_initial_carry_is_never_the_parameter_itself():
     state = state._replace(carry=carry)
     state, metrics = jb.make_train_step(net, jb.squared_error, SGD)(state, jb.Batch(XS[:, 0], TARGETS[:, 0]))
     assert bool(metrics.finite)
+
+
+def test_what_jax_says_of_an_old_state_is_what_the_how_to_page_says():
+    state = jb.init_train_state(jax.random.key(0), NET, SGD)
+    train_step = jb.make_train_step(NET, jb.squared_error, SGD)
+    train_step(state, jb.Batch(XS, TARGETS))
+    with pytest.raises(RuntimeError, match="Array has been deleted"):
+        _ = state.params.readout.w_y + 1
+    with pytest.raises((RuntimeError, ValueError), match="deleted"):
+        train_step(state, jb.Batch(XS, TARGETS))
+
+
+def test_targets_that_do_not_fit_say_how_xs_is_read():
+    with pytest.raises(ValueError, match=r"targets: .*; xs is read time first, as T = 4 steps"):
+        _train(xs=BATCH_FIRST)
+
+
+def test_few_programs_are_kept_for_fresh_losses():
+    """Each keeps what its loss closes over, so that their number is bounded."""
+
+    @compiled("loss")
+    def error(x, loss):
+        return loss(x)
+
+    alive = len(jax.live_arrays())
+    for n in range(3 * PROGRAMS):
+        weights = jnp.full(7, float(n))
+        error(XS, lambda x, weights=weights: weights.mean() * x.sum())
+    assert len(jax.live_arrays()) - alive < 3 * PROGRAMS

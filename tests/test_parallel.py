@@ -295,4 +295,4 @@ def test_methods_are_values():
     assert jb.parallel() is jb.parallel(newton=None)
     assert jb.parallel(jb.newton(5)) is jb.parallel(newton=jb.newton(iterations=5))
     assert repr(jb.parallel()) == "parallel()"
-    assert repr(jb.parallel(jb.newton(5))).startswith("parallel(newton=newton(iterations=5, ")
+    assert repr(jb.parallel(jb.newton(5))).startswith("parallel(newton=newton(iterations=5)")

@@ -12,7 +12,6 @@ from jax_bptt.base.made import Call
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_FORGETS = Call(object, (), ())
 
 
 def cached(**checks: Callable[[str, Any], Any]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
@@ -44,9 +43,11 @@ def cached(**checks: Callable[[str, Any], Any]) -> Callable[[Callable[_P, _R]], 
 
         def make(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             result = factory(*args, **kwargs)
-            before: Call | None = getattr(result, "made_by", _FORGETS)
-            if before is _FORGETS or (before is not None and before.factory is call):
-                return result  # of a class that remembers no call, or made by this very factory
+            if "made_by" not in getattr(result, "_fields", ()):
+                return result  # of a class that remembers no call
+            before: Call | None = result.made_by  # type: ignore[attr-defined]
+            if before is not None and before.factory is call and not before.replaced:
+                return result  # this factory has made it for other arguments, which mean the same
             arguments = signature.bind(*args, **kwargs).arguments
             made_by = Call(call, tuple(arguments.items()), tuple(defaults().items()))
             return result._replace(made_by=made_by)  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -34,7 +34,7 @@ def _integer(argument: str, expected: str, value: Foreign, least: int, most: int
     try:
         found = operator.index(value)
     except TypeError:
-        raise bad(argument, expected, value, "pass a Python integer") from None
+        raise bad(argument, expected, _quoted(value), "pass a Python integer") from None
     if not least <= found <= most or isinstance(value, bool):
         raise bad(argument, expected, value, fix)
     return found
@@ -48,8 +48,13 @@ def number(argument: str, expected: str, value: Foreign) -> float:
     except OverflowError:  # an int that is too large for a float
         found = math.inf
     if not math.isfinite(found):
-        raise bad(argument, expected, value, "pass a finite Python number")
+        raise bad(argument, expected, _quoted(value), "pass a finite Python number")
     return found
+
+
+def _quoted(value: object) -> object:
+    """A word in quotes, so that it is not taken for a number; anything else as it is."""
+    return repr(value) if isinstance(value, str) else value
 
 
 def or_none(check: Callable[[str, Foreign], _T]) -> Callable[[str, Foreign], _T | None]:
@@ -66,7 +71,13 @@ def flag(argument: str, value: object) -> bool:
 
 def is_function(value: object) -> bool:
     """Whether it is a hashable function; a cell is none, though its call says how it is run."""
-    return callable(value) and isinstance(value, Hashable) and not hasattr(value, "made_by")
+    if not callable(value) or hasattr(value, "made_by"):
+        return False
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def function(argument: str, value: Foreign) -> Callable[..., Any]:

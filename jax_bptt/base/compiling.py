@@ -1,8 +1,8 @@
 """Public functions that are compiled inside, so that a call without jax.jit is not slow.
 
 Run operation by operation, a sequence of a small cell takes thousands of times as long as compiled. So each
-public function that runs something is a jax.jit, one program for each shape; within a transformation of the
-user's it is inlined, and leaves no trace there.
+public function that runs something is a jax.jit, one program for each shape. Inside a transformation of the
+user's (jit, grad, vmap, scan, shard_map) the function runs as it is, and nothing changes there.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import numpy as np
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+PROGRAMS = 32  # of each function: a program keeps its loss, and the arrays that the loss closes over
+
 
 def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """A function as a jax.jit that is inlined in any other.
+    """A function as a jax.jit, where it is given arrays and not traced values.
 
     Args:
       static: names of the arguments that are no arrays, such as a cell.
@@ -28,6 +30,7 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     Returns:
       The decorator. A call with anything but arrays in the other arguments, or with a static argument
       that cannot be hashed, runs the function as it is, so that its own checks can say what is wrong.
+      What a loss or a cell reads from outside, such as a global, is fixed at its first call, as in any jit.
 
     >>> @compiled("power")
     ... def norm(x, power):
@@ -38,24 +41,30 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
     def decorator(f: Callable[_P, _R]) -> Callable[_P, _R]:
         signature = inspect.signature(f)
-        jitted = jax.jit(f, static_argnames=static, inline=True)
+
+        @functools.lru_cache(maxsize=PROGRAMS)
+        def program(*settings: tuple[str, Any]) -> Callable[[dict[str, Any]], _R]:
+            fixed: dict[str, Any] = dict(settings)
+            return jax.jit(lambda arrays: f(**fixed, **arrays))  # type: ignore[call-arg]
 
         @functools.wraps(f)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            arguments = signature.bind(*args, **kwargs).arguments
-            arrays = [value for name, value in arguments.items() if name not in static]
-            settings = [value for name, value in arguments.items() if name in static]
-            is_ready = _are_hashable(settings) and all(map(_is_ready, jax.tree.leaves(arrays)))
-            return (jitted if is_ready else f)(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            settings = tuple((name, value) for name, value in bound.arguments.items() if name in static)
+            arrays = {name: value for name, value in bound.arguments.items() if name not in static}
+            if _are_hashable(settings) and all(map(_is_ready, jax.tree.leaves(arrays))):
+                return program(*settings)(arrays)
+            return f(*args, **kwargs)
 
         return call
 
     return decorator
 
 
-def _are_hashable(values: list[Any]) -> bool:
+def _are_hashable(values: tuple[Any, ...]) -> bool:
     try:
-        hash(tuple(values))
+        hash(values)
     except TypeError:
         return False
     return True

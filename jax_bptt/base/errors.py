@@ -40,7 +40,10 @@ def bad(argument: str, expected: str, got: object, fix: str) -> ValueError:
     Traceback (most recent call last):
     ValueError: xs: expected [T, ..., 3] with T >= 1, got float64[0,3]; give at least one time step
     """
-    message = f"{argument}: expected {expected}, got {describe(got)}; {fix}"
+    return _about_argument(f"{argument}: expected {expected}, got {describe(got)}; {fix}")
+
+
+def _about_argument(message: str) -> ValueError:
     error = ValueError(message)
     error.without_function = message  # type: ignore[attr-defined]
     return error
@@ -104,18 +107,23 @@ def explain_call(
     except TypeError as wrong:
         _, is_python, said = str(error).rpartition(f"{name}() ")
         cures = [cure for word, cure in ELSEWHERE.items() if word in kwargs]
+        unknown = [word for word in kwargs if word not in signature.parameters and word not in ELSEWHERE]
+        if unknown and repr(unknown[0]) not in f"{error}{wrong}":
+            cures.append(f"it has no argument {unknown[0]!r}")
         if "too many positional" in str(wrong):
             cures.append("give options by their names")
-        if "carry" in signature.parameters and len(args) < len(required(signature)):
+        if "missing" in str(wrong) and is_array_like(_bound(signature, args, kwargs).get("carry")):
             cures.append("carry is None where a sequence begins at the initial carry")
         said = f"{name}() {said if is_python else wrong}"
         return TypeError("; ".join([said, *cures, f"write {written(name, signature)}"]))
     return None
 
 
-def required(signature: inspect.Signature) -> list[str]:
-    """The arguments that a call cannot leave out."""
-    return [p.name for p in signature.parameters.values() if p.default is p.empty]
+def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return {}
 
 
 def written(name: str, signature: inspect.Signature) -> str:
@@ -126,32 +134,48 @@ def written(name: str, signature: inspect.Signature) -> str:
 
 
 @contextlib.contextmanager
-def naming(argument: str, expected: str) -> Iterator[None]:
+def naming(argument: str, expected: str, fix: str = "see the error above") -> Iterator[None]:
     """An error inside as a ValueError that says which argument it comes from, and what was expected."""
     try:
         yield
     except Exception as error:
-        raise bad(argument, expected, first_line(error), "see the error above") from error
+        if hasattr(error, "is_explained"):
+            raise
+        raise bad(argument, expected, first_line(error), fix) from error
 
 
 @contextlib.contextmanager
-def running(argument: str) -> Iterator[None]:
-    """An error inside a function of the user's: its own message first, then the line it comes from."""
+def running(argument: str, hint: str = "") -> Iterator[None]:
+    """An error inside a function of the user's: its own message first, then the line, then what may help."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{first_line(error)}, raised by {argument}{_line_of(error)}") from error
+        line = _line_of(error)
+        if hasattr(error, "is_explained") or (hasattr(error, "without_function") and not line):
+            raise  # by a function that this one has called, or by this library, of an argument
+        explained = ValueError(f"{first_line(error)}, raised by {argument}{line}" + (hint and f"; {hint}"))
+        explained.is_explained = True  # type: ignore[attr-defined]
+        raise explained from error
+
+
+@contextlib.contextmanager
+def adding(hint: str) -> Iterator[None]:
+    """An error inside about an argument, with one more sentence about what may be meant."""
+    try:
+        yield
+    except ValueError as error:
+        message = getattr(error, "without_function", None)
+        if message is None:
+            raise
+        raise _about_argument(f"{message}; {hint}") from error
 
 
 def first_line(error: Exception) -> str:
     """Type and message of an error, in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")
 
 
-_LIBRARIES = (
-    os.path.dirname(os.path.dirname(__file__)),
-    os.path.dirname(os.__file__),
-)  # this one, Python's own
+_LIBRARIES = tuple(os.path.dirname(place) + os.sep for place in (os.path.dirname(__file__), os.__file__))
 
 
 def _line_of(error: Exception) -> str:
@@ -173,7 +197,12 @@ def shown(shape: Iterable[object]) -> str:
     return ",".join(map(str, shape))
 
 
-def describe(value: object) -> str:
+def is_array_like(value: object) -> bool:
+    """Whether it has a dtype and a shape."""
+    return not isinstance(value, type) and hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def describe(value: object, depth: int = 3) -> str:
     """A short text for any value: arrays as dtype and shape, small containers of them, the rest by type.
 
     >>> describe({"w": np.zeros((3, 2)), "b": None})
@@ -181,18 +210,21 @@ def describe(value: object) -> str:
     """
     if isinstance(value, str):
         return value
-    if not isinstance(value, type) and hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}[{shown(value.shape)}]"
+    if is_array_like(value):
+        return f"{value.dtype}[{shown(value.shape)}]"  # type: ignore[attr-defined]
     if value is None or isinstance(value, (int, float)):
         return repr(value)
     if hasattr(value, "made_by"):
         return repr(value).partition("  #")[0]
     name = type(value).__name__
-    if isinstance(value, (dict, list, tuple)) and len(value) <= 8 and not any(map(callable, value)):
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in value.items()) + "}"
-        fields = getattr(value, "_fields", None)
-        if fields is not None:
-            return f"{name}({', '.join(f'{k}={describe(v)}' for k, v in zip(fields, value, strict=True))})"
-        return f"{name} of {', '.join(map(describe, value)) or 'nothing'}"
-    return name
+    if not isinstance(value, (dict, list, tuple)) or len(value) > 8 or any(map(callable, value)):
+        return name
+    fields = getattr(value, "_fields", None)
+    if fields is not None:
+        parts = (f"{k}={describe(v, depth)}" for k, v in zip(fields, value, strict=True))
+        return f"{name}({', '.join(parts)})"
+    if depth == 0:
+        return name
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {describe(v, depth - 1)}" for k, v in value.items()) + "}"
+    return f"{name} of {', '.join(describe(v, depth - 1) for v in value) or 'nothing'}"

@@ -46,11 +46,11 @@ class Call(NamedTuple):
 def made(*, run: str = "", remark: Callable[[Any], str] | None = None) -> Callable[[type[_T]], type[_T]]:
     """Class decorator: a NamedTuple with a field `made_by`, which is a `Call` or None.
 
-    It is printed, pickled and copied as the call. For JAX it is static, a tree without arrays, so that a
-    cell may be an argument of a jitted function.
+    It is printed, compared, pickled and copied as the call, also when the cache has forgotten the call. For
+    JAX it is static, a tree without arrays, so that a cell may be an argument of a jitted function.
 
     Args:
-      run: how an object is run, for whoever calls it as a function.
+      run: what to do instead, for whoever calls an object as a function.
       remark: what is printed behind the call.
 
     Returns:
@@ -62,15 +62,25 @@ def made(*, run: str = "", remark: Callable[[Any], str] | None = None) -> Callab
         plain_replace = face._replace
 
         def replace(self: Any, **fields: Any) -> Any:
-            if self.made_by is not None and "made_by" not in fields:
-                replaced = tuple((dict(self.made_by.replaced) | fields).items())
+            changed = {n: z for n, z in fields.items() if z is not getattr(self, n) and z != getattr(self, n)}
+            if self.made_by is not None and changed and "made_by" not in fields:
+                replaced = tuple((dict(self.made_by.replaced) | changed).items())
                 fields["made_by"] = self.made_by._replace(replaced=replaced)
             return plain_replace(self, **fields)
 
         def call(self: Any, *args: object, **kwargs: object) -> None:
-            raise TypeError(f"{_written(self)} is not a function; run it by {run}")
+            raise TypeError(f"{_written(self)} is not a function; {run}")
+
+        def equal(self: Any, other: Any) -> bool:
+            if type(self) is not type(other):
+                return False
+            by_call = self.made_by is not None and other.made_by is not None
+            return bool(self.made_by == other.made_by if by_call else tuple.__eq__(self, other))
 
         face._replace = replace
+        face.__eq__ = equal
+        face.__ne__ = lambda self, other: not equal(self, other)
+        face.__hash__ = lambda self: tuple.__hash__(self) if self.made_by is None else hash(self.made_by)
         face.__repr__ = lambda self: _written(self) + (f"  # {remark(self)}" if remark else "")
         face.__reduce__ = _reduce
         face.__copy__ = face.__deepcopy__ = lambda self, memo=None: self

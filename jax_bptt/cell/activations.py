@@ -23,7 +23,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import is_function
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, running
 from jax_bptt.base.trees import vmap_leading
 
 ActivationName: TypeAlias = Literal["tanh", "sigmoid", "relu", "identity"]
@@ -93,12 +93,8 @@ def _checked(g: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The result is g on one number; a g that needs several numbers (softmax, a layer norm) is refused."""
 
     def scalar(z: Array) -> Array:
-        try:
+        with running("activation", "it is given a single number; a softmax or a layer norm is no activation"):
             s = g(z)
-        except Exception as error:
-            message = f"an error on a single number: {error}"
-            fix = "write it for a single number; a softmax or a layer norm is not an activation"
-            raise bad("activation", "a pointwise function", message, fix) from error
         if getattr(s, "shape", None) != () or s.dtype != z.dtype:
             raise bad("activation", f"{z.dtype}[] from {z.dtype}[]", s, "return one number of the dtype of z")
         return s

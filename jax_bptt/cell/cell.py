@@ -90,7 +90,7 @@ class Layout(NamedTuple):
     units: tuple[str, ...]
 
 
-@made(run="jb.unroll(cell, params, carry, xs)")
+@made(run="run it by jb.unroll(cell, params, carry, xs)")
 class Cell(NamedTuple, Generic[P, S]):
     """A recurrent cell holds its sizes and pure functions, nothing else.
 
@@ -151,7 +151,7 @@ def names_of_gates(argument: str, gates: object) -> tuple[str, ...]:
 
 def _gates(argument: str, gates: object) -> tuple[str, ...]:
     """Gates are given by names or by their number; a number G makes the names "0" to "G − 1"."""
-    is_named = isinstance(gates, tuple) and gates
+    is_named = isinstance(gates, (tuple, list)) and gates
     return names_of_gates(argument, gates) if is_named else tuple(map(str, range(size(argument, gates))))
 
 

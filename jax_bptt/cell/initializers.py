@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import is_function, number
-from jax_bptt.base.errors import bad, named, running
+from jax_bptt.base.checks import integer, is_function, number
+from jax_bptt.base.errors import bad, running
 from jax_bptt.base.types import DType, PRNGKey, Shape
 
 Initializer = Callable[[PRNGKey, Shape, DType], Array]
@@ -113,7 +113,11 @@ class Chrono(NamedTuple):
         return f"chrono({self.longest})"
 
 
-@named()
+def _longest(argument: str, value: object) -> int:
+    return integer(argument, value, 3, 2**31 - 1)
+
+
+@cached(longest=_longest)
 def chrono(longest: int) -> Chrono:
     """`chrono` sets the biases of the gates from the time scales of a task.
 
@@ -130,8 +134,6 @@ def chrono(longest: int) -> Chrono:
 
     Reference: Tallec & Ollivier 2018, Can recurrent neural networks warp time?, section 2.
     """
-    if isinstance(longest, bool) or not isinstance(longest, int) or not 3 <= longest < 2**31:
-        raise bad("longest", "an integer >= 3", longest, "pass at most 2**31 - 1 time steps")
     return Chrono(longest)
 
 

@@ -32,7 +32,7 @@ from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_ga
 Projected: TypeAlias = Any  # u_t: what `project` returns, any tree
 
 
-@made(run="jb.unroll(cell, params, carry, xs)")
+@made(run="run it by jb.unroll(cell, params, carry, xs)")
 class StepCell(NamedTuple, Generic[P, S]):
     """A step cell is a recurrent cell whose step is any pure function.
 

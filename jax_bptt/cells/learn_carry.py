@@ -31,9 +31,9 @@ def learn_carry(cell: AnyCell) -> AnyCell:
 
     h_0 = the parameter h_0 [H] in every row, and so for every field of the carry
 
-    It is trained wherever a sequence starts from it: after a reset, or if the carry is None. A step of
-    `make_train_step` continues from the carry of the batch before; set reset[0] in the rows where a new
-    sequence starts.
+    It is trained wherever a sequence starts from it: after a reset, or if the carry is None, as in a training
+    step whose state has no batch shape. A state with a batch shape continues from the carry of the batch
+    before; there, set reset[0] in the rows where a new sequence starts.
 
     Args:
       cell: a cell whose params are a NamedTuple and whose initial carry is zeros.

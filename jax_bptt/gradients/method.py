@@ -64,7 +64,7 @@ class Streamed(NamedTuple):
     out: list[ArrayTree]
 
 
-@made()
+@made(run="pass it: gradient=jb.full()")
 class GradientMethod(NamedTuple):
     """A gradient method is a forward pass with the backward pass that belongs to it.
 

@@ -28,8 +28,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag, number, size
-from jax_bptt.base.errors import bad, named
+from jax_bptt.base.errors import bad
+from jax_bptt.base.made import Call, made
 from jax_bptt.base.trees import select
 from jax_bptt.base.types import ArrayTree, State
 from jax_bptt.cell.step_cell import AnyCell
@@ -40,6 +42,7 @@ from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, jacob
 _ROUNDING = 16  # the residual of converged states stays below this multiple of eps
 
 
+@made()
 class Newton(NamedTuple):
     """These are the settings of Newton's method; `newton` makes them.
 
@@ -48,15 +51,14 @@ class Newton(NamedTuple):
       tolerance: ε, the bound on the residual; None for 16 eps of the dtype, but at most 1e-3.
       diagonal: whether each unit's own block replaces the whole Jacobian.
       damping: κ, the factor of the Jacobian.
+      made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
     iterations: int
     tolerance: float | None
     diagonal: bool
     damping: float
-
-    def __repr__(self) -> str:
-        return "newton(" + ", ".join(f"{n}={v!r}" for n, v in self._asdict().items()) + ")"
+    made_by: Call | None = None
 
 
 class NewtonInfo(NamedTuple):
@@ -75,7 +77,21 @@ class NewtonInfo(NamedTuple):
     converged: Array
 
 
-@named()
+def _tolerance(argument: str, value: object) -> float | None:
+    found = None if value is None else number(argument, "a number above 0, or None", value)
+    if found is not None and found <= 0:
+        raise bad(argument, "a number above 0, or None", value, "pass None for the default")
+    return found
+
+
+def _damping(argument: str, value: object) -> float:
+    found = number(argument, "a number in (0, 1]", value)
+    if not 0 < found <= 1:
+        raise bad(argument, "a number in (0, 1]", value, "pass 1.0 for no damping")
+    return found
+
+
+@cached(iterations=size, tolerance=_tolerance, diagonal=flag, damping=_damping)
 def newton(
     iterations: int = 100, tolerance: float | None = None, diagonal: bool = False, damping: float = 1.0
 ) -> Newton:
@@ -102,7 +118,7 @@ def newton(
         method".
 
     Returns:
-      The `Newton`, a hashable value.
+      The `Newton`; the same object for the same arguments.
 
     Raises:
       ValueError: iterations is below 1, tolerance is not above 0, damping is outside (0, 1], or diagonal
@@ -113,17 +129,9 @@ def newton(
     2025, Predictability enables parallelization of nonlinear state space models.
 
     >>> newton(diagonal=True)
-    newton(iterations=100, tolerance=None, diagonal=True, damping=1.0)
+    newton(diagonal=True)
     """
-    flag("diagonal", diagonal)
-    if tolerance is not None:
-        tolerance = number("tolerance", "a number above 0, or None", tolerance)
-        if tolerance <= 0:
-            raise bad("tolerance", "a number above 0, or None", tolerance, "pass None for the default")
-    damping = number("damping", "a number in (0, 1]", damping)
-    if not 0 < damping <= 1:
-        raise bad("damping", "a number in (0, 1]", damping, "pass 1.0 for no damping")
-    return Newton(size("iterations", iterations), tolerance, diagonal, damping)
+    return Newton(iterations, tolerance, diagonal, damping)
 
 
 def states_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:

@@ -44,7 +44,7 @@ class Directions(NamedTuple):
     backward: Any
 
 
-@made()
+@made(run="put it into jb.network([layer], readout)")
 class Layer(NamedTuple):
     """A `Layer` is one layer of a network; `layer` makes it.
 

@@ -14,13 +14,14 @@ from collections.abc import Sequence as ListOf
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_batch_shape, check_key
 from jax_bptt.base.compiling import compiled
-from jax_bptt.base.errors import bad, named
+from jax_bptt.base.errors import bad, named, running
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.trees import num_parameters
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape
@@ -62,11 +63,11 @@ class NetworkParams(NamedTuple):
 def _size(net: Network) -> str:
     try:
         return f"{num_parameters(_parameter_shapes(net)):,} parameters"
-    except ValueError:  # of a cell whose init is wrong: to print it is no error
+    except Exception:  # whatever is wrong with a cell's init: to print it is no error
         return "parameters unknown"
 
 
-@made(run="net.apply(params, carry, xs)", remark=_size)
+@made(run="run it by net.apply(params, carry, xs)", remark=_size)
 class Network(NamedTuple):
     """A `Network` holds layers and a readout; `network` makes it.
 
@@ -114,10 +115,14 @@ class Network(NamedTuple):
         check_batch_shape(batch_shape)
         params = as_arrays(params)
         check_params(params, _parameter_shapes(self), "make them by net.init(key)")
-        return tuple(
-            layer.each(lambda cell, p: cell.initial_carry(p, batch_shape), p)
-            for layer, p in zip(self.layers, params.cells, strict=True)
-        )
+        with running("initial_carry"):
+            carry = tuple(
+                layer.each(lambda cell, p: cell.initial_carry(p, batch_shape), p)
+                for layer, p in zip(self.layers, params.cells, strict=True)
+            )
+        # a copy where it is a parameter itself: a training step may be given both, to overwrite
+        own = set(map(id, jax.tree.leaves(params)))
+        return jax.tree.map(lambda s: jnp.copy(s) if id(s) in own else s, carry)
 
     @named("net.next_carry")
     def next_carry(self, carry: NetworkCarry) -> NetworkCarry:
@@ -269,7 +274,8 @@ def features(
 
 def _init_layer(layer: Layer, key: PRNGKey) -> Any:
     keys = key if layer.backward is None else Directions(*jax.random.split(key))
-    return layer.each(lambda cell, k: cell.init(k), keys)
+    with running("init"):
+        return layer.each(lambda cell, k: cell.init(k), keys)
 
 
 def filled_carry(

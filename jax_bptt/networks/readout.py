@@ -42,7 +42,7 @@ class ReadoutParams(NamedTuple):
     b_y: Array
 
 
-@made()
+@made(run="put it into jb.network([cell], readout)")
 class Readout(NamedTuple):
     """A `Readout` maps h_t to Y_t = g₂(h_t W_y + b_y); `readout` makes it.
 
@@ -163,7 +163,7 @@ def last(readout: Readout) -> Readout:
     """
     if not isinstance(readout, Readout):
         raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
-    return readout._replace(of_last=True)
+    return readout if readout.of_last else readout._replace(of_last=True)
 
 
 def outputs_lie(readout: Readout) -> str:

@@ -28,7 +28,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.compiling import compiled
-from jax_bptt.base.errors import named
+from jax_bptt.base.errors import adding, named
 from jax_bptt.base.trees import plus
 from jax_bptt.base.types import Mark, PRNGKey, Targets
 from jax_bptt.engine.devices import (
@@ -95,7 +95,8 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
       A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
       key=None, dtype=None) -> ((loss, carry), grads), whose arguments are those of `Network.apply`. loss is
       a scalar, carry the last state of every layer, grads like params. It is compiled once for each shape
-      and loss; so define a loss of your own once, not anew for every call.
+      and loss. So define a loss of your own once, not anew for every call, and pass what changes in targets:
+      what a loss reads from outside, such as a global, is fixed at its first call, as in any jax.jit.
       The gradient ends at a carry that you pass. If carry is None, and at every reset, the network begins
       at its initial carry, and the gradient goes on into the params that make it.
       Steps where mask is False do not count in the loss; with `last`, rows without any valid step do not.
@@ -119,7 +120,7 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
     check_network(net)
     check_loss(loss)
 
-    @named("value_and_grad")
+    @named("value_and_grad(net, loss)")
     def run(
         params: NetworkParams,
         carry: NetworkCarry | None,
@@ -318,4 +319,6 @@ def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Targets
     if is_additive(loss):
         leading = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1]
         ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), sequence.xs.dtype)
-        check_targets(loss, ys, targets, steps_that_count(net, sequence.mask))
+        read = f"xs is read time first, as T = {len(sequence.xs)} steps of batch {sequence.rows}"
+        with adding(read):
+            check_targets(loss, ys, targets, steps_that_count(net, sequence.mask))

@@ -210,7 +210,8 @@ def make_train_steps(
 
     Returns:
       (state, batches) -> (state, metrics): batches is a `Batch` with one more axis, K, in front of each
-      of its arrays, xs [K, T, *batch_shape, I] and key [K] among them; so have the metrics, [K].
+      of its arrays, xs [K, T, *batch_shape, I] and key [K] among them; so have the metrics, [K]. A single
+      batch without that axis is read as K = T batches.
 
     Raises:
       ValueError: a wrong network or optimizer here; wrong batches at the first call.

@@ -11,7 +11,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating
-from jax_bptt.base.errors import bad, describe, running, shown
+from jax_bptt.base.errors import bad, describe, naming, running, shown
 from jax_bptt.base.trees import with_fields
 from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape, Slopes, State
 from jax_bptt.cell.cell import Cell, StepCotangent
@@ -167,11 +167,13 @@ def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
 @cached()
 def parameter_shapes(cell: AnyCell) -> ArrayTree:
     """The result is the shapes of what cell.init makes; a parameter of unknown use raises a ValueError."""
-    try:
-        params = jax.eval_shape(lambda: cell.init(jax.random.key(0)))
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise bad("init", "a pytree of floating arrays", message, "keep other values in a closure") from error
+
+    def init() -> ArrayTree:
+        with running("init"):
+            return cell.init(jax.random.key(0))
+
+    with naming("init", "a pytree of floating arrays", "keep other values in a closure"):
+        params = jax.eval_shape(init)
     if not is_pointwise(cell):
         dtypes = {p.dtype for p in jax.tree.leaves(params)}
         if len(dtypes) != 1 or not jnp.issubdtype(next(iter(dtypes)), jnp.floating):
