@@ -202,7 +202,7 @@ def is_array_like(value: object) -> bool:
     return not isinstance(value, type) and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def describe(value: object, depth: int = 3) -> str:
+def describe(value: object, depth: int = 2) -> str:
     """A short text for any value: arrays as dtype and shape, small containers of them, the rest by type.
 
     >>> describe({"w": np.zeros((3, 2)), "b": None})
