@@ -43,16 +43,17 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
         signature = inspect.signature(f)
 
         @functools.lru_cache(maxsize=PROGRAMS)
-        def program(*settings: tuple[str, Any]) -> Callable[[dict[str, Any]], _R]:
-            fixed: dict[str, Any] = dict(settings)
+        def program(*settings: tuple[str, Any, type]) -> Callable[[dict[str, Any]], _R]:
+            fixed: dict[str, Any] = {name: value for name, value, _ in settings}
             return jax.jit(lambda arrays: f(**fixed, **arrays))  # type: ignore[call-arg]
 
         @functools.wraps(f)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            settings = tuple((name, value) for name, value in bound.arguments.items() if name in static)
-            arrays = {name: value for name, value in bound.arguments.items() if name not in static}
+            given = bound.arguments.items()  # with their types, since True == 1
+            settings = tuple((name, value, type(value)) for name, value in given if name in static)
+            arrays = {name: value for name, value in given if name not in static}
             if _are_hashable(settings) and all(map(_is_ready, jax.tree.leaves(arrays))):
                 return program(*settings)(arrays)
             return f(*args, **kwargs)

@@ -26,7 +26,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import check_batch_shape, check_key, function, is_floating, or_none, size
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
@@ -252,7 +252,7 @@ def init_params(
     >>> init_params(jax.random.key(0), 3, 5, gates=4).w_h.shape
     (5, 20)
     """
-    check_key(key)
+    named("cell.init")(check_key)(key)
     w_x, w_h = matrices(key, input_size, hidden_size, gates, recurrent)
     return Params(w_x, w_h, jnp.zeros(gates * hidden_size, w_x.dtype))
 
@@ -273,7 +273,7 @@ def init_of(
 
 def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, batch_shape: Shape) -> S:
     """Each field of the initial carry, such as h, is the parameter h_0 in every row, or else zeros."""
-    check_batch_shape(batch_shape)
+    named("cell.initial_carry")(check_batch_shape)(batch_shape)
     first: Foreign = next(iter(jax.tree.leaves(params)), None)
     if not is_floating(first):
         raise bad("params", "floating arrays", params, "make them by cell.init(key)")

@@ -20,7 +20,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import check_key, size
-from jax_bptt.base.errors import bad
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.types import DType, PRNGKey
 from jax_bptt.cell.activations import Activation, ActivationName
@@ -75,7 +75,7 @@ class Readout(NamedTuple):
         Raises:
           ValueError: key is not a PRNG key.
         """
-        check_key(key)
+        named("readout.init")(check_key)(key)
         dtype = jnp.result_type(float)
         w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
         return ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
