@@ -1,6 +1,9 @@
 """Recurrent networks trained by Backpropagation Through Time, in pure-functional JAX.
 
-This is the only list of public names: what is in the folders below may change, these stay.
+Begin with `network`, `init_train_state` and `make_train_step`; or with a cell such as `lstm`, and `unroll`.
+Print a cell, a network or a gradient method to see the call that made it.
+
+The names in `__all__` are public and stay. The folders below may change.
 """
 
 from jax_bptt.adapters import convert
