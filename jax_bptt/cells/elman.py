@@ -9,7 +9,7 @@ z_t influences the loss only through h_t, and g is pointwise. With λ_t = dE/dh_
 
     adjoint   a_t = g′(z_t)                                                              (EA1)
               δz_t = a_t λ_t                                                             (EA2)
-              δu_t = δv_t = δz_t,   δh_{t−1} = 0 but for the way through v_t             (EA3)
+              δu_t = δv_t = δz_t,   δh_{t−1} = 0 besides the path through v_t            (EA3)
 
 The engine turns δv_t into λ_{t−1} (S3 of `loops`): the factor dS_t/dS_{t−1} of the article is
 diag(a_t) W_s, and the product of these factors is what vanishes or explodes.

@@ -11,7 +11,7 @@ Let λ = dE/dh_t. Every derivative below is λ times a factor that does not depe
               δv_n = r δn̂                                                                   (GA2)
               δu_r = δv_r = k_r λ,      k_r = k_n v_n r (1 − r)                             (GA3)
               δu_z = δv_z = k_z λ,      k_z = (h_{t−1} − n) z (1 − z)                       (GA4)
-              δh_{t−1} = z λ            but for the way through v                           (GA5)
+              δh_{t−1} = z λ            besides the path through v                          (GA5)
 
 In (GA5) the gate z does what the forget gate does in an LSTM: where z is near one, λ goes back unchanged.
 """

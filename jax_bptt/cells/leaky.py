@@ -8,7 +8,7 @@
 σ keeps α between 0 and 1 whatever the optimizer does to ρ. With λ = dE/dh_t:
 
     adjoint   δu_t = δv_t = k λ,        k = α g′(u_t + v_t)                                 (CA1)
-              δh_{t−1} = (1 − α) λ      but for the way through v                           (CA2)
+              δh_{t−1} = (1 − α) λ      besides the path through v                          (CA2)
               δρ = k_ρ λ,               k_ρ = (g(u_t + v_t) − h_{t−1}) α (1 − α)            (CA3)
 
 Even if W_h passes nothing back, (CA2) keeps (1 − α)ᵗ of a gradient over t steps. So a unit remembers for

@@ -9,8 +9,8 @@ comes after it, so that one product per step is enough. With λ = dE/dh_t:
 
     adjoint   δn̂ = δu_n = k_n λ,        k_n = f (1 − n²)                                    (MA1)
               δv_n = f δn̂                                                                   (MA2)
-              δu_f = δv_f = k_f λ,      k_f = (n − h_{t−1} + k_n v_n) f (1 − f)   (MA3)
-              δh_{t−1} = (1 − f) λ      but for the way through v                           (MA4)
+              δu_f = δv_f = k_f λ,      k_f = (n − h_{t−1} + k_n v_n) f (1 − f)             (MA3)
+              δh_{t−1} = (1 − f) λ      besides the path through v                          (MA4)
 """
 
 from __future__ import annotations
