@@ -106,7 +106,7 @@ def test_one_collective_and_none_in_a_loop(method):
     assert not w.wrong(jax.device_get(compiled(*placed)), _one_layer_on_one_device(), 1e-12)
 
 
-def test_the_gradient_of_a_plain_scan_has_a_collective_in_every_step():
+def test_compiled_for_cpus_the_gradient_of_a_plain_scan_has_a_collective_in_every_step():
     case = make("lstm", T, (B,))
 
     def gradient(params, carry, xs, d_hs):
