@@ -27,8 +27,8 @@ TITLES = {  # in the order of the pages; a folder that is not here comes last, u
 }
 HEADS = {"derivations": "derivations", "api": "API"}  # behind the title, which both chapters have
 SAYS = {  # on every page of a chapter, after what the docstring of the folder says
-    "derivations": "Below is the text at the top of each module. A number such as (S3) marks an equation, and in "
-    "the code the line that computes it.",
+    "derivations": "Below is the text at the top of each module. A number such as (S3) marks an equation, "
+    "and in the code the line that computes it.",
     "api": "Every name is in `jax_bptt`, here called `jb`.",
 }
 
