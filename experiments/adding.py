@@ -110,7 +110,6 @@ def learner(config: Config, name: str, cell: AnyCell, steps: int) -> Learner:
         net=net,
         loss=mean_squared_error,
         optimizer=optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.learning_rate)),
-        rows=config.rows,
         draw=lambda key: sequences(key, config.rows, steps),
         score=score,
         steps=config.updates,

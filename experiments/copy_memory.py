@@ -109,7 +109,6 @@ def learner(config: Config, name: str, cell: AnyCell) -> Learner:
         net=net,
         loss=jb.softmax_cross_entropy,
         optimizer=optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.learning_rate)),
-        rows=config.rows,
         draw=lambda key: sequences(key, config.rows, config.steps),
         score=score,
         steps=config.updates,

@@ -172,7 +172,6 @@ def learner(config: Config, kind: str, seed: int) -> Learner:
         net=net,
         loss=jb.softmax_cross_entropy,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate)),
-        rows=ROWS,
         draw=draw,
         score=score,
         steps=updates,

@@ -129,7 +129,6 @@ def learner(config: Config, data: Images, kind: str, steps: int, seed: int) -> L
         net=net,
         loss=jb.softmax_cross_entropy,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
-        rows=config.rows,
         draw=draw,
         score=score,
         steps=config.updates,

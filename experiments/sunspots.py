@@ -167,7 +167,6 @@ def learner(config: Config, kind: str, seed: int) -> Learner:
         net=net,
         loss=jb.squared_error,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate)),
-        rows=config.rows,
         draw=draw,
         score=score,
         steps=config.updates,

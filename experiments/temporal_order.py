@@ -110,7 +110,6 @@ def learner(config: Config, name: str, optimizer: optax.GradientTransformation) 
         net=net,
         loss=jb.softmax_cross_entropy,
         optimizer=optimizer,
-        rows=config.rows,
         draw=lambda key: sequences(key, config.rows, config.steps),
         score=score,
         steps=config.updates,

@@ -34,8 +34,7 @@ class Learner(NamedTuple):
     Attributes:
       name: of its curve and of its checkpoints.
       net, loss, optimizer: as for `jb.make_train_step`.
-      rows: B.
-      draw: key -> `jb.Batch` of B rows, each a whole sequence that begins without memory; in JAX.
+      draw: key -> a `jb.Batch` whose rows are each a whole sequence that begins without memory; in JAX.
       score: parameters -> scalars by name, in JAX; the same data every time.
       steps: updates at most.
       every: updates between two scores.
@@ -48,7 +47,6 @@ class Learner(NamedTuple):
     net: jb.Network
     loss: Callable[..., Array]
     optimizer: optax.GradientTransformation
-    rows: int
     draw: Callable[[Array], jb.Batch]
     score: Callable[[jb.NetworkParams], dict[str, Array]]
     steps: int
