@@ -308,7 +308,7 @@ def _learner(bad):
     def score(params):
         return {"size": jnp.square(params.readout.w_y).sum()}
 
-    return learning.Learner("one", net, jb.squared_error, ADAM, 2, draw, score, steps=40, every=10)
+    return learning.Learner("one", net, jb.squared_error, ADAM, draw, score, steps=40, every=10)
 
 
 def test_learning_goes_on_after_bad_batches_and_stops_where_all_are(tmp_path, capsys):
