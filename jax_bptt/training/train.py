@@ -305,9 +305,9 @@ def _check_batches(net: Network, state: Foreign, batches: Foreign) -> None:
         raise bad("batches", "one more axis, K, in front of every array", batches, fix)
     if not is_array(batches.xs):
         raise bad("batches.xs", "an array [K, T, *batch_shape, I]", batches.xs, "stack K >= 1 batches")
-    _check_rows("batches.xs", "[K, T, *batch, I]", state, batches.xs, batches.xs.shape[2:-1])
+    rows = batches.xs.shape[2:-1]  # without K and T
+    _check_rows("batches.xs", "[K, T, *batch, I]", state, batches.xs, rows)
     if state.carry is not None:
-        rows = batches.xs.shape[2:-1]
         carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(state.params, rows)))
         check_like("state.carry", state.carry, carry, None, "make the state by jb.init_train_state")
 
