@@ -60,6 +60,12 @@ def vmap_leading(axes: int, f: Callable[..., _R]) -> Callable[..., _R]:
     return functools.reduce(lambda g, _: jax.vmap(g), range(axes), f)
 
 
+def apart(tree: Tree, others: ArrayTree) -> Tree:
+    """The tree, with a copy of each array that is itself one of others: a step may overwrite both."""
+    taken = set(map(id, jax.tree.leaves(others)))
+    return jax.tree.map(lambda z: jnp.copy(z) if id(z) in taken else z, tree)
+
+
 def flipped(tree: Tree) -> Tree:
     """Arrays [T, ...] are reversed in time: the last step comes first."""
     return jax.tree.map(lambda z: jnp.flip(z, 0), tree)

@@ -28,6 +28,7 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import check_batch_shape, check_key, function, is_floating, or_none, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
+from jax_bptt.base.trees import apart
 from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
 
@@ -280,8 +281,8 @@ def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, 
     shape, zeros = (*batch_shape, hidden_size), jnp.zeros(hidden_size, first.dtype)
     fields: tuple[str, ...] = carry_type._fields  # type: ignore[attr-defined]
     learned = (getattr(params, field + INITIAL, zeros) for field in fields)
-    # a copy, since without a batch axis it is the parameter itself, and a step may be given both to overwrite
-    return carry_type(*(jnp.array(jnp.broadcast_to(s_0, shape), copy=True) for s_0 in learned))
+    # without a batch axis broadcast_to returns the parameter itself
+    return apart(carry_type(*(jnp.broadcast_to(jnp.asarray(s_0), shape) for s_0 in learned)), params)
 
 
 def keep_point(units: Units, s_prev: S, u: Gates, v: Gates, s: S) -> tuple[S, Gates, Gates]:

@@ -14,7 +14,6 @@ from collections.abc import Sequence as ListOf
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -23,7 +22,7 @@ from jax_bptt.base.checks import as_arrays, check_batch_shape, check_key
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named, running
 from jax_bptt.base.made import Call, by_shape, made
-from jax_bptt.base.trees import num_parameters
+from jax_bptt.base.trees import apart, num_parameters
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
@@ -120,9 +119,7 @@ class Network(NamedTuple):
                 layer.each(lambda cell, p: cell.initial_carry(p, batch_shape), p)
                 for layer, p in zip(self.layers, params.cells, strict=True)
             )
-        # a copy where it is a parameter itself: a training step may be given both, to overwrite
-        own = set(map(id, jax.tree.leaves(params)))
-        return jax.tree.map(lambda s: jnp.copy(s) if id(s) in own else s, carry)
+        return apart(carry, params)  # a cell of the user's may return a parameter itself
 
     @named("net.next_carry")
     def next_carry(self, carry: NetworkCarry) -> NetworkCarry:
