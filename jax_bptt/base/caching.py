@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from jax_bptt.base.checks import is_hashable
 from jax_bptt.base.errors import named
 from jax_bptt.base.made import Call
 
@@ -60,8 +61,8 @@ def cached(**checks: Callable[[str, Any], Any]) -> Callable[[Callable[_P, _R]], 
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             bound.arguments |= {name: check(name, bound.arguments[name]) for name, check in checks.items()}
-            hashable = all(isinstance(v, Hashable) for v in bound.arguments.values())
-            return (remembered if hashable else make)(*bound.args, **bound.kwargs)
+            make_or_remember = remembered if is_hashable(tuple(bound.arguments.values())) else make
+            return make_or_remember(*bound.args, **bound.kwargs)
 
         return call
 

@@ -69,15 +69,18 @@ def flag(argument: str, value: object) -> bool:
     return value
 
 
-def is_function(value: object) -> bool:
-    """Whether it is a hashable function; a cell is none, though its call says how it is run."""
-    if not callable(value) or hasattr(value, "made_by"):
-        return False
+def is_hashable(value: object) -> bool:
+    """Whether it can be a key of a cache, and all that it holds."""
     try:
         hash(value)
     except TypeError:
         return False
     return True
+
+
+def is_function(value: object) -> bool:
+    """Whether it is a hashable function; a cell is none, though its call says how it is run."""
+    return callable(value) and not hasattr(value, "made_by") and is_hashable(value)
 
 
 def function(argument: str, value: Foreign) -> Callable[..., Any]:

@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
+from jax_bptt.base.checks import is_hashable
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -54,21 +56,13 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             given = bound.arguments.items()  # with their types, since True == 1
             settings = tuple((name, value, type(value)) for name, value in given if name in static)
             arrays = {name: value for name, value in given if name not in static}
-            if _are_hashable(settings) and all(map(_is_ready, jax.tree.leaves(arrays))):
+            if is_hashable(settings) and all(map(_is_ready, jax.tree.leaves(arrays))):
                 return program(*settings)(arrays)
             return f(*args, **kwargs)
 
         return call
 
     return decorator
-
-
-def _are_hashable(values: tuple[Any, ...]) -> bool:
-    try:
-        hash(values)
-    except TypeError:
-        return False
-    return True
 
 
 def _is_ready(leaf: object) -> bool:
