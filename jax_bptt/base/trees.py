@@ -50,6 +50,11 @@ def select(where: Mark, chosen: Tree, other: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(trailing(where, a), a, b), chosen, other)
 
 
+def times_rows(weight: Array, tree: Tree) -> Tree:
+    """Each row of every leaf is multiplied by its weight."""
+    return jax.tree.map(lambda z: trailing(weight, z) * z, tree)
+
+
 def trailing(where: Array, like: Array) -> Array:
     """`where` gets axes of length one at its end, up to the rank of like."""
     return where.reshape(where.shape + (1,) * (like.ndim - where.ndim))

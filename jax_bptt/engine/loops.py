@@ -9,7 +9,8 @@ weights, so the chain rule gives a recursion backwards in t:
 
     sweep      λ_T = G_T + dE/ds_T                          sequential, linear in λ           (S1)
                λ̃_{t−1} = (ds_t/ds̃_{t−1})ᵀ λ_t where mask_t, λ_t elsewhere                      (S2)
-               λ_{t−1} = G_{t−1} + λ̃_{t−1}, without it where reset_t or cut_t                 (S3)
+               λ_{t−1} = G_{t−1} + λ̃_{t−1}, without it where reset_t or cut_t;
+                                            λ̃_{t−1} is weighted where a method says so        (S3)
                dE/dstart = Σ_t λ̃_{t−1} where reset_t        into the initial carry            (S4)
                a step where mask is False read no weight: its λ_t counts as 0                 (S5)
 
@@ -25,7 +26,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 from jax import Array
 
-from jax_bptt.base.trees import add_to_h, plus, select, zeros_like
+from jax_bptt.base.trees import add_to_h, plus, select, times_rows, zeros_like
 from jax_bptt.base.types import ArrayTree, S, Slopes, State
 from jax_bptt.cell.step_cell import AnyCell, Projected
 from jax_bptt.engine.engine import AnyEngine, Forward, Swept, Transform
@@ -136,6 +137,8 @@ def step_back_of(
             lam_prev = select(marks.reset, zeros_like(lam_prev), lam_prev)  # (S3)
         if marks.cut is not None:
             lam_prev = select(marks.cut, zeros_like(lam_prev), lam_prev)  # (S3)
+        if marks.weight is not None:
+            lam_prev = times_rows(marks.weight, lam_prev)  # (S3)
         return StepBack(lam_prev if transform is None else transform(lam_prev), d_start, lam_step)
 
     return step_back
@@ -144,11 +147,25 @@ def step_back_of(
 def begin_of_step(marks: Marks, start: S | None, s_prev: S) -> S:
     """s̃_{t−1} is the initial carry where reset, s_{t−1} elsewhere, and a constant where cut.
 
-    stop_gradient matters only if JAX differentiates the passes themselves, as for a Hessian.
+    The weight and stop_gradient matter only if JAX differentiates the passes themselves, as for a Hessian.
     """
+    if marks.weight is not None:
+        s_prev = _weighted(marks.weight, s_prev)
     if marks.cut is not None:
         s_prev = select(marks.cut, jax.lax.stop_gradient(s_prev), s_prev)
     if marks.reset is not None:
         assert start is not None  # a run with resets has an initial carry
         s_prev = select(marks.reset, start, s_prev)
     return s_prev
+
+
+@jax.custom_jvp
+def _weighted(weight: Array, s: S) -> S:
+    """This is s, but its derivative is multiplied by the weight of each row, in forward and reverse mode."""
+    return s
+
+
+@_weighted.defjvp
+def _weighted_derivative(primals: tuple[Array, S], tangents: tuple[Array, S]) -> tuple[S, S]:
+    weight, s = primals
+    return _weighted(weight, s), times_rows(weight, tangents[1])

@@ -7,7 +7,8 @@
               s̃_{t−1}             elsewhere: the carry is held
 
 Reset and cut come before the mask, so they act where mask is False, too. None means mask True, reset False
-or cut False at every step, and costs nothing.
+or cut False at every step, and costs nothing. A gradient method can also weight the derivative of s_{t−1},
+while its value stays as it is (`artbp`).
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ class Marks(NamedTuple):
       mask: bool [T, ...] or None; False holds the carry.
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
+      weight: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
     """
 
     mask: Mark
     reset: Mark
     cut: Mark
+    weight: Array | None = None
 
 
 class Sequence(NamedTuple):
@@ -47,12 +50,14 @@ class Sequence(NamedTuple):
       mask: bool [T, ...] or None; False holds the carry.
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
+      weight: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
     """
 
     xs: Array
     mask: Mark = None
     reset: Mark = None
     cut: Mark = None
+    weight: Array | None = None
 
     @property
     def rows(self) -> Shape:
@@ -62,7 +67,7 @@ class Sequence(NamedTuple):
     @property
     def marks(self) -> Marks:
         """These are the marks without the inputs."""
-        return Marks(self.mask, self.reset, self.cut)
+        return Marks(self.mask, self.reset, self.cut, self.weight)
 
 
 def ends_of(sequence: Sequence) -> Sequence:

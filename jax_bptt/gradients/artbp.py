@@ -5,6 +5,9 @@ Before each step and row there is a cut with probability c, drawn independently.
     λ_{t−1} = G_{t−1}                        where cut_t
               G_{t−1} + λ̃_{t−1} / (1 − c)    elsewhere                                        (U1)
 
+So this is the gradient of a program in which the derivative of every carry is multiplied by 1/(1 − c); a
+second derivative is that of the same program.
+
 A term of the summed chain rule that goes from step t back to step i passes t − i links between steps. Each
 link is uncut with probability 1 − c and then multiplies the term by 1/(1 − c), so the expected value of the
 term is the term itself:
@@ -18,15 +21,14 @@ from __future__ import annotations
 
 import functools
 
-import jax
+import jax.numpy as jnp
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
-from jax_bptt.base.types import Tree
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.run import Kept, Outputs, Run
-from jax_bptt.gradients.full import full, full_with
+from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 
 
@@ -64,16 +66,13 @@ def artbp(rate: float) -> GradientMethod:
     >>> artbp(0.1)
     artbp(0.1)
     """
-    weighted = functools.partial(_times, 1 / (1 - rate))  # (U1)
-    return GradientMethod("artbp", functools.partial(_forward, rate), full_with(weighted))
-
-
-def _times(weight: float, lam: Tree) -> Tree:
-    return jax.tree.map(lambda z: weight * z, lam)
+    return GradientMethod("artbp", functools.partial(_forward, rate), full().backward)
 
 
 def _forward(rate: float, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
-    if run.sequence.cut is None:
+    sequence = run.sequence
+    if sequence.cut is None:
         fix = f"pass cut=jax.random.bernoulli(key, {rate}, xs.shape[:-1])"
-        raise bad("cut", "bool marks for gradient=jb.artbp", run.sequence.cut, fix)
-    return full().forward(cell, run)
+        raise bad("cut", "bool marks for gradient=jb.artbp", sequence.cut, fix)
+    weight = jnp.full_like(sequence.xs[..., 0], 1 / (1 - rate))  # (U1)
+    return full().forward(cell, run._replace(sequence=sequence._replace(weight=weight)))

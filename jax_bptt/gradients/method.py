@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
 
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
@@ -17,6 +20,33 @@ from jax_bptt.engine.sequence import Sequence
 Carry: TypeAlias = Any  # of a `Recurrence`: the state of a cell, or those of all layers
 Weights: TypeAlias = Any  # of a `Recurrence`: what the loss is differentiated by
 Data: TypeAlias = Any  # of a `Recurrence`: what it reads, leaves [T, ...]
+
+_R = TypeVar("_R")
+
+
+def differentiated_once(came: str, fix: str, f: Callable[..., _R]) -> Callable[..., _R]:
+    """This is f, a pass of a gradient method, but a derivative of it is an error and not a wrong number.
+
+    Args:
+      came: what was asked for, for the error.
+      fix: what to do instead, for the error.
+      f: (cell, *arrays) -> anything.
+
+    Returns:
+      The same function; a ValueError where JAX differentiates it.
+    """
+
+    def run(cell: AnyCell, *arrays: ArrayTree) -> _R:
+        guarded = jax.custom_jvp(functools.partial(f, cell))
+
+        @guarded.defjvp
+        def refuse(primals: ArrayTree, tangents: ArrayTree) -> tuple[_R, _R]:
+            raise bad("gradient", "first derivatives in reverse mode", came, fix)
+
+        result: _R = guarded(*arrays)
+        return result
+
+    return run
 
 
 class Reversed(NamedTuple):

@@ -91,7 +91,7 @@ def _forward_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[Outputs
 def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
     run, states = kept.run, kept.states
     assert states is not None  # both forward passes keep them
-    mask, reset, _ = run.sequence.marks
+    mask, reset = run.sequence.mask, run.sequence.reset
     s_prev = phases.previous(run, states)
     slopes = phases.linearise(cell, run, s_prev, states)
     lam, d_carry = _sweep_at_once(cell, run, slopes, states, d)
@@ -108,7 +108,7 @@ def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
 def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, states: State, d: Outputs) -> tuple[State, State]:
     """The sweep returns λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
     with jax.named_scope("bptt/sweep_at_once"):
-        mask, reset, cut = run.sequence.marks
+        _, mask, reset, cut, _ = run.sequence
         form = form_of(cell)
         m = jacobians_with_marks(jacobians(cell, run.params, slopes, states, form), mask, reset, cut)
         direct = only_h(d.hs, like=states)

@@ -34,6 +34,7 @@ from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import phases
 from jax_bptt.engine.chunks import add_to, sums_as, zero_sums
 from jax_bptt.engine.devices import to_local
+from jax_bptt.engine.loops import begin_of_step
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.method import GradientMethod
@@ -114,14 +115,13 @@ def advance(
     Returns:
       s_t and P_t.
     """
-    s_prev, influence = before
+    influence = before.influence
     if at_t.cut is not None:
         influence = select(at_t.cut, zeros_like(influence), influence)  # (R1)
     if at_t.reset is not None:
-        assert run.start is not None  # a run with resets has both
-        assert d_start_d_theta is not None
-        s_prev = select(at_t.reset, run.start, s_prev)
+        assert d_start_d_theta is not None  # a run with resets has it
         influence = select(at_t.reset, d_start_d_theta, influence)  # (R1)
+    s_prev = begin_of_step(at_t.marks, run.start, before.carry)
     s, j, direct = _linearised(cell, run.params, s_prev, at_t.xs)
     through = j @ influence + of_theta(direct)  # (R3)
     return Influenced(select(at_t.mask, s, s_prev), select(at_t.mask, through, influence))  # (R3)

@@ -46,7 +46,15 @@ from jax_bptt.engine.engine import Swept
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
-from jax_bptt.gradients.method import Carry, Data, GradientMethod, Recurrence, Streamed, Weights
+from jax_bptt.gradients.method import (
+    Carry,
+    Data,
+    GradientMethod,
+    Recurrence,
+    Streamed,
+    Weights,
+    differentiated_once,
+)
 
 
 @cached(window=size, stride=or_none(size))
@@ -95,8 +103,10 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
         raise bad("stride", f"at most window={window}", stride, fix)
     if stride == window:
         return truncated(window)
+    came = f"a second derivative through jb.truncated({window}, stride={stride})"
+    once = functools.partial(differentiated_once, came, f"use jb.truncated({window}) or jb.full()")
     back = functools.partial(_backward, window, stride)
-    return GradientMethod("truncated", full(recompute=True).forward, back)
+    return GradientMethod("truncated", once(full(recompute=True).forward), once(back))
 
 
 def _forward_with_cuts(window: int, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
@@ -119,6 +129,8 @@ def _stream(
         state: tuple[Carry, Weights, Carry], first: chunks.First, here: Data
     ) -> tuple[tuple[Carry, Weights, Carry], Data]:
         s, d_weights, d_carry = state
+        # constants for a derivative of this gradient, too
+        s = jax.tree.map(lambda z: jnp.where(first == 0, z, jax.lax.stop_gradient(z)), s)
         found = recurrence.reverse(weights, s, here, zeros_like(s))
         # only the first piece begins from s_0; the carries of the others are constants
         d_carry = jax.tree.map(lambda z, new: jnp.where(first == 0, new, z), d_carry, found.d_carry)

@@ -278,14 +278,17 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     params, sequence = local.params, local.sequence
     # within a chunk the gradient is exact; the method decides what happens between chunks
     of_chunk = full()._replace(engine=gradient.engine)
+    forward_only = of_chunk._replace(backward=None)  # JAX can differentiate it in any mode
     Chunk = tuple[Sequence, Targets, PRNGKey | None]
 
-    def run(cells: tuple[Any, ...], carry: NetworkCarry, here: Chunk) -> tuple[NetworkCarry, Array]:
+    def run(
+        cells: tuple[Any, ...], carry: NetworkCarry, here: Chunk, method: GradientMethod = of_chunk
+    ) -> tuple[NetworkCarry, Array]:
         sequence, _, keys = here
-        return features(net, cells, carry, sequence, of_chunk, keys)  # (V1)
+        return features(net, cells, carry, sequence, method, keys)  # (V1)
 
     def advance(params: NetworkParams, carry: NetworkCarry, here: Chunk) -> NetworkCarry:
-        return run(params.cells, carry, here)[0]
+        return run(params.cells, carry, here, forward_only)[0]
 
     def reverse(params: NetworkParams, carry: NetworkCarry, here: Chunk, d_carry: NetworkCarry) -> Reversed:
         (last, hs), backward = jax.vjp(lambda cells, s: run(cells, s, here), params.cells, carry)

@@ -1,9 +1,12 @@
 """A network with layers, directions and residuals as a loop over time in plain JAX, and a problem for it."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import CELLS, H, I
+from cases import CELLS, H, I, initial
 
 import jax_bptt as jb
 from support import witnesses as w
@@ -12,22 +15,56 @@ T, B, O = 6, 3, 2  # noqa: E741
 ROWS = {name: row for name, row in CELLS.items() if row.cell.hidden_size == H}
 
 
-def scan_one_way(plain, p, state, xs, marks, backwards):
+class Program(NamedTuple):
+    """What a gradient method differentiates: the loop, with something between its steps.
+
+    Attributes:
+      link: what the carry goes through from one step to the next, a function of its dict.
+      window: the carry is a number where a piece of so many steps begins; None for one piece.
+    """
+
+    link: Callable[[dict], dict] | None = None
+    window: int | None = None
+
+
+PLAIN = Program()
+
+
+def scan_one_way(plain, p, state, xs, marks, backwards, program=PLAIN):
     """One direction as a scan over time; marks as the tests understand them."""
     p = p if isinstance(p, dict) else p._asdict()
-    start = {n: jnp.broadcast_to(p[f"{n}_0"], s.shape) if f"{n}_0" in p else 0 * s for n, s in state.items()}
-    here = {"reset": jnp.zeros(xs.shape[:-1], bool), "mask": jnp.ones(xs.shape[:-1], bool), **marks}
+    start = initial(None, jnp, p, state)
+    no = jnp.zeros(xs.shape[:-1], bool)
+    here = {"reset": no, "cut": no, "mask": ~no, **marks}
     if backwards:  # a reset stands between t − 1 and t, from either side
-        here["reset"] = jnp.concatenate([here["reset"][1:], jnp.zeros_like(here["reset"][:1])])
+        moved = {n: jnp.concatenate([here[n][1:], no[:1]]) for n in ("reset", "cut")}
+        here = {**here, **moved}
+    read = jnp.arange(len(xs)).reshape(-1, *[1] * (xs.ndim - 2))
+    read = len(xs) - 1 - read if backwards else read
+    if program.window:
+        here["cut"] = here["cut"] | (read % program.window == 0) & (read > 0)
+
+    def where(mark, chosen, other):
+        return {n: jnp.where(mark[..., None], chosen[n], z) for n, z in other.items()}
 
     def step(state, at_t):
         x, mark = at_t
-        state = {n: jnp.where(mark["reset"][..., None], start[n], s) for n, s in state.items()}
-        stepped = plain(jnp, p, state, x)
-        state = {n: jnp.where(mark["mask"][..., None], s, state[n]) for n, s in stepped.items()}
+        state = program.link(state) if program.link else state
+        state = where(mark["cut"], jax.lax.stop_gradient(state), state)
+        state = where(mark["reset"], start, state)
+        state = where(mark["mask"], plain(jnp, p, state, x), state)
         return state, state["h"]
 
-    return jax.lax.scan(step, state, (xs, here), reverse=backwards)
+    # a custom_vjp in jax.lax.scan has no forward mode over reverse; written out it has
+    scan = _written_out if program.link else jax.lax.scan
+    return scan(step, state, (xs, here), reverse=backwards)
+
+
+def _written_out(step, state, data, reverse):
+    outs = {}
+    for t in reversed(range(len(data[0]))) if reverse else range(len(data[0])):
+        state, outs[t] = step(state, jax.tree.map(lambda z, t=t: z[t], data))
+    return state, jnp.stack([outs[t] for t in sorted(outs)])
 
 
 def _ends(hs, forward, mask):
@@ -40,20 +77,29 @@ def _ends(hs, forward, mask):
     return jnp.stack(rows)
 
 
-def _by_loop(net, plains, params, carry, xs, marks):
-    """Features of the last layer and the last states, from `plains`, one step function per cell."""
+def by_loop(net, plains, params, carry, xs, marks, program=PLAIN):
+    """Outputs and last states of a network from `plains`, one step function per cell; carry may be None."""
     if "mask" in marks:
         xs = jnp.where(marks["mask"][..., None], xs, 0.0)
     last = []
-    for layer, plain, p, s in zip(net.layers, plains, params.cells, carry, strict=True):
+    zeros = net.initial_carry(params, xs.shape[1:-1])  # for its shapes
+    for number, (layer, plain, p) in enumerate(zip(net.layers, plains, params.cells, strict=True)):
+
+        def run(p, s, zeros, backwards, xs=xs, plain=plain):
+            own = zeros._asdict()
+            s = initial(None, jnp, p._asdict(), own) if s is None else s._asdict()
+            end, hs = scan_one_way(plain, p, s, xs, marks, backwards, program)
+            return type(zeros)(**end), hs
+
+        s = None if carry is None else carry[number]
         if layer.backward is None:
-            end, hs = scan_one_way(plain, p, s._asdict(), xs, marks, False)
-            last.append(type(s)(**end))
+            end, hs = run(p, s, zeros[number], False)
         else:
-            end, hs = scan_one_way(plain, p.forward, s.forward._asdict(), xs, marks, False)
-            end_left, hs_left = scan_one_way(plain, p.backward, s.backward._asdict(), xs, marks, True)
-            last.append(jb.Directions(type(s.forward)(**end), type(s.backward)(**end_left)))
-            hs = jnp.concatenate([hs, hs_left], -1)
+            to_right, to_left = (None, None) if s is None else s
+            right, hs = run(p.forward, to_right, zeros[number].forward, False)
+            left, hs_left = run(p.backward, to_left, zeros[number].backward, True)
+            end, hs = jb.Directions(right, left), jnp.concatenate([hs, hs_left], -1)
+        last.append(end)
         xs = hs + xs if layer.residual else hs
     if net.readout.of_last:
         xs = _ends(xs, net.layers[-1].forward.hidden_size, marks.get("mask"))
@@ -90,13 +136,13 @@ def assert_agreement(net, plains, marks):
     if counts is not None and net.readout.of_last:
         counts = counts.any(axis=0)
 
-    def by_loop(params):
-        last, ys = _by_loop(net, plains, params, carry, xs, marks)
+    def of_loop(params):
+        last, ys = by_loop(net, plains, params, carry, xs, marks)
         squares = (ys - targets) ** 2
         return jnp.sum(squares if counts is None else jnp.where(counts[..., None], squares, 0.0)), last
 
     def all_of_them(params):
-        found = {"plain": jax.value_and_grad(by_loop, has_aux=True)(params)}
+        found = {"plain": jax.value_and_grad(of_loop, has_aux=True)(params)}
         found["full"] = jb.value_and_grad(net, jb.squared_error)(params, carry, xs, targets, **marks)
         return found
 
