@@ -37,9 +37,9 @@ def _clipped(s):
 
 
 def _clip(_, d):
-    norm = jnp.sqrt(sum(jnp.square(z).sum(-1) for z in d.values()))
-    above = norm > LARGEST
-    scale = jnp.where(above, LARGEST / jnp.where(above, norm, 1.0), 1.0)
+    squared = sum(jnp.square(z).sum(-1) for z in d.values())
+    above = squared > LARGEST**2
+    scale = jnp.where(above, LARGEST / jnp.sqrt(jnp.where(above, squared, 1.0)), 1.0)
     return ({n: z * scale[..., None] for n, z in d.items()},)
 
 
