@@ -5,7 +5,7 @@
 The result is not the derivative of the loss. Where a step clips, the contributions of all earlier steps are
 scaled down and those of later steps are not, so the gradient changes in length and in direction. Clipping
 the norm of the finished gradient (optax.clip_by_global_norm) changes its length alone. `clipped_share`
-reports how often λ is clipped.
+reports how often λ is clipped. A second derivative is that of (CL1): it goes through the clipping, too.
 """
 
 from __future__ import annotations

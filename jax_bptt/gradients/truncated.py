@@ -68,7 +68,8 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
 
     If h >= T the gradient is exact. Pieces and blocks count from the first step of the call, with
     reverse=True from the last. A truncated gradient treats some carries as constants, so it is not the
-    derivative of the loss.
+    derivative of the loss. In the chunked form a second derivative treats the same carries as constants;
+    with h′ < h each block has constants of its own, and a second derivative is a ValueError.
 
     The chunked form takes the time of `full`. It takes the memory of `full`, but in `value_and_grad` that of
     one piece only, with the same exceptions as `checkpointed`. With h′ < h the backward pass takes T h/h′
