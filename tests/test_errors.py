@@ -211,7 +211,14 @@ BAD = {
         lambda: _unroll(cell=jb.elman(3, 5, activation=lambda z: {}[0])),
         r"^KeyError: 0, raised by activation at test_errors\.py, line \d+: .*; it is given a single number",
     ),
-    "texts": (lambda: _unroll(xs=np.array([["a", "b", "c"]])), r"xs: expected float64 as params"),
+    "texts": (
+        lambda: _unroll(xs=np.array([["a", "b", "c"]])),
+        r"xs: expected an array that JAX takes, got <U1",
+    ),
+    "shape as xs": (
+        lambda: _unroll(xs=jax.ShapeDtypeStruct(XS.shape, XS.dtype)),
+        r"xs: expected an array that JAX takes, got .*ShapeDtypeStruct float64\[7,2,3\]; pass an array",
+    ),
     "number as key": (lambda: CELL.init(0), r"key: expected a PRNG key, got 0; make one by jax.random.key"),
 }
 

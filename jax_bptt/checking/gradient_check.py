@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.base.checks import check_batch_shape, check_key, flag, is_floating, size
+from jax_bptt.base.checks import check_arrays, check_batch_shape, check_key, flag, is_floating, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import dot
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
@@ -318,6 +318,7 @@ def _normal(key: PRNGKey, shape: Shape) -> Array:
 def _as_float64(**trees: object) -> tuple[Any, ...]:
     """Each tree is cast to float64; a ValueError names a tree that is not floating."""
     for name, tree in trees.items():
+        check_arrays(name, tree)
         if not all(map(is_floating, jax.tree.leaves(tree))):
             raise bad(name, "floating arrays", tree, "omit it to use random values")
     return tuple(jax.tree.map(lambda z: jnp.asarray(z, "float64"), tree) for tree in trees.values())

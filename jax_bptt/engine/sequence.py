@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.base.checks import size
+from jax_bptt.base.checks import check_arrays, size
 from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.trees import select
 from jax_bptt.base.types import Mark, Shape
@@ -115,6 +115,8 @@ def mask_of_lengths(lengths: Array, steps: int) -> Array:
     [[1, 0, 1], [1, 0, 1], [0, 0, 1]]
     """
     steps = size("steps", steps)
+    if isinstance(lengths, np.ndarray):
+        check_arrays("lengths", lengths)
     with naming("lengths", "integers"):
         lengths = lengths if isinstance(lengths, jax.Array) else jnp.asarray(np.asarray(lengths))
     if not jnp.issubdtype(lengths.dtype, jnp.integer):

@@ -26,6 +26,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.checks import check_like, flag, is_array
+from jax_bptt.base.compiling import Jitted
 from jax_bptt.base.errors import bad, named, running
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets
@@ -188,7 +189,7 @@ def make_train_step(
     (1, True)
     """
     update = _update(Objective(net, loss, gradient, dtype), optimizer)
-    return jax.jit(update, donate_argnames=_donated(donate))
+    return _jitted(update, donate)
 
 
 @named()
@@ -230,11 +231,12 @@ def make_train_steps(
         _check_batches(net, state, batches)
         return jax.lax.scan(train_step, state, batches)
 
-    return jax.jit(train_steps, donate_argnames=_donated(donate))
+    return _jitted(train_steps, donate)
 
 
-def _donated(donate: bool) -> tuple[str, ...]:
-    return ("state",) if flag("donate", donate) else ()
+def _jitted(step: TrainStep, donate: bool) -> TrainStep:
+    donated = ("state",) if flag("donate", donate) else ()
+    return Jitted(step, donate_argnames=donated)
 
 
 def _update(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:

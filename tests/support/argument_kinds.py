@@ -131,7 +131,7 @@ CELLS = Kind(
 
 
 def _array(value, *dtypes):
-    is_array = isinstance(value, (np.ndarray, jax.Array))
+    is_array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, np.ma.MaskedArray)
     return is_array and any(jnp.issubdtype(value.dtype, dtype) for dtype in dtypes)
 
 
