@@ -37,6 +37,7 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
 from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network, filled_carry
 from jax_bptt.networks.value_and_grad import Inputs, Objective, Result, run_value_and_grad
+from jax_bptt.training.optimizers import check_opt_state, check_optimizer, check_update, update
 from jax_bptt.unrolling.arguments import check_method
 
 
@@ -117,8 +118,10 @@ def init_train_state(
     Args:
       key: a key from jax.random.key.
       net: from `network`.
-      optimizer: an optax optimizer; its update is given the gradient, its state and the parameters
-        (not the loss, which optax.lbfgs and reduce_on_plateau ask for).
+      optimizer: an optax optimizer. If its update takes optax's extra arguments, it is also given the loss
+        of the batch, as value=E: optax.contrib.reduce_on_plateau and optax.polyak_sgd need it. Some need
+        more than that, and are refused by `make_train_step`: optax.lookahead, line searches as in
+        optax.lbfgs, optax.contrib.sophia and optax.contrib.dpsgd.
       batch_shape: None for independent sequences, in batches of any size. For sequences that go on, the
         batch axes of every batch, such as (32,), or () for a single sequence.
 
@@ -135,7 +138,7 @@ def init_train_state(
     (2, 4)
     """
     check_network(net)
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     params = net.init(key)
     carry = None if batch_shape is None else net.next_carry(net.initial_carry(params, batch_shape))
     with running("optimizer"):
@@ -188,8 +191,7 @@ def make_train_step(
     >>> int(state.step), bool(metrics.finite)
     (1, True)
     """
-    update = _update(Objective(net, loss, gradient, dtype), optimizer)
-    return _jitted(update, donate)
+    return _jitted(_step(Objective(net, loss, gradient, dtype), optimizer), donate)
 
 
 @named()
@@ -224,7 +226,7 @@ def make_train_steps(
     >>> int(state.step), metrics.loss.shape
     (5, (5,))
     """
-    train_step = _update(Objective(net, loss, gradient, dtype), optimizer)
+    train_step = _step(Objective(net, loss, gradient, dtype), optimizer)
 
     @named("train_steps")
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
@@ -239,22 +241,22 @@ def _jitted(step: TrainStep, donate: bool) -> TrainStep:
     return Jitted(step, donate_argnames=donated)
 
 
-def _update(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
+def _step(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
     """(T1-T4)."""
     net = objective.net
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     check_method(objective.gradient)
     check_network(net)
     check_loss(objective.loss)
+    check_update(optimizer, net)
 
     @named("train_step")
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_state_and_batch(net, state, batch)
-        _check_opt_state(optimizer, state)
+        check_opt_state(optimizer, state.opt_state, state.params)
         inputs = Inputs(state.params, state.carry, batch.sequence, batch.targets, batch.key)
         found = run_value_and_grad(objective, inputs)  # (T1)
-        with running("optimizer"):
-            updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
+        updates, opt_state = update(optimizer, found.grads, state.opt_state, state.params, found.error)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(found.grads)
         finite = jnp.isfinite(found.error) & jnp.isfinite(norm) & (found.nonfinite_devices == 0)
@@ -276,18 +278,6 @@ def _carries(
     before = net.next_carry(filled_carry(net, state.params, state.carry, batch.sequence.rows))
     carry = placed_like(net.next_carry(found.carry), before)
     return placed_like(before, carry), carry
-
-
-def _check_opt_state(optimizer: optax.GradientTransformation, state: TrainState) -> None:
-    with running("optimizer"):
-        expected = jax.eval_shape(optimizer.init, state.params)
-    fix = "use the optimizer and the network of init_train_state"
-    check_like("state.opt_state", state.opt_state, expected, None, fix)
-
-
-def _check_optimizer(optimizer: object) -> None:
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
 def _check_state(state: object) -> None:
