@@ -229,6 +229,10 @@ BAD = {
         lambda: jb.check_gradient(NET, reverse=True),
         r"reverse: expected False for a network, got True",
     ),
+    "check of no rows": (
+        lambda: jb.check_gradient(CELL, batch_shape=(0,)),
+        r"xs, batch_shape: expected at least one row, got float64\[5,0,3\]",
+    ),
     "check under a short mask": (
         lambda: jb.check_gradient(CELL, mask=MASK),
         r"mask: expected bool\[5,2\], got bool\[7,2\]",

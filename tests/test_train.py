@@ -49,6 +49,17 @@ def test_the_state_that_goes_in_is_donated():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize(("loss", "skipped"), [(jb.squared_error, 0), (jb.softmax_cross_entropy, 1)])
+def test_a_batch_of_no_rows_changes_nothing(loss, skipped):
+    state = jb.init_train_state(jax.random.key(0), NET, SGD, (0,))
+    batch = _batch(0, rows=0)
+    targets = batch.targets if loss is jb.squared_error else jnp.zeros((4, 0), int)
+    after, metrics = jb.make_train_step(NET, loss, SGD, donate=False)(state, batch._replace(targets=targets))
+    assert (int(after.skipped), int(after.step)) == (skipped, 1)
+    assert float(metrics.grad_norm) == 0 or skipped
+    chex.assert_trees_all_equal(after.params, state.params)
+
+
 def test_an_optimizer_that_keeps_the_parameters_shares_no_buffer_with_them():
     optimizer = optax.GradientTransformation(lambda p: p, lambda g, s, p=None: (g, s))
     state = jb.init_train_state(jax.random.key(0), NET, optimizer, (2,))

@@ -155,12 +155,12 @@ def check_key(key: Foreign) -> None:
 
 
 def check_batch_shape(batch_shape: object) -> None:
-    """batch_shape must be a tuple of positive ints, or a ValueError is raised."""
+    """batch_shape must be a tuple of sizes, which may be zero, or a ValueError is raised."""
     if not isinstance(batch_shape, tuple):
         expected = "a tuple such as (32,), or () for no batch axis"
         raise bad("batch_shape", expected, batch_shape, "write 32 rows as (32,)")
     for n in batch_shape:
-        size("batch_shape", n)
+        integer("batch_shape", n, 0, 2**31 - 1)
 
 
 def check_like(argument: str, tree: object, expected: object, dtype: DType | None, fix: str) -> None:

@@ -110,6 +110,10 @@ def check_gradient(
         if params is None:
             params = _with_noise(next(keys), cell.init(next(keys)))
         xs = _normal(next(keys), (steps, *batch_shape, _input_size(cell))) if xs is None else xs
+        if 0 in np.shape(xs)[1:]:
+            raise bad(
+                "xs, batch_shape", "at least one row", xs, "a gradient of no rows is zero, right or wrong"
+            )
         if carry is None:
             rows = np.shape(xs)[1:-1]
             carry = _with_noise(next(keys), cell.initial_carry(_as_float64(params=params)[0], rows), 1.0)

@@ -85,7 +85,7 @@ def without_padding(sequence: Sequence) -> Sequence:
     at zero (x/‖x‖), and a zero cotangent times an infinite derivative is NaN. If mask is False everywhere,
     the replacement is a vector that is neither zero nor constant.
     """
-    if sequence.mask is None:
+    if sequence.mask is None or not sequence.mask.size:
         return sequence
     all_x = sequence.xs.reshape(-1, sequence.xs.shape[-1])
     valid = jax.lax.stop_gradient(all_x[jnp.argmax(sequence.mask)])  # the first step and row with mask True

@@ -66,7 +66,8 @@ class Batch(NamedTuple):
     """Some steps of every row: whole sequences, or a chunk of sequences that go on.
 
     Attributes:
-      xs: [T, *batch_shape, I].
+      xs: [T, *batch_shape, I]. Without rows a sum such as `squared_error` is 0, and so is its gradient; a
+        mean is NaN, so that no update is made.
       targets: what the loss takes, as [T, *batch_shape, O] or integer classes [T, *batch_shape].
       mask, reset, cut: bool [T, *batch_shape] or None, see `unroll`.
       key: a key from jax.random.key, of its own for each batch, where the network has dropout.

@@ -150,7 +150,7 @@ def check_params(params: Foreign, shapes: ArrayTree, fix: str) -> DType:
 
 
 def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
-    """xs must be one array [T, ..., I] of this dtype, without empty axes."""
+    """xs must be one array [T, ..., I] of this dtype with T >= 1; it may have no rows."""
     shape = f"one array [T, ..., {input_size}]"
     xs = as_arrays("xs", xs)
     if not is_array(xs):
@@ -159,8 +159,8 @@ def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
         raise bad("xs", f"{dtype} as params", xs, "one-hot encode classes by jax.nn.one_hot, or cast numbers")
     if xs.ndim < 2 or xs.shape[-1] != input_size:
         raise bad("xs", shape, xs, "time comes first, features last")
-    if 0 in xs.shape:
-        raise bad("xs", f"{shape} without empty axes", xs, "give at least one time step and one row")
+    if not len(xs):
+        raise bad("xs", f"{shape} with T >= 1", xs, "give at least one time step")
     if xs.dtype != dtype:
         raise bad("xs", f"{dtype} as params", xs, f"cast by xs.astype({str(dtype)!r})")
     found: Array = xs
