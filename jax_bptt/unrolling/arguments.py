@@ -119,14 +119,14 @@ def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
         asked = None
     if asked is not None and asked == own:  # NumPy would take None for float64
         return owner
-    if (
-        asked is None
-        or asked.name not in ("bfloat16", "float16", "float32")
-        or asked.itemsize >= own.itemsize
-    ):
+    if asked is None or asked.name not in ("bfloat16", "float32") or asked.itemsize >= own.itemsize:
         fix = "pass jnp.bfloat16, or None to compute in the dtype of params"
+        if asked == jnp.float16:
+            fix = (
+                f"{fix}; in float16 a derivative below 6e-8 is zero, and that of a mean loss is often smaller"
+            )
         came = dtype if asked is None else asked.name
-        raise bad("dtype", f"a floating dtype not wider than params, {own}", came, fix)
+        raise bad("dtype", f"bfloat16 or float32, not wider than params, {own}", came, fix)
     if not hasattr(owner, "dtype"):
         fix = "round the operands inside your step; make_cell and the built-in pointwise cells do it for you"
         raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)

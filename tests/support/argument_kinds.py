@@ -104,7 +104,7 @@ def _is_dtype(right, value):
     return value is None or any(value is dtype for dtype in FLOATING)
 
 
-FLOATING = ["bfloat16", "float16", "float32", float, jnp.bfloat16, jnp.float32, jnp.dtype("float16")]
+FLOATING = ["bfloat16", "float32", float, jnp.bfloat16, jnp.float32]
 SIZE, FLAG, SHARE = integer(), thing(bool), either(thing(bool), number(lambda share: 0 <= share <= 1))
 SHAPES = Kind(bad_values.junk, _has_shapes)
 MESH, STATE = thing(jax.sharding.Mesh), thing(jb.TrainState)
