@@ -95,6 +95,8 @@ class Jitted(Generic[_P, _R]):
 
     def __getattr__(self, name: str) -> Any:
         """What else a jax.jit has, such as `lower`."""
+        if name.startswith("__"):  # asked by copy, before there is a `_jitted`
+            raise AttributeError(name)
         return getattr(self._jitted, name)
 
 
