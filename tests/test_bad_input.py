@@ -6,6 +6,7 @@ another way, and where there is no other way, a NaN that went in must come out.
 """
 
 import collections
+import itertools
 import re
 
 import jax
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support.argument_kinds import PARTS, STATE
+from support.bad_values import ODD
 from support.public_api_table import ROWS
 
 import jax_bptt as jb
@@ -117,6 +120,42 @@ def test_an_error_names_what_is_spoiled_or_the_answer_is_right(name):
     one_case()
     print(f"{name}: {seen['refused']} refused, {seen['answered']} answered")
     assert seen.total() >= CASES
+
+
+def _arrays_at(tree):
+    """The places of arrays in a tree that are no keys."""
+    dtypes = [getattr(z, "dtype", None) for z in jax.tree.leaves(tree)]
+    return [i for i, dtype in enumerate(dtypes) if isinstance(dtype, np.dtype)]
+
+
+def _arrays(row):
+    """The arguments with arrays that are read, not their shapes alone."""
+    given = {name: right for name, (kind, right) in row.arguments.items() if kind not in (STATE, PARTS)}
+    return {name: right for name, right in given.items() if _arrays_at(right)}
+
+
+@pytest.mark.parametrize("name", [name for name, row in SPOILED.items() if _arrays(row)])
+def test_an_array_that_jax_cannot_take_is_refused_with_its_cure(name):
+    """The last array of each argument, of one kind after another."""
+    row, kinds = SPOILED[name], itertools.cycle(ODD.items())
+    for argument, right in _arrays(row).items():
+        leaves, structure = jax.tree.flatten(right)
+        at = _arrays_at(right)[-1]
+        z = np.asarray(leaves[at])
+        _, (make, cure) = next(kind for kind in kinds if (kind[0], z.dtype) != ("big-endian", bool))
+        leaves[at] = make(z)
+        names = "|".join({argument, *getattr(right, "_fields", ())})
+        with pytest.raises(ValueError, match=rf"\b({names})\b.*expected an array that JAX takes.*{cure}"):
+            row.call(**_right(row) | {argument: jax.tree.unflatten(structure, leaves)})
+
+
+def test_a_matrix_is_an_array():
+    ys, targets, mask = (
+        jnp.ones((3, 2, 4)),
+        jnp.zeros((3, 2, 4)),
+        np.array([[True, False]] * 3).view(np.matrix),
+    )
+    assert jb.squared_error(ys, targets, mask) == 12
 
 
 def test_there_are_enough_cases():

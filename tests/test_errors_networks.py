@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from support.optimizers import ADAM, lenient
 from support.refusals import refused
 
 import jax_bptt as jb
@@ -14,7 +15,7 @@ XS = jnp.ones((7, 2, 3))
 NET = jb.network([CELL], jb.readout(5, 2))
 NET_PARAMS = NET.init(jax.random.key(0))
 NET_CARRY = NET.initial_carry(NET_PARAMS, (2,))
-SGD = optax.sgd(0.1)
+KEY, SGD = jax.random.key(0), optax.sgd(0.1)
 
 
 def _loss_and_grads(loss=jb.squared_error, xs=XS, targets=None, carry=NET_CARRY, params=NET_PARAMS):
@@ -136,7 +137,7 @@ BAD = {
         r"state: expected a TrainState, got NetworkParams",
     ),
     "state of another optimizer": (
-        lambda: jb.make_train_step(NET, jb.squared_error, optax.adam(0.1))(
+        lambda: jb.make_train_step(NET, jb.squared_error, ADAM)(
             jb.init_train_state(jax.random.key(0), NET, SGD, (2,)), jb.Batch(XS, XS[..., :2])
         ),
         r"state\.opt_state: expected .*use the optimizer and the network",
@@ -149,6 +150,32 @@ BAD = {
             jb.Batch(XS, XS[..., :2]),
         ),
         r"state\.opt_state\.trace\.cells\[0\]\.w_x: expected shape \[3,5\], got float64\[1,3,5\]",
+    ),
+    "line search": (
+        lambda: jb.make_train_step(NET, jb.squared_error, lenient(optax.lbfgs())),
+        r"argument: 'value_fn', raised by optimizer .*; write a loop of your own around jb.value_and_grad",
+    ),
+    "more calls of the loss": (
+        lambda: jb.make_train_step(NET, jb.squared_error, lenient(optax.contrib.sophia(0.1))),
+        r"obj_fn must be provided .* raised by optimizer .*; write a loop of your own",
+    ),
+    "two sets of parameters": (
+        lambda: jb.make_train_steps(NET, jb.squared_error, optax.lookahead(SGD, 5, 0.5)),
+        r"no attribute 'fast', raised by optimizer; write .* as do optax.lookahead",
+    ),
+    "gradient of each row": (  # all first axes are equal, so that optax itself is content
+        lambda: jb.make_train_step(
+            jb.network([jb.elman(2, 2)], jb.readout(2, 2)),
+            jb.squared_error,
+            optax.contrib.differentially_private_aggregate(1.0, 0.0, key=0),
+        ),
+        r"the updates of optimizer\.cells\[0\]\.w_x: expected shape \[2,2\], got float64\[2\]; write a loop",
+    ),
+    "optimizer that returns no state": (
+        lambda: jb.make_train_step(
+            NET, jb.squared_error, optax.GradientTransformation(lambda p: p, lambda g, s, p: (g, None))
+        ),
+        r"the state of optimizer: expected NetworkParams\(.*, got None; return a state like that of init",
     ),
     "optimizer of no kind": (
         lambda: jb.make_train_step(NET, jb.squared_error, 0.1),

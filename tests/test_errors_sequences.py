@@ -106,7 +106,10 @@ BAD = {
         ),
         r"batch\.key: expected a PRNG key for the network's dropout, got None; pass a new one",
     ),
-    "dropout of all": (lambda: jb.layer(CELL, dropout=1.0), r"dropout: expected a probability in \[0, 1\)"),
+    "dropout of more than all": (
+        lambda: jb.layer(CELL, dropout=1.5),
+        r"dropout: expected a probability from 0 to 1, got 1.5",
+    ),
     "dropout as bool": (lambda: jb.layer(CELL, dropout=True), r"dropout: expected a probability .* got True"),
     "residual of other size": (
         lambda: jb.layer(CELL, residual=True),
@@ -228,6 +231,10 @@ BAD = {
     "check of a network backwards": (
         lambda: jb.check_gradient(NET, reverse=True),
         r"reverse: expected False for a network, got True",
+    ),
+    "check of no rows": (
+        lambda: jb.check_gradient(CELL, batch_shape=(0,)),
+        r"xs, batch_shape: expected at least one row, got float64\[5,0,3\]",
     ),
     "check under a short mask": (
         lambda: jb.check_gradient(CELL, mask=MASK),

@@ -30,9 +30,10 @@ def test_padded_outputs_of_a_row_depend_on_no_other_row():
     assert not (ys[:, 0] == other[:, 0]).all()
 
 
-def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_dropout_draws_once_for_the_forward_and_the_backward_pass(share):
     """The gradient under a key is that of the same masks written out, one draw a step, row and layer."""
-    net, key = _dropout_net(0.4), jax.random.key(9)
+    net, key = _dropout_net(share), jax.random.key(9)
     params, carry, xs, targets = problem(net, {})
 
     def by_loop(params):
@@ -40,8 +41,8 @@ def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
         for number, (p, s) in enumerate(zip(params.cells, carry, strict=True)):
             _, hs = scan_one_way(ROWS["elman-tanh"].plain, p, s._asdict(), x, {}, False)
             keys = [jax.random.fold_in(k, number) for k in jax.random.split(key, hs.shape[:-1]).reshape(-1)]
-            kept = jnp.stack([jax.random.bernoulli(k, 0.6, hs.shape[-1:]) for k in keys])
-            hs = hs * kept.reshape(hs.shape).astype(hs.dtype) / 0.6
+            kept = jnp.stack([jax.random.bernoulli(k, 1 - share, hs.shape[-1:]) for k in keys])
+            hs = hs * kept.reshape(hs.shape).astype(hs.dtype) / (1 - share if share < 1 else 1)
             x = hs + x if number else hs
         z = x @ params.readout.w_y
         return jnp.sum((z + jnp.broadcast_to(params.readout.b_y, z.shape) - targets) ** 2)
@@ -51,6 +52,19 @@ def test_dropout_draws_once_for_the_forward_and_the_backward_pass():
         (error, _), grads = run(params, carry, xs, targets, key=key)
         wanted = jax.jit(jax.value_and_grad(by_loop))(params)
         assert not w.wrong((error, grads), wanted, 1e-12)
+
+
+def test_dropout_by_a_key_of_another_kind_is_one_draw_for_every_method():
+    """JAX itself draws other numbers by such keys in chunks of other lengths."""
+    net, key = _dropout_net(0.4), jax.random.key(9, impl="rbg")
+    params, carry, xs, targets = problem(net, {})
+    loss_and_grad = jb.value_and_grad(net, jb.squared_error)
+    found = [
+        loss_and_grad(params, carry, xs, targets, gradient=method, key=key)[0][0]
+        for method in (jb.full(), jb.checkpointed(slots=2, chunk=2), jb.checkpointed(slots=1, chunk=3))
+    ]
+    assert np.ptp(found) < 1e-12 * found[0]
+    assert abs(found[0] - loss_and_grad(params, carry, xs, targets)[0][0]) > 1e-3
 
 
 def test_dropout_is_off_without_a_key_and_another_with_another_key():

@@ -124,14 +124,24 @@ def test_second_derivatives_do_not_stand_still():
 @pytest.mark.parametrize(
     ("cell", "dtype", "message"),
     [
-        (jb.elman(3, 8), "float64", r"dtype: expected a floating dtype not wider than params, float32, got"),
-        (jb.elman(3, 8), int, r"dtype: expected a floating dtype not wider"),
-        (jb.elman(3, 8), "bf17", r"dtype: expected a floating dtype not wider"),
+        (
+            jb.elman(3, 8),
+            "float64",
+            r"dtype: expected bfloat16 or float32, not wider than params, float32, got",
+        ),
+        (jb.elman(3, 8), int, r"dtype: expected bfloat16 or float32"),
+        (jb.elman(3, 8), "bf17", r"dtype: expected bfloat16 or float32"),
         (jb.elman(3, 8), jnp.float4_e2m1fn, r"dtype: expected .* float32, got float4_e2m1fn"),
-        (jb.elman(3, 8), jnp.ones(3), r"dtype: expected a floating dtype not wider"),
+        (jb.elman(3, 8), jnp.float8_e5m2, r"dtype: expected .* float32, got float8_e5m2; pass jnp.bfloat16"),
+        (
+            jb.elman(3, 8),
+            jnp.float16,
+            r"got float16; pass jnp.bfloat16, .*; in float16 a derivative below 6e-8",
+        ),
+        (jb.elman(3, 8), jnp.ones(3), r"dtype: expected bfloat16 or float32"),
         (jb.gru(3, 8, reset_after=False), BF16, r"dtype: expected None for a cell whose step makes its own"),
     ],
-    ids=["wider", "integer", "unknown", "too narrow", "array", "step cell"],
+    ids=["wider", "integer", "unknown", "too narrow", "of 8 bits", "float16", "array", "step cell"],
 )
 def test_dtypes_that_do_not_fit_are_refused(cell, dtype, message):
     params = jax.tree.map(lambda p: p.astype("float32"), cell.init(jax.random.key(0)))

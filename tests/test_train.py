@@ -8,7 +8,7 @@ import optax
 import pytest
 import support.witnesses as w
 from cases import METHODS
-from support.optimizers import ADAM, SGD
+from support.optimizers import ADAM, SGD, lenient
 
 import jax_bptt as jb
 
@@ -47,6 +47,17 @@ def test_the_state_that_goes_in_is_donated():
     state = jb.init_train_state(jax.random.key(0), NET, ADAM, (2,))
     jb.make_train_step(NET, jb.squared_error, ADAM)(state, _batch(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(("loss", "skipped"), [(jb.squared_error, 0), (jb.softmax_cross_entropy, 1)])
+def test_a_batch_of_no_rows_changes_nothing(loss, skipped):
+    state = jb.init_train_state(jax.random.key(0), NET, SGD, (0,))
+    batch = _batch(0, rows=0)
+    targets = batch.targets if loss is jb.squared_error else jnp.zeros((4, 0), int)
+    after, metrics = jb.make_train_step(NET, loss, SGD, donate=False)(state, batch._replace(targets=targets))
+    assert (int(after.skipped), int(after.step)) == (skipped, 1)
+    assert float(metrics.grad_norm) == 0 or skipped
+    chex.assert_trees_all_equal(after.params, state.params)
 
 
 def test_an_optimizer_that_keeps_the_parameters_shares_no_buffer_with_them():
@@ -95,6 +106,44 @@ def test_batches_of_which_no_update_is_made_are_counted(bad):
     assert int(clean.skipped) == 0
     assert int(one.step) == 4
     chex.assert_trees_all_equal(one._replace(step=clean.step, skipped=clean.skipped), clean)
+
+
+PLATEAU = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, accumulation_size=2)
+OF_THE_LOSS = {
+    "a chain": lenient(optax.chain(optax.sgd(0.01), PLATEAU)),
+    "every second batch": lenient(optax.MultiSteps(optax.polyak_sgd(), 2)),
+    "by parameter": lenient(
+        optax.partition(
+            {"cells": optax.contrib.momo(), "readout": optax.sgd(0.01)},
+            lambda p: p._replace(cells=jax.tree.map(lambda _: "cells", p.cells), readout="readout"),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("optimizer", OF_THE_LOSS.values(), ids=OF_THE_LOSS)
+def test_an_optimizer_that_looks_at_the_loss_equals_calls_of_it_by_hand(optimizer):
+    """A batch that is not finite is none that it sees."""
+    batches = [_batch(seed) for seed in range(7)]
+    batches[3] = batches[3]._replace(xs=batches[3].xs.at[1, 0, 0].set(jnp.nan))
+    state = jb.init_train_state(jax.random.key(0), NET, optimizer)
+    params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
+    train_steps = jb.make_train_steps(NET, jb.squared_error, optimizer)
+    state, _ = train_steps(state, jax.tree.map(lambda *z: jnp.stack(z), *batches))
+
+    @jax.jit
+    def by_hand(params, opt_state, batch):
+        def loss(p):
+            return jb.squared_error(NET.apply(p, None, batch.xs, gradient=jb.autodiff())[1], batch.targets)
+
+        error, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=error)
+        return optax.apply_updates(params, updates), opt_state
+
+    for batch in batches[:3] + batches[4:]:
+        params, opt_state = by_hand(params, opt_state, batch)
+    assert int(state.skipped) == 1
+    assert not w.wrong((state.params, state.opt_state), (params, opt_state), 1e-12)
 
 
 def test_training_is_a_function_of_key_and_data():

@@ -183,3 +183,25 @@ def test_training_with_every_method():
     assert not w.wrong(ends[jb.checkpointed(2, 3)], ends[jb.full()], 1e-12)
     assert not w.wrong(ends[jb.full(recompute=False)], ends[jb.full()], 1e-12)
     assert w.wrong(ends[jb.truncated(4)], ends[jb.full()], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "in_chunks"),
+    [
+        (jb.full(chunk=2), True),
+        (jb.checkpointed(slots=2, chunk=2), True),
+        (jb.checkpointed(slots=2, chunk=2), False),
+        (jb.truncated(3, stride=2), False),
+        (jb.parallel(jb.newton()), False),
+        (jb.rtrl(), False),
+    ],
+)
+def test_a_batch_of_no_rows_has_a_loss_and_a_gradient_of_zero(method, in_chunks):
+    net, loss, mark = _net(), jb.squared_error, jnp.ones((T, 0), bool)
+    params = net.init(jax.random.key(0))
+    args = params, None, jnp.ones((T, 0, I)), jnp.ones((T, 0, O))
+    marks = {"mask": mark, "reset": mark, "cut": mark, "key": jax.random.key(1)}
+    (error, carry), grads = _run(net, loss if in_chunks else _own(loss), method, *args, **marks)
+    assert float(error) == 0
+    assert carry[1].h.shape == (0, H)
+    assert not any(g.any() for g in jax.tree.leaves(grads))

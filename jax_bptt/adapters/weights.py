@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from jax_bptt.base.checks import is_floating
+from jax_bptt.base.checks import check_arrays, is_floating
 from jax_bptt.base.errors import bad, naming
 from jax_bptt.base.types import Foreign
 from jax_bptt.cell.cell import Params
@@ -59,6 +59,7 @@ def to_their_order(orders: GateOrders, params: Foreign, framework: str) -> Weigh
     Raises:
       ValueError: the framework lacks this cell, or params are no parameters of a cell.
     """
+    check_arrays("params", params)
     is_ours = isinstance(params, (Params, GRUParams)) and all(map(is_floating, params))
     arrays = [np.array(a) for a in params] if is_ours else []
     for kind, gates in orders.items():
@@ -129,6 +130,8 @@ def leaf(weights: Foreign, *path: str, like: np.ndarray | None = None) -> np.nda
             got = f"names {', '.join(map(str, weights))}" if isinstance(weights, Mapping) else weights
             raise bad("weights", f"a name {'/'.join(path)}", got, "give one cell, named as in jb.convert")
         weights = weights[name]
+    if isinstance(weights, np.ndarray):
+        check_arrays(f"weights {'/'.join(path)}", weights)
     with naming(f"weights {'/'.join(path)}", "an array"):
         a = np.array(weights.detach().cpu() if hasattr(weights, "detach") else weights)  # PyTorch's tensors
     if not is_floating(a) or (a.ndim != 2 if like is None else a.shape != like.shape):

@@ -92,8 +92,37 @@ def function(argument: str, value: Foreign) -> Callable[..., Any]:
 
 
 def is_array(value: object) -> bool:
-    """Is this a JAX or NumPy array? A jax.ShapeDtypeStruct is not."""
-    return isinstance(value, (jax.Array, np.ndarray))
+    """Is this a JAX array, or one of NumPy that JAX takes? A jax.ShapeDtypeStruct is not."""
+    return isinstance(value, jax.Array) or (isinstance(value, np.ndarray) and not _cure(value))
+
+
+def _cure(value: Foreign) -> str:
+    """How does one make an array that JAX takes? The answer is empty where nothing is to be done."""
+    if isinstance(value, np.ma.MaskedArray):
+        return "fill in what is masked: x.filled(0)"
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return "pass an array; jax.eval_shape runs a function on shapes alone"
+    if not isinstance(value, (np.ndarray, np.generic)):
+        is_foreign = hasattr(value, "__array__") and not isinstance(value, (jax.Array, type))
+        return "convert it by jnp.asarray(x)" if is_foreign else ""
+    if value.dtype.char in "gG":  # what NumPy calls longdouble and clongdouble
+        return f"cast it by x.astype({'float64' if value.dtype.char == 'g' else 'complex128'!r})"
+    if not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
+        return "pass numbers or bools of one dtype, such as x.astype('float32')"
+    return "" if value.dtype.isnative else f"change its byte order by x.astype({value.dtype.name!r})"
+
+
+def check_arrays(argument: str, tree: object) -> None:
+    """A ValueError names an array in the tree that JAX cannot take, and says how to make one that it can."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if fix := _cure(leaf):
+            kind = type(leaf)
+            came = (
+                describe(leaf)
+                if kind is np.ndarray
+                else f"{kind.__module__}.{kind.__name__} {describe(leaf)}"
+            )
+            raise bad(argument + jax.tree_util.keystr(path), "an array that JAX takes", came, fix)
 
 
 def is_floating(value: Foreign) -> bool:
@@ -106,17 +135,18 @@ def is_numeric(value: Foreign) -> bool:
     return is_array(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)
 
 
-def as_arrays(tree: Tree) -> Tree:
-    """NumPy arrays of numbers become JAX arrays, in JAX's precision; everything else stays as it is."""
+def as_arrays(argument: str, tree: Tree) -> Tree:
+    """NumPy arrays become JAX arrays, in JAX's precision; everything else stays as it is.
 
-    def as_array(z: object) -> Foreign:
-        return jnp.asarray(z) if isinstance(z, np.ndarray) and is_numeric(z) else z
-
-    return jax.tree.map(as_array, tree)
+    An array that JAX cannot take raises a ValueError, see `check_arrays`.
+    """
+    check_arrays(argument, tree)
+    return jax.tree.map(lambda z: jnp.asarray(z) if isinstance(z, np.ndarray) else z, tree)
 
 
 def check_key(key: Foreign) -> None:
     """key must be one PRNG key, of jax.random.key or of the older raw kind, or a ValueError is raised."""
+    check_arrays("key", key)
     dtype = key.dtype if is_array(key) else None
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
         raise bad("key", "a PRNG key", key, "make one by jax.random.key(0)")
@@ -125,12 +155,12 @@ def check_key(key: Foreign) -> None:
 
 
 def check_batch_shape(batch_shape: object) -> None:
-    """batch_shape must be a tuple of positive ints, or a ValueError is raised."""
+    """batch_shape must be a tuple of sizes, which may be zero, or a ValueError is raised."""
     if not isinstance(batch_shape, tuple):
         expected = "a tuple such as (32,), or () for no batch axis"
         raise bad("batch_shape", expected, batch_shape, "write 32 rows as (32,)")
     for n in batch_shape:
-        size("batch_shape", n)
+        integer("batch_shape", n, 0, 2**31 - 1)
 
 
 def check_like(argument: str, tree: object, expected: object, dtype: DType | None, fix: str) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
-import numpy as np
 
-from jax_bptt.base.checks import is_hashable
+from jax_bptt.base.checks import check_arrays, is_array, is_hashable
+from jax_bptt.base.errors import named
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -65,8 +65,41 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     return decorator
 
 
+class Jitted(Generic[_P, _R]):
+    """A function of arrays as a jax.jit, which names an array that JAX cannot take.
+
+    Args:
+      f: the function.
+      options: those of jax.jit.
+
+    >>> def double(x):
+    ...     return 2 * x
+    >>> Jitted(double)(np.ones(3, "g"))
+    Traceback (most recent call last):
+    ValueError: double: x: expected an array that JAX takes, got float128[3]; cast it by x.astype('float64')
+    """
+
+    def __init__(self, f: Callable[_P, _R], **options: Any) -> None:
+        self._jitted = jax.jit(f, **options)
+        functools.update_wrapper(self, f)
+
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            found: _R = self._jitted(*args, **kwargs)
+        except (TypeError, ValueError):  # of f, or by jax.jit before f could check its arguments
+            given = dict(zip(inspect.signature(self).parameters, args, strict=False))
+            for name, tree in (given | kwargs).items():
+                named(self.__name__)(check_arrays)(name, tree)
+            raise
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a jax.jit has, such as `lower`."""
+        if name.startswith("__"):  # asked by copy, before there is a `_jitted`
+            raise AttributeError(name)
+        return getattr(self._jitted, name)
+
+
 def _is_ready(leaf: object) -> bool:
-    """Whether jax.jit takes it: an array of numbers, bools or keys in the byte order of the machine."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.dtype.kind in "biufc" and leaf.dtype.isnative
-    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    """Whether jax.jit takes it: an array, and no traced one."""
+    return is_array(leaf) and not isinstance(leaf, jax.core.Tracer)

@@ -25,7 +25,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import check_batch_shape, check_key, function, is_floating, or_none, size
+from jax_bptt.base.checks import (
+    as_arrays,
+    check_batch_shape,
+    check_key,
+    function,
+    is_floating,
+    or_none,
+    size,
+)
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.trees import apart
@@ -275,6 +283,7 @@ def init_of(
 def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, batch_shape: Shape) -> S:
     """Each field of the initial carry, such as h, is the parameter h_0 in every row, or else zeros."""
     named("cell.initial_carry")(check_batch_shape)(batch_shape)
+    params = named("cell.initial_carry")(as_arrays)("params", params)
     first: Foreign = next(iter(jax.tree.leaves(params)), None)
     if not is_floating(first):
         raise bad("params", "floating arrays", params, "make them by cell.init(key)")

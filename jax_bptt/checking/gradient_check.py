@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.base.checks import check_batch_shape, check_key, flag, is_floating, size
+from jax_bptt.base.checks import check_arrays, check_batch_shape, check_key, flag, is_floating, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import dot
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
@@ -110,6 +110,10 @@ def check_gradient(
         if params is None:
             params = _with_noise(next(keys), cell.init(next(keys)))
         xs = _normal(next(keys), (steps, *batch_shape, _input_size(cell))) if xs is None else xs
+        if 0 in np.shape(xs)[1:]:
+            raise bad(
+                "xs, batch_shape", "at least one row", xs, "a gradient of no rows is zero, right or wrong"
+            )
         if carry is None:
             rows = np.shape(xs)[1:-1]
             carry = _with_noise(next(keys), cell.initial_carry(_as_float64(params=params)[0], rows), 1.0)
@@ -318,6 +322,7 @@ def _normal(key: PRNGKey, shape: Shape) -> Array:
 def _as_float64(**trees: object) -> tuple[Any, ...]:
     """Each tree is cast to float64; a ValueError names a tree that is not floating."""
     for name, tree in trees.items():
+        check_arrays(name, tree)
         if not all(map(is_floating, jax.tree.leaves(tree))):
             raise bad(name, "floating arrays", tree, "omit it to use random values")
     return tuple(jax.tree.map(lambda z: jnp.asarray(z, "float64"), tree) for tree in trees.values())

@@ -60,7 +60,7 @@ def scan(
         if full_chunks == 1:  # one chunk needs no loop, and its first step is a Python int
             return at(carry, begin)
         carry, outputs = jax.lax.scan(at, carry, begin + chunk * jnp.arange(full_chunks), reverse=reverse)
-        return carry, jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), outputs)
+        return carry, jax.tree.map(lambda z: jax.lax.collapse(z, 0, 2), outputs)
 
     def at_end(carry: _Carry) -> tuple[_Carry, Any]:
         return f(carry, end - left, take_steps(data, end - left, left))
@@ -112,7 +112,7 @@ def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
     where it is larger than the caches (32 MiB). With more rows the arrays of a chunk do not fit the caches,
     and for a short sequence chunks would save no memory. See experiments/MEASURED.md, "Steps in a chunk".
     """
-    steps, batch, numbers = len(sequence.xs), math.prod(sequence.rows), num_parameters(weights)
+    steps, batch, numbers = len(sequence.xs), max(1, math.prod(sequence.rows)), num_parameters(weights)
     rows_of_chunk = min(max(steps * batch // 4, 512), 1024)
     if numbers >= 1e6:
         rows_of_chunk = 2048 if numbers >= 4e6 else 512

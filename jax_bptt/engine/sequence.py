@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.base.checks import size
+from jax_bptt.base.checks import check_arrays, size
 from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.trees import select
 from jax_bptt.base.types import Mark, Shape
@@ -90,7 +90,7 @@ def without_padding(sequence: Sequence) -> Sequence:
     at zero (x/‖x‖), and a zero cotangent times an infinite derivative is NaN. If mask is False everywhere,
     the replacement is a vector that is neither zero nor constant.
     """
-    if sequence.mask is None:
+    if sequence.mask is None or not sequence.mask.size:
         return sequence
     all_x = sequence.xs.reshape(-1, sequence.xs.shape[-1])
     valid = jax.lax.stop_gradient(all_x[jnp.argmax(sequence.mask)])  # the first step and row with mask True
@@ -120,6 +120,8 @@ def mask_of_lengths(lengths: Array, steps: int) -> Array:
     [[1, 0, 1], [1, 0, 1], [0, 0, 1]]
     """
     steps = size("steps", steps)
+    if isinstance(lengths, np.ndarray):
+        check_arrays("lengths", lengths)
     with naming("lengths", "integers"):
         lengths = lengths if isinstance(lengths, jax.Array) else jnp.asarray(np.asarray(lengths))
     if not jnp.issubdtype(lengths.dtype, jnp.integer):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.checks import integer, is_numeric
+from jax_bptt.base.checks import as_arrays, integer, is_numeric
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import num_parameters, plus, root, zeros_like
@@ -156,6 +156,7 @@ def by_steps(z: Array) -> Array:
     >>> by_steps(jnp.array([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])).tolist()
     [[1.0, 0.0, 0.0], [4.0, 2.0, 0.0], [0.0, 5.0, 3.0]]
     """
+    z = as_arrays("z", z)
     if not is_numeric(z) or z.ndim != 2 or not 0 < len(z) <= z.shape[1]:
         raise bad("z", "[lags, T], no more lags than steps", z, "pass an array of jb.Terms, such as norm")
     lags, steps = z.shape

@@ -93,7 +93,7 @@ def lag_profile(
         return jax.lax.scan(one_lag, lam, jnp.arange(lags))[1]
 
     if d_hs is not None:
-        d_hs = as_arrays(d_hs)
+        d_hs = as_arrays("d_hs", d_hs)
         if getattr(d_hs, "shape", None) != states.h.shape or d_hs.dtype != states.h.dtype:
             raise bad(
                 "d_hs", f"{states.h.dtype}[{shown(states.h.shape)}], as h", d_hs, "pass dE/dh for every step"

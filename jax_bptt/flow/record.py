@@ -81,8 +81,8 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     check_network(net)
     check_loss(loss)
     params, carry, sequence = check_run(net, inputs.params, inputs.carry, inputs.sequence, key=inputs.key)
-    check_outputs(net, loss, sequence, inputs.targets)
-    params, carry, sequence, targets = replicate((params, carry, sequence, inputs.targets))
+    targets = check_outputs(net, loss, sequence, inputs.targets)
+    params, carry, sequence, targets = replicate((params, carry, sequence, targets))
     keys, here, layers = dropout_keys(inputs.key, sequence), sequence, []
     for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
         if layer.backward is not None:

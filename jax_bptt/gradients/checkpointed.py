@@ -161,7 +161,7 @@ def _forward(plan_of: _PlanOf, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
     # actions 0 to n − 2 advance; action n − 1 reverses the last leaf, and its state is stored here too
     ats = jnp.arange(plan.leaves), jnp.asarray(plan.actions[: plan.leaves, _KEEP])
     (last, slots), h = jax.lax.scan(over_leaf, (s, _Slots(s, _empty_slots(plan, s))), ats)
-    hs.append(h.reshape(-1, *h.shape[2:]))
+    hs.append(jax.lax.collapse(h, 0, 2))
     return Outputs(last, jnp.concatenate(hs)), Kept(run, None, extra=slots)
 
 
@@ -191,7 +191,7 @@ def _backward(plan_of: _PlanOf, cell: AnyCell, kept: Kept, d: Outputs) -> Cotang
     done = _execute(plan, actions, reversal, kept.extra, d.carry)
     d_params, d_start = done.d_weights
     of_leaves, *of_head = done.out
-    d_xs = jnp.concatenate([*of_head, of_leaves.reshape(-1, *of_leaves.shape[2:])])
+    d_xs = jnp.concatenate([*of_head, jax.lax.collapse(of_leaves, 0, 2)])
     return Cotangents(d_params, done.d_carry, d_start, d_xs)
 
 

@@ -53,7 +53,8 @@ class Form(NamedTuple):
 
 def _pack_whole(carry: State) -> Array:
     rows = carry.h.shape[:-1]
-    return jnp.concatenate([z.reshape(*rows, -1) for z in jax.tree.leaves(carry)], -1)
+    leaves = jax.tree.leaves(carry)
+    return jnp.concatenate([z.reshape(*rows, math.prod(z.shape[len(rows) :])) for z in leaves], -1)
 
 
 def _unpack_whole(z: Array, like: S) -> S:

@@ -236,4 +236,4 @@ def _relative(carry: State, s: State, other: State) -> Array:
     sizes = [jnp.abs(WHOLE.pack(z)).max(-1) for z in (jax.tree.map(lambda s_0: s_0[None], carry), s)]
     scale = jax.lax.cummax(jnp.concatenate(sizes))[1:]  # (Q8)
     ratios = jnp.where(gap == 0, jnp.zeros_like(gap), gap / scale)
-    return jnp.where(jnp.isfinite(ratios), ratios, jnp.inf).max()
+    return jnp.where(jnp.isfinite(ratios), ratios, jnp.inf).max(initial=0)

@@ -4,6 +4,7 @@
     h←_t from x_T..x_t                                 by `unroll`, reverse                (H2)
     o_t = [h→_t, h←_t]                                                                     (H3)
     o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, from a key for each step and row   (H4)
+    (zero where p = 1)
     o_t ← o_t + x_t                                    residual, where mask_t              (H5)
 
 The next layer reads o_t as its x_t; its input projection is again one product for all t.
@@ -11,6 +12,7 @@ The next layer reads o_t as its x_t; its input projection is again one product f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,8 +90,8 @@ class Layer(NamedTuple):
 
 
 def _probability(argument: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise bad(argument, "a probability in [0, 1)", value, "pass the share of outputs to drop")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise bad(argument, "a probability from 0 to 1", value, "pass the share of outputs to drop")
     return float(value)
 
 
@@ -110,7 +112,7 @@ def layer(
       backward: a second cell, which reads from the last step to the first; its outputs are concatenated
         to those of the first. None for one direction.
       residual: whether the input x_t is added to the output; both must then have the same size.
-      dropout: p in [0, 1), the probability with which an output is set to zero. It acts only where the
+      dropout: p from 0 to 1, the probability with which an output is set to zero. It acts only where the
         network is given a key.
 
     Returns:
@@ -118,7 +120,7 @@ def layer(
 
     Raises:
       ValueError: cell or backward is not a cell, sizes do not agree, residual is not a bool, or dropout is
-        outside [0, 1).
+        not from 0 to 1.
 
     >>> import jax_bptt as jb
     >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
@@ -176,7 +178,8 @@ def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: PRNGKey | None
     if layer.dropout and keys is not None:
         keep_rate, features = 1 - layer.dropout, hs.shape[-1:]
         kept = vmap_leading(keys.ndim, lambda key: jax.random.bernoulli(key, keep_rate, features))(keys)
-        hs = jnp.where(kept, hs / (1 - layer.dropout), jnp.zeros_like(hs))  # (H4)
+        # where p = 1 nothing is kept, and any divisor but 0 will do
+        hs = jnp.where(kept, hs / (keep_rate or 1.0), jnp.zeros_like(hs))  # (H4)
     if layer.residual:
         hs = hs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
     return hs
@@ -185,12 +188,16 @@ def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: PRNGKey | None
 def dropout_keys(key: PRNGKey | None, sequence: Sequence) -> PRNGKey | None:
     """The key is split into one key for each step and row, [T, ...]; None stays None.
 
-    So a chunk of the steps, or the rows of one device, draw the same numbers as in a run of the whole.
+    So a chunk of the steps, or the rows of one device, draw the same numbers as in a run of the whole. This
+    is true of keys of the kind threefry. Those of the kind rbg draw other numbers for another number of keys
+    at once, so a key of any kind is turned into one of the kind threefry here.
     """
     if key is None:
         return None
     is_raw = key.dtype == jnp.uint32  # made by jax.random.PRNGKey, not by jax.random.key
-    return jax.random.split(jax.random.wrap_key_data(key) if is_raw else key, sequence.xs.shape[:-1])
+    numbers = key if is_raw else jax.random.key_data(key)
+    two = jax.random.wrap_key_data(numbers[:2], impl="threefry2x32")
+    return jax.random.split(functools.reduce(jax.random.fold_in, numbers[2:], two), sequence.xs.shape[:-1])
 
 
 def keys_of_layer(number: int, keys: PRNGKey | None) -> PRNGKey | None:

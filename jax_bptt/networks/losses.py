@@ -214,7 +214,7 @@ def _takes_mask(loss: Loss) -> bool:
 
 def _real(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array]:
     """ys and targets are checked and returned, both zero where they do not count."""
-    ys, targets = _outputs(ys), as_arrays(targets)
+    ys, targets, mask = _outputs(ys), as_arrays("targets", targets), as_arrays("mask", mask)
     if not is_array(targets) or targets.shape != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
     _check_mask(mask, ys)
@@ -223,12 +223,11 @@ def _real(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array]:
 
 def _classes(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array, Array]:
     """ys and targets are checked and returned, zero where they do not count, with 1 where a step counts."""
-    ys = _outputs(ys)
+    ys, targets, mask = _outputs(ys), as_arrays("targets", targets), as_arrays("mask", mask)
     shape = targets.shape if is_array(targets) else None
     if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
         fix = "pass class indices, one for each row of ys, not one-hot rows"
         raise bad("targets", f"integer classes {list(ys.shape[:-1])}", targets, fix)
-    targets = jnp.asarray(targets)
     targets = targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets  # O may exceed 8 bits
     _check_mask(mask, ys)
     ys, targets = select(mask, (ys, targets), zeros_like((ys, targets)))
@@ -242,9 +241,11 @@ def _check_mask(mask: Foreign, ys: Array) -> None:
 
 
 def _outputs(ys: Foreign) -> Array:
+    ys = as_arrays("ys", ys)
     if not is_floating(ys) or not ys.ndim:
         raise bad("ys", "a floating array [T, ..., O]", ys, "pass the ys that net.apply returns")
-    return jnp.asarray(ys)
+    found: Array = ys
+    return found
 
 
 def _one_in_range(ys: Array, targets: Array) -> Array:

@@ -112,7 +112,7 @@ class Network(NamedTuple):
           ValueError: params do not belong to this network, or batch_shape is not a tuple of sizes.
         """
         check_batch_shape(batch_shape)
-        params = as_arrays(params)
+        params = as_arrays("params", params)
         check_params(params, _parameter_shapes(self), "make them by net.init(key)")
         with running("initial_carry"):
             carry = tuple(

@@ -95,7 +95,7 @@ def loss_and_grad_of_steps(
     readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, judged: Judged
 ) -> ReadoutGradient:
     """This is `loss_and_grad` for an additive loss, a few steps at a time."""
-    outputs = math.prod(hs.shape[1:-1]) * readout.output_size
+    outputs = max(1, math.prod(hs.shape[1:-1])) * readout.output_size
     chunk = max(1, min(len(hs), AT_ONCE // outputs))
     Sums = tuple[Array, ReadoutParams]
 

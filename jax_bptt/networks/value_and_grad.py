@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jax_bptt.base.checks import as_arrays
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import adding, named
 from jax_bptt.base.trees import plus
@@ -202,12 +203,12 @@ def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
     params, carry, sequence = check_run(
         net, inputs.params, inputs.carry, inputs.sequence, gradient, inputs.key
     )
-    check_outputs(net, loss, sequence, inputs.targets)
+    targets = check_outputs(net, loss, sequence, inputs.targets)
     run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)))
     rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # others need every device's Y
     taken, made = (ALL, ROWS, STEPS, outputs_lie(net.readout), STEPS), (ALL, ROWS, ALL, ALL)
     keys = dropout_keys(inputs.key, sequence)
-    return Result(*on_devices(run, rows, taken, made)(params, carry, sequence, inputs.targets, keys))
+    return Result(*on_devices(run, rows, taken, made)(params, carry, sequence, targets, keys))
 
 
 class _Local(NamedTuple):
@@ -317,11 +318,13 @@ def steps_that_count(net: Network, mask: Mark) -> Mark:
     return mask.any(0) if mask is not None and net.readout.of_last else mask
 
 
-def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Targets) -> None:
-    """This raises a ValueError unless the targets fit an additive loss of the outputs."""
+def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Targets) -> Targets:
+    """The targets are returned as arrays; a ValueError is raised unless they fit an additive loss."""
+    targets = as_arrays("targets", targets)
     if is_additive(loss):
         leading = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1]
         ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), sequence.xs.dtype)
         read = f"xs is read time first, as T = {len(sequence.xs)} steps of batch {sequence.rows}"
         with adding(read):
             check_targets(loss, ys, targets, steps_that_count(net, sequence.mask))
+    return targets

@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_bptt.base.checks import integer, is_array
+from jax_bptt.base.checks import check_arrays, integer, is_array
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.types import Foreign, Tree
 from jax_bptt.engine.devices import choose_axes, num_parts
@@ -51,8 +51,10 @@ def by_rows(mesh: Mesh, tree: Tree, axis: int = 1) -> Tree:
     axis = integer("axis", axis, 0, 31)
 
     def lies(z: Foreign) -> NamedSharding:
-        if not (is_array(z) or isinstance(z, jax.ShapeDtypeStruct)):
-            raise bad("tree", "arrays or their shapes", z, "pass for example a jb.Batch")
+        if not isinstance(z, jax.ShapeDtypeStruct):
+            check_arrays("tree", z)
+            if not is_array(z):
+                raise bad("tree", "arrays or their shapes", z, "pass for example a jb.Batch")
         if len(z.shape) <= axis:
             return NamedSharding(mesh, P())
         if z.shape[axis] % mesh.size:

@@ -26,6 +26,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.checks import check_like, flag, is_array
+from jax_bptt.base.compiling import Jitted
 from jax_bptt.base.errors import bad, named, running
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets
@@ -36,6 +37,7 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
 from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network, filled_carry
 from jax_bptt.networks.value_and_grad import Inputs, Objective, Result, run_value_and_grad
+from jax_bptt.training.optimizers import check_opt_state, check_optimizer, check_update, update
 from jax_bptt.unrolling.arguments import check_method
 
 
@@ -64,7 +66,8 @@ class Batch(NamedTuple):
     """Some steps of every row: whole sequences, or a chunk of sequences that go on.
 
     Attributes:
-      xs: [T, *batch_shape, I].
+      xs: [T, *batch_shape, I]. Without rows a sum such as `squared_error` is 0, and so is its gradient; a
+        mean is NaN, so that no update is made.
       targets: what the loss takes, as [T, *batch_shape, O] or integer classes [T, *batch_shape].
       mask, reset, cut: bool [T, *batch_shape] or None, see `unroll`.
       key: a key from jax.random.key, of its own for each batch, where the network has dropout.
@@ -116,8 +119,10 @@ def init_train_state(
     Args:
       key: a key from jax.random.key.
       net: from `network`.
-      optimizer: an optax optimizer; its update is given the gradient, its state and the parameters
-        (not the loss, which optax.lbfgs and reduce_on_plateau ask for).
+      optimizer: an optax optimizer. If its update takes optax's extra arguments, it is also given the loss
+        of the batch, as value=E: optax.contrib.reduce_on_plateau and optax.polyak_sgd need it. Some need
+        more than that, and are refused by `make_train_step`: optax.lookahead, line searches as in
+        optax.lbfgs, optax.contrib.sophia and optax.contrib.dpsgd.
       batch_shape: None for independent sequences, in batches of any size. For sequences that go on, the
         batch axes of every batch, such as (32,), or () for a single sequence.
 
@@ -134,7 +139,7 @@ def init_train_state(
     (2, 4)
     """
     check_network(net)
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     params = net.init(key)
     carry = None if batch_shape is None else net.next_carry(net.initial_carry(params, batch_shape))
     with running("optimizer"):
@@ -187,8 +192,7 @@ def make_train_step(
     >>> int(state.step), bool(metrics.finite)
     (1, True)
     """
-    update = _update(Objective(net, loss, gradient, dtype), optimizer)
-    return jax.jit(update, donate_argnames=_donated(donate))
+    return _jitted(_step(Objective(net, loss, gradient, dtype), optimizer), donate)
 
 
 @named()
@@ -223,36 +227,37 @@ def make_train_steps(
     >>> int(state.step), metrics.loss.shape
     (5, (5,))
     """
-    train_step = _update(Objective(net, loss, gradient, dtype), optimizer)
+    train_step = _step(Objective(net, loss, gradient, dtype), optimizer)
 
     @named("train_steps")
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         _check_batches(net, state, batches)
         return jax.lax.scan(train_step, state, batches)
 
-    return jax.jit(train_steps, donate_argnames=_donated(donate))
+    return _jitted(train_steps, donate)
 
 
-def _donated(donate: bool) -> tuple[str, ...]:
-    return ("state",) if flag("donate", donate) else ()
+def _jitted(step: TrainStep, donate: bool) -> TrainStep:
+    donated = ("state",) if flag("donate", donate) else ()
+    return Jitted(step, donate_argnames=donated)
 
 
-def _update(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
+def _step(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
     """(T1-T4)."""
     net = objective.net
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     check_method(objective.gradient)
     check_network(net)
     check_loss(objective.loss)
+    check_update(optimizer, net)
 
     @named("train_step")
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_state_and_batch(net, state, batch)
-        _check_opt_state(optimizer, state)
+        check_opt_state(optimizer, state.opt_state, state.params)
         inputs = Inputs(state.params, state.carry, batch.sequence, batch.targets, batch.key)
         found = run_value_and_grad(objective, inputs)  # (T1)
-        with running("optimizer"):
-            updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
+        updates, opt_state = update(optimizer, found.grads, state.opt_state, state.params, found.error)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = optax.tree.norm(found.grads)
         finite = jnp.isfinite(found.error) & jnp.isfinite(norm) & (found.nonfinite_devices == 0)
@@ -274,18 +279,6 @@ def _carries(
     before = net.next_carry(filled_carry(net, state.params, state.carry, batch.sequence.rows))
     carry = placed_like(net.next_carry(found.carry), before)
     return placed_like(before, carry), carry
-
-
-def _check_opt_state(optimizer: optax.GradientTransformation, state: TrainState) -> None:
-    with running("optimizer"):
-        expected = jax.eval_shape(optimizer.init, state.params)
-    fix = "use the optimizer and the network of init_train_state"
-    check_like("state.opt_state", state.opt_state, expected, None, fix)
-
-
-def _check_optimizer(optimizer: object) -> None:
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise bad("optimizer", "an optax optimizer", optimizer, "pass one such as optax.adam(1e-3)")
 
 
 def _check_state(state: object) -> None:

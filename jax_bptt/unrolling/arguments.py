@@ -63,7 +63,7 @@ def check_inputs(
     They are returned as arrays. sizes are the shapes of the owner's parameters, and I.
     """
     shapes, input_size = sizes
-    params, carry = as_arrays((params, carry))
+    params, carry = as_arrays("params", params), as_arrays("carry", carry)
     dtype = check_params(params, shapes, f"make them by {name}.init(key)")
     sequence = sequence._replace(xs=check_xs(sequence.xs, input_size, dtype))
     rows = sequence.rows
@@ -100,10 +100,12 @@ def check_mark(name: str, mark: Foreign, shape: Shape) -> Mark:
     """A mask, reset or cut must be a bool array [T, ...], or None."""
     if mark is None:
         return None
+    mark = as_arrays(name, mark)
     if not is_array(mark) or mark.shape != shape or mark.dtype != bool:
         fix = "one bool for each step and row of xs; a mask of lengths is jb.mask_of_lengths(lengths, T)"
         raise bad(name, f"bool[{shown(shape)}]", mark, fix)
-    return jnp.asarray(mark)
+    found: Array = mark
+    return found
 
 
 def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
@@ -117,14 +119,14 @@ def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
         asked = None
     if asked is not None and asked == own:  # NumPy would take None for float64
         return owner
-    if (
-        asked is None
-        or asked.name not in ("bfloat16", "float16", "float32")
-        or asked.itemsize >= own.itemsize
-    ):
+    if asked is None or asked.name not in ("bfloat16", "float32") or asked.itemsize >= own.itemsize:
         fix = "pass jnp.bfloat16, or None to compute in the dtype of params"
+        if asked == jnp.float16:
+            fix = (
+                f"{fix}; in float16 a derivative below 6e-8 is zero, and that of a mean loss is often smaller"
+            )
         came = dtype if asked is None else asked.name
-        raise bad("dtype", f"a floating dtype not wider than params, {own}", came, fix)
+        raise bad("dtype", f"bfloat16 or float32, not wider than params, {own}", came, fix)
     if not hasattr(owner, "dtype"):
         fix = "round the operands inside your step; make_cell and the built-in pointwise cells do it for you"
         raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)
@@ -148,20 +150,21 @@ def check_params(params: Foreign, shapes: ArrayTree, fix: str) -> DType:
 
 
 def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
-    """xs must be one array [T, ..., I] of this dtype, without empty axes."""
+    """xs must be one array [T, ..., I] of this dtype with T >= 1; it may have no rows."""
     shape = f"one array [T, ..., {input_size}]"
+    xs = as_arrays("xs", xs)
     if not is_array(xs):
         raise bad("xs", shape, xs, "stack the steps; pad sequences of unequal length to one T")
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise bad("xs", f"{dtype} as params", xs, "one-hot encode classes by jax.nn.one_hot, or cast numbers")
-    xs = jnp.asarray(xs)
     if xs.ndim < 2 or xs.shape[-1] != input_size:
         raise bad("xs", shape, xs, "time comes first, features last")
-    if 0 in xs.shape:
-        raise bad("xs", f"{shape} without empty axes", xs, "give at least one time step and one row")
+    if not len(xs):
+        raise bad("xs", f"{shape} with T >= 1", xs, "give at least one time step")
     if xs.dtype != dtype:
         raise bad("xs", f"{dtype} as params", xs, f"cast by xs.astype({str(dtype)!r})")
-    return xs
+    found: Array = xs
+    return found
 
 
 @cached()

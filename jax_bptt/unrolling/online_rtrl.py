@@ -125,7 +125,7 @@ def rtrl_step(
     (2, 5)
     """
     params = _check_cell(cell, params)
-    state, x = as_arrays((state, x))
+    state, x = as_arrays("state", state), as_arrays("x", x)
     rows = _check_x(cell, params, x)
     _check_state(cell, params, state, rows)
     marks = {"mask": mask, "reset": reset, "cut": cut}
@@ -169,7 +169,8 @@ def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
     >>> rtrl_gradient(params, rtrl_init(cell, params, (2,)), jnp.ones((2, 5))).b.shape
     (5,)
     """
-    params, state, d_h = as_arrays((params, state, d_h))
+    params, state = as_arrays("params", params), as_arrays("state", state)
+    d_h = as_arrays("d_h", d_h)
     rows = _check_after(state)
     h, numbers = state.carry.h, state.influence.shape[-1]
     check_like("d_h", d_h, h, h.dtype, "pass the derivative of the loss by h")
@@ -203,7 +204,7 @@ def _initial_influence(cell: AnyCell, params: ArrayTree) -> Array:
 def _check_cell(cell: Foreign, params: Foreign) -> Any:
     """cell and params must fit each other; params are returned as arrays."""
     check_cell(cell)
-    params = as_arrays(params)
+    params = as_arrays("params", params)
     check_params(params, parameter_shapes(cell), "make them by cell.init(key)")
     return params
 

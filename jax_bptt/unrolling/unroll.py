@@ -54,7 +54,8 @@ def unroll(
       params: from `cell.init`, all of one floating dtype.
       carry: s_0, from cell.initial_carry or an earlier call, leaves [..., H], dtype of params; None for
         the initial carry of these params, through which the gradient then reaches params.
-      xs: [T, ..., I] with T >= 1, time first, with any number of batch axes or none; dtype of params.
+      xs: [T, ..., I] with T >= 1, time first, with any number of batch axes or none; dtype of params. A
+        batch may have no rows: the outputs are then empty, and its gradient is zero.
       gradient: the gradient method that jax.grad uses: `full` (derived by hand), `checkpointed`,
         `truncated`, `artbp`, `rtrl`, `parallel` or `autodiff` (JAX's own).
       mask: bool [T, ...]; where False the carry is held, h_t = h_{t−1}, and x_t is not read: padding,

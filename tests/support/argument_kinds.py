@@ -91,8 +91,8 @@ def _is_function(right, value):
     return callable(value) and isinstance(value, Hashable)
 
 
-def _is_size(n):
-    return isinstance(n, int) and not isinstance(n, bool) and 1 <= n < 2**31
+def _is_number_of_rows(n):
+    return isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**31
 
 
 def _has_shapes(right, value):
@@ -104,11 +104,11 @@ def _is_dtype(right, value):
     return value is None or any(value is dtype for dtype in FLOATING)
 
 
-FLOATING = ["bfloat16", "float16", "float32", float, jnp.bfloat16, jnp.float32, jnp.dtype("float16")]
+FLOATING = ["bfloat16", "float32", float, jnp.bfloat16, jnp.float32]
 SIZE, FLAG, SHARE = integer(), thing(bool), either(thing(bool), number(lambda share: 0 <= share <= 1))
 SHAPES = Kind(bad_values.junk, _has_shapes)
 MESH, STATE = thing(jax.sharding.Mesh), thing(jb.TrainState)
-SHAPE = thing(tuple, within=lambda shape: all(map(_is_size, shape)))
+SHAPE = thing(tuple, within=lambda shape: all(map(_is_number_of_rows, shape)))
 CELL, NET, LAYER = thing(type(jb.elman(3, 4)), jb.StepCell), thing(jb.Network), thing(jb.Layer)
 READOUT, GRADIENT, NEWTON = thing(jb.Readout), thing(jb.GradientMethod), thing(jb.Newton)
 FUNCTION, OPTIMIZER = Kind(bad_values.junk, _is_function), thing(optax.GradientTransformation)
@@ -131,7 +131,7 @@ CELLS = Kind(
 
 
 def _array(value, *dtypes):
-    is_array = isinstance(value, (np.ndarray, jax.Array))
+    is_array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, np.ma.MaskedArray)
     return is_array and any(jnp.issubdtype(value.dtype, dtype) for dtype in dtypes)
 
 

@@ -51,6 +51,13 @@ DTYPES = [
     "complex128",
     "complex64",
 ]
+ODD = {  # arrays of NumPy that JAX cannot take: how each is made, and its cure
+    "masked": (np.ma.masked_array, r"fill in what is masked: x\.filled"),
+    "big-endian": (lambda z: z.astype(z.dtype.newbyteorder(">")), "change its byte order by x.astype"),
+    "longdouble": (lambda z: z.astype("g"), "cast it by x.astype"),
+    "objects": (lambda z: z.astype(object), "pass numbers or bools of one dtype"),
+    "fields": (lambda z: np.zeros(z.shape, [("a", z.dtype)]), "pass numbers or bools of one dtype"),
+}
 NUMBERS = [math.nan, math.inf, -math.inf, 1e300, -1e300, 1e-310, 0.0, 7.0, -1.0]
 
 

@@ -7,11 +7,11 @@ import optax
 def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same optimizer, allowed the standard promotion inside."""
 
-    def update(*args):
+    def update(*args, **extra):
         with jax.numpy_dtype_promotion("standard"):
-            return optimizer.update(*args)
+            return optimizer.update(*args, **extra)
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 ADAM = lenient(optax.adam(1e-2))

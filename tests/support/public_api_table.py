@@ -123,7 +123,7 @@ ROWS = {
             "cell": (k.CELL, cell),
             "backward": (k.or_none(k.CELL), cell),
             "residual": (k.FLAG, False),
-            "dropout": (k.number(lambda p: 0 <= p < 1), 0.25),
+            "dropout": (k.number(lambda p: 0 <= p <= 1), 0.25),
         },
     ),
     "network": Row(
