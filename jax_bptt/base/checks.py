@@ -96,14 +96,22 @@ def is_array(value: object) -> bool:
     return isinstance(value, jax.Array) or (isinstance(value, np.ndarray) and not _cure(value))
 
 
+_DELETED = (
+    "a training step reuses the memory of the state that it is given: go on from the state that it returned; "
+    "to keep a state, copy it by jax.tree.map(jnp.copy, state), or make the step with donate=False"
+)
+
+
 def _cure(value: Foreign) -> str:
     """How does one make an array that JAX takes? The answer is empty where nothing is to be done."""
+    if isinstance(value, jax.Array):
+        return "" if isinstance(value, jax.core.Tracer) or not value.is_deleted() else _DELETED
     if isinstance(value, np.ma.MaskedArray):
         return "fill in what is masked: x.filled(0)"
     if isinstance(value, jax.ShapeDtypeStruct):
         return "pass an array; jax.eval_shape runs a function on shapes alone"
     if not isinstance(value, (np.ndarray, np.generic)):
-        is_foreign = hasattr(value, "__array__") and not isinstance(value, (jax.Array, type))
+        is_foreign = hasattr(value, "__array__") and not isinstance(value, type)
         return "convert it by jnp.asarray(x)" if is_foreign else ""
     if value.dtype.char in "gG":  # what NumPy calls longdouble and clongdouble
         return f"cast it by x.astype({'float64' if value.dtype.char == 'g' else 'complex128'!r})"
@@ -112,17 +120,19 @@ def _cure(value: Foreign) -> str:
     return "" if value.dtype.isnative else f"change its byte order by x.astype({value.dtype.name!r})"
 
 
+def _came(leaf: Foreign) -> str:
+    """This is how an array that JAX cannot take is described."""
+    if isinstance(leaf, jax.Array):
+        return f"a deleted {describe(leaf)}"
+    kind = type(leaf)
+    return describe(leaf) if kind is np.ndarray else f"{kind.__module__}.{kind.__name__} {describe(leaf)}"
+
+
 def check_arrays(argument: str, tree: object) -> None:
     """A ValueError names an array in the tree that JAX cannot take, and says how to make one that it can."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if fix := _cure(leaf):
-            kind = type(leaf)
-            came = (
-                describe(leaf)
-                if kind is np.ndarray
-                else f"{kind.__module__}.{kind.__name__} {describe(leaf)}"
-            )
-            raise bad(argument + jax.tree_util.keystr(path), "an array that JAX takes", came, fix)
+            raise bad(argument + jax.tree_util.keystr(path), "an array that JAX takes", _came(leaf), fix)
 
 
 def is_floating(value: Foreign) -> bool:

@@ -66,7 +66,7 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
 
 class Jitted(Generic[_P, _R]):
-    """A function of arrays as a jax.jit, which names an array that JAX cannot take.
+    """A function of arrays as a jax.jit, which names an array that JAX cannot take, or one that is deleted.
 
     Args:
       f: the function.
@@ -86,7 +86,7 @@ class Jitted(Generic[_P, _R]):
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             found: _R = self._jitted(*args, **kwargs)
-        except (TypeError, ValueError):  # of f, or by jax.jit before f could check its arguments
+        except (TypeError, ValueError, RuntimeError):  # of f, or of jax.jit before f checked its arguments
             given = dict(zip(inspect.signature(self).parameters, args, strict=False))
             for name, tree in (given | kwargs).items():
                 named(self.__name__)(check_arrays)(name, tree)

@@ -21,7 +21,7 @@ from jax_bptt.base.errors import bad, running
 from jax_bptt.base.types import Foreign
 from jax_bptt.networks.network import Network, NetworkParams
 
-_NEEDS_MORE = (
+NEEDS_MORE = (
     "write a loop of your own around jb.value_and_grad for an optimizer that needs more than the gradient, "
     "its state, the parameters and value=E, as do optax.lookahead, line searches (optax.lbfgs), "
     "optax.contrib.sophia and optax.contrib.dpsgd"
@@ -40,9 +40,9 @@ def update(
     # asked by the signature, since the type of optax.MultiSteps does not say it
     takes_extra = any(p.kind is p.VAR_KEYWORD for p in optional)
     extra = {"value": error, "grad": grads} if takes_extra else {}  # (OP2)
-    with running("optimizer", _NEEDS_MORE):
+    with running("optimizer", NEEDS_MORE):
         updates, after = optimizer.update(grads, opt_state, params, **extra)  # (OP1)
-    check_like("the updates of optimizer", updates, params, None, _NEEDS_MORE)
+    check_like("the updates of optimizer", updates, params, None, NEEDS_MORE)
     check_like("the state of optimizer", after, opt_state, None, "return a state like that of init")
     return updates, after
 
@@ -70,5 +70,5 @@ def check_opt_state(
 
 
 def _begun(optimizer: optax.GradientTransformation, params: NetworkParams) -> Any:
-    with running("optimizer"):
+    with running("optimizer", NEEDS_MORE):
         return jax.eval_shape(optimizer.init, params)

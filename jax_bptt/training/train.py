@@ -37,7 +37,7 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
 from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network, filled_carry
 from jax_bptt.networks.value_and_grad import Inputs, Objective, Result, run_value_and_grad
-from jax_bptt.training.optimizers import check_opt_state, check_optimizer, check_update, update
+from jax_bptt.training.optimizers import NEEDS_MORE, check_opt_state, check_optimizer, check_update, update
 from jax_bptt.unrolling.arguments import check_method
 
 
@@ -142,7 +142,7 @@ def init_train_state(
     check_optimizer(optimizer)
     params = net.init(key)
     carry = None if batch_shape is None else net.next_carry(net.initial_carry(params, batch_shape))
-    with running("optimizer"):
+    with running("optimizer", NEEDS_MORE):
         opt_state = optimizer.init(params)
     none = jnp.zeros((), jnp.int32)
     state = TrainState(none, params, opt_state, carry, none)
