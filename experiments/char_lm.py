@@ -270,9 +270,9 @@ def draw(config: Config, corpus: Corpus, run: Run) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for key, style in (("loss", {"alpha": 0.5, "lw": 1}), ("valid", {"marker": "o", "ms": 4, "lw": 2})):
-        points = [(m["step"], m[key]) for m in run.metrics(**{"step": int, key: float})]
+        lines = run.metrics(**{"step": int, key: float})
         label = {"loss": "training chunk", "valid": "validation"}[key]
-        axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.plot([m["step"] for m in lines], [m[key] for m in lines], label=label, **style)
     for k, nats in enumerate(corpus.kgrams):
         axes.axhline(nats, color="0.5", lw=1, ls="--")
         axes.annotate(

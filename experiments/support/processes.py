@@ -82,8 +82,8 @@ def _join() -> None:
             num_processes=None if number is None else int(number),
             process_id=None if index is None else int(index),
         )
-    except (ValueError, RuntimeError) as error:
-        fix = "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none of them"
+    except (ValueError, IndexError, RuntimeError) as error:
+        fix = "set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none of them"
         raise SystemExit(f"cannot join the other processes ({error}); {fix}") from None
 
 

@@ -154,8 +154,8 @@ def _of_its_own(folder: Path) -> Path:
         raise SystemExit(f'--out "{folder}" is not a folder of its own; name one such as results/first')
     name = str(folder.absolute())
     if os.fsencode(name) != name.encode(errors="replace"):
-        fix = "start it as python -X utf8 -m .., or choose a name of the letters A to Z"
-        raise SystemExit(f"the folder {name} has a name that this locale does not know; {fix}")
+        shown, fix = os.fsencode(name).decode(errors="replace"), "start Python as python -X utf8 -m .."
+        raise SystemExit(f"the locale is not UTF-8 and --out {shown} is not ASCII; rename it, or {fix}")
     return folder
 
 
