@@ -87,7 +87,7 @@ def test_a_folder_that_holds_other_things_is_refused(folder):
 
 def test_a_name_that_the_locale_does_not_know_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsencode", lambda name: name.encode("latin-1"))
-    with pytest.raises(SystemExit, match=r"the locale is not UTF-8 and --out .* is not ASCII"):
+    with pytest.raises(SystemExit, match=r"--out .* is not UTF-8 in this locale; give a name of ASCII"):
         runs.Run(tmp_path / "é", {})
     assert not list(tmp_path.iterdir())
 

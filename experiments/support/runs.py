@@ -154,8 +154,9 @@ def _of_its_own(folder: Path) -> Path:
         raise SystemExit(f'--out "{folder}" is not a folder of its own; name one such as results/first')
     name = str(folder.absolute())
     if os.fsencode(name) != name.encode(errors="replace"):
-        shown, fix = os.fsencode(name).decode(errors="replace"), "start Python as python -X utf8 -m .."
-        raise SystemExit(f"the locale is not UTF-8 and --out {shown} is not ASCII; rename it, or {fix}")
+        shown = os.fsencode(name).decode(errors="replace")
+        fix = "give a name of ASCII letters, or start Python as python -X utf8 -m .."
+        raise SystemExit(f"--out {shown} is not UTF-8 in this locale; {fix}")
     return folder
 
 
