@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax import Array
 from matplotlib.figure import Figure
 
 import jax_bptt as jb
+from experiments.support.command_line import run_script
 from experiments.support.curves import ends, plot, updates
 from experiments.support.findings import Row
 from experiments.support.learning import TEST_SEED, Curves, Learner
@@ -174,4 +174,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

@@ -53,13 +53,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import jax_bptt as jb
 from experiments.support.benchmark_peers import Problem, problem_of
 from experiments.support.benchmark_programs import LANES, Program, program_of
 from experiments.support.benchmark_table import draw, judge, table
+from experiments.support.command_line import run_script
 from experiments.support.comparisons import farthest, seconds
 from experiments.support.options import refusal
 from experiments.support.runs import Run, StopRequest
@@ -252,8 +252,7 @@ def compare(config: Config) -> None:
     against = [name for name in versions if name != "cudnn" or on_gpu or config.dry_run]
     settings = {"rounds": config.rounds, "against": {name: versions[name] for name in against}}
     run = Run(out, settings | {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()})
-    run.keep_metrics(lambda m: True)
-    found = {(m["lane"], m["work"], m["cell"], m["size"]) for m in run.metrics()}
+    found = {(m["lane"], m["work"], m["cell"], m["size"]) for m in measured(run)}
     keys = [*itertools.product(lanes, config.works, config.cells, config.sizes)]
     peaks: dict[str, float] = {}
     with StopRequest() as stop:
@@ -266,9 +265,16 @@ def compare(config: Config) -> None:
     show(run, config.dry_run)
 
 
+def measured(run: Run) -> list[dict[str, Any]]:
+    """All lines that the folder holds."""
+    names = dict.fromkeys(("cell", "size", "lane", "work"), str)
+    numbers = dict.fromkeys(("spread", "flops", "peak"), float)
+    return run.metrics(refused=dict, contenders=dict, **names, **numbers)
+
+
 def show(run: Run, dry_run: bool) -> None:
     """Table, figure and verdict of all that the folder holds."""
-    lines = run.metrics()
+    lines = measured(run)
     text = table(lines)
     run.write("table.md", text)
     run.write("table.json", json.dumps(lines, indent=1) + "\n")
@@ -279,4 +285,4 @@ def show(run: Run, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

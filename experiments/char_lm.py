@@ -23,17 +23,15 @@ import functools
 import hashlib
 import json
 import math
-import sys
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax import Array
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -41,6 +39,8 @@ from tqdm import tqdm
 import jax_bptt as jb
 from experiments.support import processes
 from experiments.support.checkpoints import Checkpoints
+from experiments.support.command_line import run_script
+from experiments.support.files import at_home
 from experiments.support.kgrams import kgram_nats
 from experiments.support.options import check_counts, check_positive, check_seed, refusal, settings
 from experiments.support.runs import Run, StopRequest
@@ -108,7 +108,7 @@ def read(path: Path | None) -> str:
 
         return "\n".join(topics[name] for name in sorted(topics))
     try:
-        return path.read_text(encoding="utf-8")
+        return at_home(path).read_text(encoding="utf-8-sig")  # a byte-order mark is no part of the text
     except (OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"cannot read --text {path} as UTF-8: {error}") from None
 
@@ -210,6 +210,8 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, jb.Trai
         state = saved.restore(state)
         start, skipped = int(state.step), int(state.skipped)
         run.keep_metrics_up_to(start)
+        if len(run.metrics(step=int, skipped=int)) < start // REPORT:
+            print(f"metrics.jsonl lacks lines up to step {start}: the learning curve has a gap there")
         quiet = jax.process_index() > 0
         with tqdm(total=steps, initial=start, unit="step", smoothing=0.05, disable=quiet) as bar:
             for step in range(start, steps):
@@ -263,14 +265,14 @@ def look(config: Config, run: Run, corpus: Corpus, net: jb.Network, state: jb.Tr
         bar.write(f"--- step {done}\n{write_text(net, state.params, corpus, key)}")
 
 
-def draw(config: Config, corpus: Corpus, lines: list[dict[str, Any]]) -> Figure:
+def draw(config: Config, corpus: Corpus, run: Run) -> Figure:
     """Training and validation loss over the steps, k-grams as levels."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for key, style in (("loss", {"alpha": 0.5, "lw": 1}), ("valid", {"marker": "o", "ms": 4, "lw": 2})):
-        points = [(m["step"], m[key]) for m in lines if key in m]
+        lines = run.metrics(**{"step": int, key: float})
         label = {"loss": "training chunk", "valid": "validation"}[key]
-        axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.plot([m["step"] for m in lines], [m[key] for m in lines], label=label, **style)
     for k, nats in enumerate(corpus.kgrams):
         axes.axhline(nats, color="0.5", lw=1, ls="--")
         axes.annotate(
@@ -300,7 +302,6 @@ def compare(config: Config) -> bool:
     """Train, then compare the network with the k-grams. False if it was stopped before its end."""
     began = time.monotonic()
     processes.check_rows(config.rows)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a text may hold what a terminal cannot
     corpus = load(config)
     depends_on = settings(config, "text", "processes") | {"text_sha256": corpus.sha256}
     processes.agree("their options", depends_on)
@@ -322,7 +323,7 @@ def compare(config: Config) -> bool:
     key = jax.random.key(config.seed)
     print(f"--- a sample\n{write_text(net, params, corpus, key)}\n---")
     print(f"parameters sha256 {digest[:16]}, {skipped} chunks skipped, {time.monotonic() - began:.0f} s")
-    run.save_figure("learning_curve.png", draw(config, corpus, run.metrics()), dpi=150)
+    run.save_figure("learning_curve.png", draw(config, corpus, run), dpi=150)
     met = (
         "beats the bigram (k=1), as expected"
         if nats < corpus.kgrams[1]
@@ -333,4 +334,4 @@ def compare(config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

@@ -31,12 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax import Array
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments.support.command_line import run_script
 from experiments.support.findings import Row, conclude
 from experiments.support.options import check_counts, check_positive, check_seed, settings
 from experiments.support.runs import Run
@@ -200,4 +200,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import tyro
 
 import jax_bptt as jb
+from experiments.support.command_line import run_script
 from experiments.support.gradient_costs import Size, count_advances, measure
 from experiments.support.gradient_costs_table import draw, part, table
 from experiments.support.million_steps import OF_A_MILLION, step_of, take_the_million
@@ -162,4 +162,4 @@ def compare(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

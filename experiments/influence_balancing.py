@@ -38,12 +38,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax import Array
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments.support.command_line import run_script
 from experiments.support.options import check_counts, check_positive, check_seed, refusal, settings
 from experiments.support.runs import Run, StopRequest
 
@@ -129,7 +129,8 @@ def compare_gradients(config: Config, run: Run, stop: StopRequest) -> list[dict[
     """For every window the truncated gradients, and that of `rtrl`, as ratios to the full one."""
     last, steps = jnp.zeros(FAR).at[-1].set(1.0), jnp.arange(FAR)
     full, forward = float(slope(jb.full(), last)), float(slope(jb.rtrl(), last))
-    found = {m["window"]: m for m in run.metrics() if "window" in m}
+    lines = run.metrics(window=int, sliding=float, chunked=float, rtrl=float)
+    found = {m["window"]: m for m in lines if m["window"] in config.windows}
     for h in _bar(sorted(set(config.windows)), "gradients"):
         if h not in found and not stop.came:
             a_chunk = jnp.where(steps < h, 1 / h, 0.0)
@@ -210,12 +211,12 @@ def learners(config: Config) -> dict[str, Learner]:
 
 def train(config: Config, run: Run, stop: StopRequest) -> dict[str, list[float]]:
     """θ after every 400 steps, for each learner; up to the first that is lost."""
-    found = {m["curve"]: m["theta"] for m in run.metrics() if "curve" in m}
+    found = {m["curve"]: m["theta"] for m in run.metrics(curve=str, theta=list)}
     for name, learner in learners(config).items():
         if name not in found:
             found[name] = follow(config, name, learner, stop)
             run.record(curve=name, theta=found[name])
-    return found
+    return {name: found[name] for name in learners(config)}
 
 
 def follow(config: Config, name: str, learner: Learner, stop: StopRequest) -> list[float]:
@@ -316,7 +317,6 @@ def main(config: Config) -> None:
     check(config)
     jax.config.update("jax_enable_x64", True)
     run = Run(config.out, settings(config))
-    run.keep_metrics(lambda m: True)
     with StopRequest() as stop:
         gradients, curves = compare_gradients(config, run, stop), train(config, run, stop)
     run.save_figure("influence_balancing.png", draw(gradients, curves), dpi=150)
@@ -325,4 +325,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
+from experiments.support.command_line import run_script
+from experiments.support.files import at_home, read, replace, writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +156,29 @@ def _machine(about: dict[str, Any]) -> str:
 
 def main(config: Config) -> None:
     """Collect, write."""
-    found = {}
-    for path in sorted(config.results.glob("*/results.json")):
-        about = json.loads((path.parent / "run.json").read_text())
-        found[path.parent.name] = json.loads(path.read_text()) | {"about": about}
+    folder, out = at_home(config.results), at_home(config.out)
+    found = {path.parent.name: collected(path.parent) for path in sorted(folder.glob("*/results.json"))}
     if not found:
-        raise SystemExit(f"no results in {config.results}; run an experiment first")
-    config.out.write_text(page(found, config.out.parent / "figures"), encoding="utf-8")
-    print(config.out)
+        raise SystemExit(
+            f"no results in {folder}; run an experiment first, or name their folder with --results"
+        )
+    with writing(out):
+        replace(out, page(found, out.parent / "figures"))
+    print(out)
+
+
+def collected(folder: Path) -> dict[str, Any]:
+    """The results of an experiment, with its run.json under "about". SystemExit if they are damaged."""
+    try:
+        found = {**json.loads(read(folder / "results.json"))}
+        found["about"] = json.loads(read(folder / "run.json"))
+        list(_chapter(folder.name, found, folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = f"{type(error).__name__}: {error}"
+        fix = "run its experiment again, or delete the folder"
+        raise SystemExit(f"{folder} has no results that can be read ({said}); {fix}") from None
+    return found
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

@@ -60,7 +60,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax import Array
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -69,6 +68,7 @@ from tqdm import tqdm
 
 import jax_bptt as jb
 from experiments.support.collectives import Collective, collectives
+from experiments.support.command_line import run_script
 from experiments.support.findings import Row, conclude
 from experiments.support.options import check_counts, check_positive, refusal, settings
 from experiments.support.runs import Run
@@ -346,4 +346,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

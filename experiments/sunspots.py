@@ -37,11 +37,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import statsmodels.datasets.sunspots
-import tyro
 from jax import Array
 from matplotlib.figure import Figure
 
 import jax_bptt as jb
+from experiments.support.command_line import run_script
 from experiments.support.findings import Row
 from experiments.support.learning import Learner, learn, learnt
 from experiments.support.options import check_counts, check_positive, refusal
@@ -247,4 +247,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

@@ -29,12 +29,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from jax import Array
 from matplotlib.figure import Figure, SubFigure
 from tqdm import tqdm
 
 import jax_bptt as jb
+from experiments.support.command_line import run_script
 from experiments.support.findings import Row, conclude
 from experiments.support.options import check_counts, check_seed, settings
 from experiments.support.runs import Run, StopRequest
@@ -114,8 +114,8 @@ def _look(
 
 def measure_all(config: Config, run: Run, stop: StopRequest) -> dict[str, dict[str, Any]]:
     """Measure the networks that metrics.jsonl does not have yet; return all nine."""
-    run.keep_metrics(lambda m: True)
-    found = {m["net"]: m for m in run.metrics()}
+    of_each = {"rate": float, "profile": list, "terms": list, "exponents": list, "seconds": float}
+    found = {m["net"]: m for m in run.metrics(net=str, verdict=str, **of_each)}
     bar = tqdm(cells(config).items(), unit="net")
     for name, cell in bar:
         if name not in found:
@@ -215,4 +215,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

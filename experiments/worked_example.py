@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax import Array
 
 import jax_bptt as jb
+from experiments.support.command_line import run_script
 from experiments.support.runs import Run
 from experiments.support.worked_figure import Line, draw, number
 
@@ -301,4 +301,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config, __doc__)

@@ -200,6 +200,8 @@ def test_a_run_that_is_stopped_ends_with_the_same_parameters_bit_for_bit(text, u
     process, cut = _started(text, tmp_path), tmp_path
     while process.poll() is None and len(list((cut / "checkpoints").glob("[0-9]*"))) < 2:
         time.sleep(0.02)
+    with pytest.raises(SystemExit, match=rf"is in use by process {process.pid} on .* since "):
+        _in_this_process(text, cut)  # the same command at the same time
     process.send_signal(signal.SIGTERM)
     code, said = _ended(process)
     assert code == 1
@@ -234,6 +236,7 @@ def test_a_changed_text_is_refused(text, uninterrupted):
     other = uninterrupted[0].with_name("changed")
     other.mkdir()
     (other / "run.json").write_text(json.dumps(about))
+    (other / "metrics.jsonl").write_text('{"step": 20}')
     with pytest.raises(SystemExit, match="holds a run with text_sha256=another"):
         _in_this_process(text, other)
 

@@ -145,6 +145,16 @@ def test_if_every_checkpoint_is_damaged_the_run_refuses_to_start_over(saved, tmp
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_checkpoint_of_another_network_is_refused(saved):
+    net = jb.network([jb.lstm(3, 40)], jb.readout(40, 2))
+    other = jb.init_train_state(jax.random.key(0), net, ADAM, (2,))
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.raises(SystemExit, match=r"checkpoints/2 is not a checkpoint of this network .*; choose"),
+    ):
+        checkpoints.restore(other)
+
+
 def test_a_run_begins_where_no_checkpoint_was_ever_finished(saved, tmp_path, capsys):
     shutil.copytree(saved / "1", tmp_path / "1.new")
     assert _restored(tmp_path) is FIRST
@@ -180,11 +190,9 @@ def test_a_damaged_line_is_left_out_wherever_it_is(line, tmp_path):
 
 
 def test_a_damaged_record_is_no_record(tmp_path):
-    runs.Run(tmp_path, {"seed": 1})
+    runs.Run(tmp_path, {"seed": 1}).record(step=1)
     (tmp_path / "run.json").write_text('{"config": {"se')
-    with pytest.raises(
-        SystemExit, match=r"run\.json is not the record of a run; choose another folder with --out"
-    ):
+    with pytest.raises(SystemExit, match=r"run\.json is not its record; choose another folder with --out"):
         runs.Run(tmp_path, {"seed": 1})
 
 

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import jax_bptt as jb
+from experiments.support.files import read, replace, writing
 from experiments.support.processes import agree
-from experiments.support.runs import replace, writing
 
 KEPT = 2
 SUMS = "sha256.json"
@@ -39,7 +39,7 @@ class Checkpoints:
         self.folder = folder.absolute()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for torn in self.folder.glob("*.new*"):
+            for torn in self.folder.glob("*.new*") if jax.process_index() == 0 else []:
                 shutil.rmtree(torn, ignore_errors=True)
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
@@ -78,7 +78,7 @@ class Checkpoints:
           The state that was saved; `state` itself where there is no checkpoint.
 
         Raises:
-          SystemExit: there are checkpoints, but all are damaged.
+          SystemExit: there are checkpoints, but all are damaged, or the newest is of another network.
         """
         steps = self._steps()
         whole = [step for step in steps if _is_whole(self.folder / str(step))]
@@ -89,10 +89,17 @@ class Checkpoints:
             fix = "restore a copy of the folder, or delete it to train from the beginning"
             raise SystemExit(f"every checkpoint in {self.folder} is damaged (steps {steps}); {fix}")
         self._put_aside([step for step in steps if step > whole[-1]], whole[-1])
-        return self._orbax.restore(self.folder / str(whole[-1]), args=ocp.args.StandardRestore(state))
+        newest = self.folder / str(whole[-1])
+        try:
+            return self._orbax.restore(newest, args=ocp.args.StandardRestore(state))
+        except (ValueError, KeyError, TypeError) as error:
+            said = " ".join(str(error).split())[:200]
+            fix = "choose another folder with --out, or delete this checkpoint"
+            raise SystemExit(f"{newest} is not a checkpoint of this network ({said}); {fix}") from None
 
     def _steps(self) -> list[int]:
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        names = [path.name for path in self.folder.iterdir()]
+        return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
     def _put_aside(self, steps: list[int], start: int) -> None:
         """Rename damaged checkpoints, so that their steps can be saved again."""
@@ -101,6 +108,7 @@ class Checkpoints:
             aside = self.folder / f"{step}.damaged"
             with writing(self.folder):
                 shutil.rmtree(aside, ignore_errors=True)
+                aside.unlink(missing_ok=True)  # a file of this name
                 (self.folder / str(step)).rename(aside)
             print(
                 f"the checkpoint of step {step} is damaged and was renamed; the run goes on from step {start}"
@@ -126,6 +134,6 @@ def _sums(checkpoint: Path) -> dict[str, str]:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        return json.loads((checkpoint / SUMS).read_text()) == _sums(checkpoint)
-    except (OSError, ValueError):
+        return json.loads(read(checkpoint / SUMS)) == _sums(checkpoint)
+    except (OSError, ValueError, RecursionError):
         return False

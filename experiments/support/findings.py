@@ -49,7 +49,7 @@ def conclude(
         print(f"{row.what}: {row.ours} (known: {row.known}){'' if row.met else '  NOT MET'}")
     met = sum(row.met for row in rows)
     verdict = "expectation met" if met == len(rows) else "EXPECTATION NOT MET"
-    skipped = {m["curve"]: m["skipped"] for m in run.metrics() if "skipped" in m}  # of each, the last
+    skipped = {m["curve"]: m["skipped"] for m in run.metrics(curve=str, skipped=int)}  # of each, the last
     if sum(skipped.values()):
         print(f"{sum(skipped.values())} updates were skipped, because their loss or gradient was not finite")
     print(f"{name}: {met} of {len(rows)} results are as expected, after {seconds:.0f} s; {verdict}")

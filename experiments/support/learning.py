@@ -76,8 +76,8 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> Curve:
     with _checkpoints(run, learner) as saved:
         state = saved.restore(state)
         start = int(state.step)
-        run.keep_metrics(lambda m: m.get("curve") != learner.name or m["step"] <= start)
-        lines = [m for m in run.metrics() if m.get("curve") == learner.name]
+        run.keep_metrics_up_to(start, curve=learner.name)
+        lines = [m for m in _lines(run) if m["curve"] == learner.name]
         if start != (lines[-1]["step"] if lines else 0):
             raise SystemExit(
                 f"metrics.jsonl has no line of step {start}; delete {saved.folder} to begin again"
@@ -112,13 +112,18 @@ def learn_seeds(run: Run, stop: StopRequest, learners: list[Learner], seeds: int
 
 def seconds_of_training(run: Run) -> float:
     """Seconds of all training in this folder, also before an interruption."""
-    return sum({m["curve"]: m["seconds"] for m in run.metrics()}.values())  # of each curve, the last
+    return sum({m["curve"]: m["seconds"] for m in _lines(run)}.values())  # of each curve, the last
 
 
 def learnt(run: Run, learner: Learner) -> jb.NetworkParams:
     """The parameters that `learn` ended with, of the last checkpoint."""
     with _checkpoints(run, learner) as saved:
         return saved.restore(_compiled(learner).state).params
+
+
+def _lines(run: Run) -> Curve:
+    """The lines that `learn` wrote."""
+    return run.metrics(curve=str, step=int, seconds=float, loss=float, grad_norm=float, skipped=int)
 
 
 def _checkpoints(run: Run, learner: Learner) -> Checkpoints:

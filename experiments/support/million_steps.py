@@ -45,7 +45,8 @@ def peak_memory() -> int:
 
 def take_the_million(run: Run, stop: StopRequest) -> list[dict[str, Any]]:
     """A training step by each method, each in a process of its own. Methods in `found` are not run again."""
-    found = {m["million"]: m for m in run.metrics() if "million" in m}
+    kinds = {"million": str, "steps": int, "seconds": float, "peak": int, "before": int, "grad_norm": float}
+    found = {m["million"]: m for m in run.metrics(**kinds)}
     for name in tqdm([repr(m) for m in OF_A_MILLION], desc="a million steps ", unit="process"):
         if name not in found:
             found[name] = {"million": name, "steps": MILLION, **_in_a_process(name, stop)}

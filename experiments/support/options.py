@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 
 def check_counts(config: DataclassInstance, **least: int) -> None:
-    """SystemExit unless each of these options is at least so many."""
+    """SystemExit unless each of these options is at least so many, and can be the size of an array."""
     for name, n in least.items():
         if getattr(config, name) < n:
             raise refusal(config, name, f"a number of at least {n}")
+        if getattr(config, name) >= 2**31:
+            raise refusal(config, name, f"a number below {2**31}")
 
 
 def check_positive(config: DataclassInstance, *names: str) -> None:

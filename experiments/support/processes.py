@@ -36,6 +36,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 
 import jax_bptt as jb
+from experiments.support.command_line import no_memory, nowhere
+from experiments.support.files import read
 from experiments.support.runs import StopRequest
 
 GRACE = 10.0  # seconds in which processes end by themselves once one has
@@ -60,10 +62,13 @@ def joined() -> Iterator[None]:
         return
     _join()
     try:
-        yield
+        with nowhere() as file, contextlib.redirect_stdout(file if jax.process_index() > 0 else sys.stdout):
+            yield
     except SystemExit as error:
         _end(REFUSED, str(error.code))
     except BaseException as error:
+        if refused := no_memory(error):
+            _end(REFUSED, str(refused))
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             _end(LOST, f"another process does not answer ({str(error).splitlines()[0]}); {AGAIN}")
         _end(REFUSED, traceback.format_exc().strip())
@@ -72,12 +77,14 @@ def joined() -> Iterator[None]:
 def _join() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # gloo waits for ever on another order
     number, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-    jax.distributed.initialize(
-        num_processes=None if number is None else int(number),
-        process_id=None if index is None else int(index),
-    )
-    if jax.process_index() > 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        jax.distributed.initialize(
+            num_processes=None if number is None else int(number),
+            process_id=None if index is None else int(index),
+        )
+    except (ValueError, IndexError, RuntimeError) as error:
+        fix = "set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none of them"
+        raise SystemExit(f"cannot join the other processes ({error}); {fix}") from None
 
 
 def _end(code: int, why: str) -> NoReturn:
@@ -151,7 +158,7 @@ def start(count: int, module: str) -> None:
         if codes[0] == REFUSED and codes[lost] in (REFUSED, -signal.SIGABRT):  # JAX aborts without process 0
             raise SystemExit(REFUSED)  # which has said why
         if codes[lost]:
-            said = logs[lost].read_text(errors="replace").strip().splitlines()[-1:] if lost else []
+            said = read(logs[lost]).strip().splitlines()[-1:] if lost else []
             raise SystemExit(
                 "; ".join([f"process {lost} of {count} ended with exit code {codes[lost]}", *said, AGAIN])
             )

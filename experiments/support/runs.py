@@ -1,36 +1,32 @@
 """The result folder of a run: config, versions, device, metrics as JSON lines, checkpoints.
 
+One process at a time has the folder. A run of other options is refused once there is a checkpoint, or, for
+scripts without checkpoints, a line of metrics.
+
 A run that was killed goes on from its newest undamaged checkpoint. Metrics written after that checkpoint are
 dropped, so the finished folder is the same as that of an uninterrupted run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import signal
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from matplotlib.figure import Figure
 
+from experiments.support import folder_lock
+from experiments.support.files import append, at_home, read, replace, writing
+
 PACKAGES = ("jax", "jaxlib", "optax", "chex", "jax_bptt")
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """SystemExit if the folder cannot be written or its disk is full."""
-    try:
-        yield
-    except OSError as error:
-        fix = "run the same command again when the cause is removed, or choose another folder with --out"
-        raise SystemExit(f"cannot write to {folder}: {error.strerror or error}; {fix}") from None
+NUMBERS = ("jax_enable_x64", "jax_default_prng_impl")  # settings of JAX that change every result
 
 
 class Run:
@@ -41,34 +37,49 @@ class Run:
       config: everything that the results depend on, by name, as plain values.
 
     Raises:
-      SystemExit: the folder holds a run of another configuration, or cannot be written.
+      SystemExit: the folder is in use by another process, holds a run of another configuration, or cannot be
+        written.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        if folder == Path():
-            raise SystemExit('--out "" or "." is not a folder of its own; name one such as results/first')
-        self.folder = folder = folder.expanduser()
+        self.folder = folder = _of_its_own(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._hold_to(config)
-        self.keep_metrics(lambda m: True)
+            if jax.process_index() == 0:
+                self._lock = folder_lock.lock(folder)
+            begun = self._is_begun()
+            if begun:
+                self._hold_to(config)
+            self._describe(config)
+            self.keep_metrics(lambda m: begun)
+
+    def _is_begun(self) -> bool:
+        """Whether there is anything that a run would go on from; a start that failed leaves nothing."""
+        checkpoints = self.folder / "checkpoints"
+        if checkpoints.exists():
+            return any(path.name.isdigit() for at in ("*", "*/*") for path in checkpoints.glob(at))
+        return bool(self.metrics())
 
     def _hold_to(self, config: dict[str, Any]) -> None:
-        path = self.folder / "run.json"
-        if path.exists():
-            try:
-                before = dict(json.loads(path.read_text())["config"])
-            except (ValueError, KeyError, TypeError):
-                fix = "choose another folder with --out, or delete this file if the options were the same"
-                raise SystemExit(f"{path} is not the record of a run; {fix}") from None
-            other = sorted(k for k in before.keys() | config if before.get(k) != config.get(k))
-            if other:
-                was = ", ".join(f"{k}={before.get(k)} (now {config.get(k)})" for k in other)
-                raise SystemExit(
-                    f"{self.folder} holds a run with {was}; choose another folder with --out or delete it"
-                )
+        """SystemExit if the run that was begun here has another configuration."""
+        path, now = self.folder / "run.json", {**config, **_numbers()}
+        try:
+            about = json.loads(read(path))
+            before = {**dict(about["config"]), **about.get("numbers", _numbers())}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            fix = "choose another folder with --out, or delete this one"
+            raise SystemExit(f"{self.folder} holds a run, but {path} is not its record; {fix}") from None
+        other = sorted(k for k in before.keys() | now if before.get(k) != now.get(k))
+        if other:
+            was = ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in other)
+            raise SystemExit(
+                f"{self.folder} holds a run with {was}; choose another folder with --out or delete it"
+            )
+
+    def _describe(self, config: dict[str, Any]) -> None:
         about = {
             "config": config,
+            "numbers": _numbers(),
             "versions": {"python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in PACKAGES},
             "device": str(jax.devices()[0].device_kind),
@@ -89,15 +100,20 @@ class Run:
             figure.savefig(self.folder / name, dpi=dpi)
         print(self.folder / name)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl. A line that a kill left incomplete is skipped."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return [m for m in map(_whole, lines) if m]
+    def metrics(self, **kinds: type) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that have these values, each of its kind, such as step=int.
 
-    def keep_metrics_up_to(self, step: int) -> None:
-        """Drop what was recorded after this step."""
-        self.keep_metrics(lambda m: m["step"] <= step)
+        A line that a kill left incomplete is skipped, as is one that no run wrote.
+        """
+        path = self.folder / "metrics.jsonl"
+        lines = read(path).split("\n") if path.exists() else []
+        return [m for m in map(_whole, lines) if m and _has(m, kinds)]
+
+    def keep_metrics_up_to(self, step: int, **of: Any) -> None:
+        """Drop what was recorded after this step, of the lines with these values."""
+        self.keep_metrics(
+            lambda m: not (_has(m, {"step": int}) and m["step"] > step and of.items() <= m.items())
+        )
 
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Keep the lines that are wanted. Incomplete lines are dropped too, since the next is appended."""
@@ -108,31 +124,40 @@ class Run:
         if jax.process_index() > 0:
             return
         with writing(self.folder):
-            _write_through(self.folder / "metrics.jsonl", "a", json.dumps(metrics) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a text file as a whole: at any moment it is the old one or the new one."""
-    new = path.with_name(path.name + ".new")
-    _write_through(new, "w", text)
-    new.replace(path)
-
-
-def _write_through(path: Path, mode: str, text: str) -> None:
-    """Write, and wait until it is on the disk."""
-    with path.open(mode) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+            append(self.folder / "metrics.jsonl", json.dumps(metrics) + "\n")
 
 
 def _whole(line: str) -> dict[str, Any]:
     """The JSON object in a line, {} if there is none."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _has(line: dict[str, Any], kinds: dict[str, type]) -> bool:
+    """Whether a line has these values, each of its kind; 1 is a float too."""
+    return all(
+        isinstance(line.get(key), (int, float) if kind is float else kind) for key, kind in kinds.items()
+    )
+
+
+def _numbers() -> dict[str, Any]:
+    return {name: getattr(jax.config, name) for name in NUMBERS}
+
+
+def _of_its_own(folder: Path) -> Path:
+    """The result folder. SystemExit if it holds other things, or if libraries read its name differently."""
+    folder = at_home(folder)
+    if {folder.resolve(), folder} & {at_home(Path("~")), Path.cwd(), *Path.cwd().parents, Path()}:
+        raise SystemExit(f'--out "{folder}" is not a folder of its own; name one such as results/first')
+    name = str(folder.absolute())
+    if os.fsencode(name) != name.encode(errors="replace"):
+        shown = os.fsencode(name).decode(errors="replace")
+        fix = "give a name of ASCII letters, or start Python as python -X utf8 -m .."
+        raise SystemExit(f"--out {shown} is not UTF-8 in this locale; {fix}")
+    return folder
 
 
 class StopRequest:
