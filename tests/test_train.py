@@ -45,8 +45,11 @@ def test_two_steps_equal_two_updates_by_hand(method):
 
 def test_the_state_that_goes_in_is_donated():
     state = jb.init_train_state(jax.random.key(0), NET, ADAM, (2,))
-    jb.make_train_step(NET, jb.squared_error, ADAM)(state, _batch(0))
+    train_step = jb.make_train_step(NET, jb.squared_error, ADAM)
+    after, _ = train_step(state, _batch(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    with pytest.raises(ValueError, match=r"train_step: state.carry\[0\].h: .* got a deleted .*donate=False"):
+        train_step(after._replace(carry=state.carry), _batch(0))
 
 
 @pytest.mark.parametrize(("loss", "skipped"), [(jb.squared_error, 0), (jb.softmax_cross_entropy, 1)])
