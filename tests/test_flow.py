@@ -56,6 +56,35 @@ def test_saturated_and_dead_units_are_counted():
     assert flow.layers[0].saturation == 0.25
 
 
+def test_a_gate_that_carries_the_gradient_is_not_saturated():
+    """A GRU that keeps its state does not answer to its inputs; one that does neither is saturated."""
+    net = jb.network([jb.gru(2, 4, update_bias=9.0)], jb.readout(4, 2))
+    params, xs = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (6, 3, 2))
+    flow = _flow(net, params, xs, xs)
+    assert flow.layers[0].saturation == 0
+    assert flow.layers[0].rate > 0.9
+    gates = [z if g == "n" else z - 18 for g, z in zip("rzn", jnp.split(params.cells[0].b, 3), strict=True)]
+    gates[2] = gates[2] + 9  # z shut: the state is the candidate, which is saturated
+    shut = params.cells[0]._replace(b=jnp.concatenate(gates))
+    assert _flow(net, params._replace(cells=(shut,)), xs, xs).layers[0].saturation == 1
+
+
+def test_no_radius_is_given_of_a_matrix_that_a_step_may_use_in_any_way():
+    """Here 0.1 w_h is used."""
+
+    def step(params, s, x):
+        return jb.Carry(x @ params.w_x + s.h @ (0.1 * params.w_h))
+
+    cell = jb.step_cell(2, 4, step, init=jb.elman(2, 4).init)
+    net = jb.network([cell], jb.readout(4, 2))
+    params, xs = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (2, 3, 2))
+    params = params._replace(cells=(params.cells[0]._replace(w_h=10 * jnp.eye(4)),))
+    flow = _flow(net, params, xs, xs)
+    assert flow.layers[0].spectral_radius.size == flow.layers[0].sigma_max.size == 0
+    words = "healthy, after 1 step the gradient is 1 times as large (1 a step), bound 2 a step"
+    assert f"layer 0: {words}\n" in str(flow)
+
+
 def test_no_step_outgrows_its_bound():
     """η of every kind of cell is above ‖J_t‖ of every step and row."""
     for name in ("elman-tanh", "lstm-peephole", "indrnn", "own-layer-norm"):
