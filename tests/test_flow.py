@@ -34,7 +34,8 @@ def test_verdict_rate_and_bound_of_a_linear_network(gain, verdict):
     assert abs(flow.bias[-1]) < 1e-12
     assert abs(flow.cosine[-1] - 1) < 1e-12
     assert layer.saturation == 0
-    assert f"layer 0: {verdict}, {gain:.4g} a step" in str(flow)
+    left = f"after 19 steps the gradient is {gain**19:.2g} times as large ({gain:.4g} a step)"
+    assert f"layer 0: {verdict}, {left}, bound {gain:.4g} a step, saturated 0.0%, sigma_max" in str(flow)
 
 
 def test_the_horizon_is_where_the_rest_is_below_eps():
@@ -53,6 +54,35 @@ def test_saturated_and_dead_units_are_counted():
     xs = jax.random.normal(jax.random.key(0), (6, 3, 2))
     flow = _flow(net, params._replace(cells=(dead,)), xs, xs)
     assert flow.layers[0].saturation == 0.25
+
+
+def test_a_gate_that_carries_the_gradient_is_not_saturated():
+    """A GRU that keeps its state does not answer to its inputs; one that does neither is saturated."""
+    net = jb.network([jb.gru(2, 4, update_bias=9.0)], jb.readout(4, 2))
+    params, xs = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (6, 3, 2))
+    flow = _flow(net, params, xs, xs)
+    assert flow.layers[0].saturation == 0
+    assert flow.layers[0].rate > 0.9
+    gates = [z if g == "n" else z - 18 for g, z in zip("rzn", jnp.split(params.cells[0].b, 3), strict=True)]
+    gates[2] = gates[2] + 9  # z shut: the state is the candidate, which is saturated
+    shut = params.cells[0]._replace(b=jnp.concatenate(gates))
+    assert _flow(net, params._replace(cells=(shut,)), xs, xs).layers[0].saturation == 1
+
+
+def test_no_radius_is_given_of_a_matrix_that_a_step_may_use_in_any_way():
+    """Here 0.1 w_h is used."""
+
+    def step(params, s, x):
+        return jb.Carry(x @ params.w_x + s.h @ (0.1 * params.w_h))
+
+    cell = jb.step_cell(2, 4, step, init=jb.elman(2, 4).init)
+    net = jb.network([cell], jb.readout(4, 2))
+    params, xs = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (2, 3, 2))
+    params = params._replace(cells=(params.cells[0]._replace(w_h=10 * jnp.eye(4)),))
+    flow = _flow(net, params, xs, xs)
+    assert flow.layers[0].spectral_radius.size == flow.layers[0].sigma_max.size == 0
+    words = "healthy, after 1 step the gradient is 1 times as large (1 a step), bound 2 a step"
+    assert f"layer 0: {words}\n" in str(flow)
 
 
 def test_no_step_outgrows_its_bound():
@@ -118,7 +148,7 @@ def test_a_gradient_that_is_zero_or_overflows_has_a_verdict():
     net, params, xs, targets = linear_network(4.0, steps=40)
     flow = _flow(net, params, xs, net.apply(params, None, xs)[1])
     assert flow.verdicts == ("unknown",)
-    assert "layer 0: unknown, nan a step" in str(flow)
+    assert "layer 0: unknown, no gradient goes back a step, bound 4 a step" in str(flow)
     assert "no effective horizon within 40 steps" in str(flow)
     params, zeros, targets = jax.tree.map(lambda z: z.astype(jnp.float32), (params, 0 * xs, targets))
     flow = _flow(net, params, jnp.tile(zeros, (3, 1, 1)), targets)

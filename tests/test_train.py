@@ -90,6 +90,22 @@ def test_a_gradient_that_is_not_finite_is_reported_though_the_loss_is():
     assert not bool(metrics.finite)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_parameters_of_half_the_width_are_trained(dtype):
+    """A gradient of norm 491 is one, though its square is no float16."""
+    state, batch = jb.init_train_state(jax.random.key(0), NET, SGD), _batch(0)
+    batch = batch._replace(targets=batch.targets + 30)
+    grads = jb.value_and_grad(NET, jb.squared_error)(state.params, None, batch.xs, batch.targets)[1]
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
+    assert 300 < norm < 60_000
+    half = jax.tree.map(lambda z: z.astype(dtype) if z.dtype == jnp.float64 else z, (state, batch))
+    state, metrics = jb.make_train_step(NET, jb.squared_error, SGD)(*half)
+    assert bool(metrics.finite)
+    assert int(state.skipped) == 0
+    assert metrics.grad_norm.dtype == jnp.float32
+    np.testing.assert_allclose(metrics.grad_norm, norm, rtol=0.02)
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_batches_of_which_no_update_is_made_are_counted(bad):
     batches = [_batch(seed) for seed in range(4)]

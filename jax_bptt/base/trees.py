@@ -101,27 +101,43 @@ def only_h(h: Array, like: S) -> S:
     return with_fields(zeros_like(like), h=h)
 
 
-def squares_of_rows(state: State) -> Array:
-    """The result is ‖s‖² of each row, [...] from leaves [..., *]."""
-    axes = state.h.ndim - 1
-    squares = (jnp.square(z).sum(tuple(range(axes, z.ndim))) for z in jax.tree.leaves(state))
-    return sum(squares, jnp.zeros(state.h.shape[:axes], state.h.dtype))
+def norm_of(tree: ArrayTree, axes: int = 0) -> Array:
+    """The result is ‖z‖ over all leaves of a tree and all but their first axes: [...] from leaves [..., *].
+
+    m = max |z|,   ‖z‖ = m √Σ (z/m)²
+
+    Unlike z², the square of z/m neither overflows nor vanishes where ‖z‖ is a float. The norm of a dtype
+    shorter than float32 is a float32. At zero its derivative is zero.
+    """
+    leaves = [z.astype(wide(z.dtype)) for z in jax.tree.leaves(tree)]
+    inner = [tuple(range(axes, z.ndim)) for z in leaves]
+    # the norm does not depend on m, so no derivative needs to go through it
+    largest = [
+        jnp.abs(jax.lax.stop_gradient(z)).max(a, initial=0) for z, a in zip(leaves, inner, strict=True)
+    ]
+    m = functools.reduce(jnp.maximum, largest)
+    m = jnp.where((m > 0) & jnp.isfinite(m), m, jnp.ones_like(m))
+    squares = [jnp.square(z / trailing(m, z)).sum(a) for z, a in zip(leaves, inner, strict=True)]
+    return m * _root(functools.reduce(jnp.add, squares))
 
 
 def norm_of_rows(state: State) -> Array:
-    """The result is ‖s‖ of each row over all fields of the state: [...] from leaves [..., *].
-
-    Each row is divided by its largest entry first, because the square of a huge entry would be infinite.
-    """
-    axes = state.h.ndim - 1
-    largest = [jnp.abs(z).max(tuple(range(axes, z.ndim)), initial=0) for z in jax.tree.leaves(state)]
-    # the norm does not depend on the scale, so no gradient needs to go through it
-    scale = jax.lax.stop_gradient(functools.reduce(jnp.maximum, largest))
-    scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, jnp.ones_like(scale))
-    return scale * root(squares_of_rows(jax.tree.map(lambda z: z / trailing(scale, z), state)))
+    """The result is ‖s‖ of each row over all fields of the state: [...] from leaves [..., *]."""
+    return norm_of(state, state.h.ndim - 1)
 
 
-def root(squares: Array) -> Array:
+def norm_of_both(a: Array, b: Array) -> Array:
+    """The result is √(a² + b²), entry by entry: the norm of two parts is made from their norms."""
+    return norm_of(jnp.stack([a, b], -1), a.ndim)
+
+
+def divided(tree: Tree, norm: Array) -> Tree:
+    """The tree is divided by its norm, [...] for leaves [..., *]; a tree of zeros stays as it is."""
+    above = jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    return jax.tree.map(lambda z: z.astype(norm.dtype) / trailing(above, z), tree)
+
+
+def _root(squares: Array) -> Array:
     """This square root has derivative zero at zero, where √ has none: norms are differentiated, too."""
     above = squares > 0
     # the inner where keeps the infinite slope of √0 out of the gradient: 0 times infinity is NaN

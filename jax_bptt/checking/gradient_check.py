@@ -236,14 +236,14 @@ def _compare(run: _Run, case: str, point: Point, marks: Marks, weights: ArrayTre
     names, part = _parts(run.cell, point)
     sizes = np.bincount(part).astype(found.dtype)
     gaps = _along(run.plain(), point, marks, weights, found, part, sizes, key)
-    gaps = [g if g is None else np.linalg.norm(np.reshape(g, (-1, _DIRECTIONS)), axis=1) for g in gaps]
+    gaps = [g if g is None else _norm(np.reshape(g, (-1, _DIRECTIONS))) for g in gaps]
 
-    norm, output_norm = np.linalg.norm(wanted), np.linalg.norm(plain_outputs)
-    ratio = _ratio(np.linalg.norm(outputs - plain_outputs), output_norm, output_norm)
+    norm, output_norm = _norm(wanted), _norm(plain_outputs)
+    ratio = _ratio(_norm(outputs - plain_outputs), output_norm, output_norm)
     lines = [Line(case, "outputs", "", (ratio, None, None), False)]
     for number, (leaf, name) in enumerate(names):
         inside = part == number
-        size, gap = np.linalg.norm(wanted[inside]), np.linalg.norm(found[inside] - wanted[inside])
+        size, gap = _norm(wanted[inside]), _norm(found[inside] - wanted[inside])
         typical = (_DIRECTIONS / sizes[number]) ** 0.5  # ‖<g, v>‖ over the directions, if ‖g‖ = 1
         by_differences, unsure, by_forward = (
             None if g is None else _ratio(g[number] / typical, size, norm) for g in gaps
@@ -255,7 +255,15 @@ def _compare(run: _Run, case: str, point: Point, marks: Marks, weights: ArrayTre
     return Report(tuple(lines))
 
 
-def _ratio(gap: np.floating[Any], size: np.floating[Any], norm: np.floating[Any]) -> float:
+def _norm(z: np.ndarray) -> np.ndarray:
+    """This is ‖z‖ over the last axis, divided by the largest entry first: its square may be infinite."""
+    largest = np.max(np.abs(z), -1, initial=0, keepdims=True)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1)
+    norm: np.ndarray = scale[..., 0] * np.linalg.norm(z / scale, axis=-1)
+    return norm
+
+
+def _ratio(gap: np.ndarray, size: np.ndarray, norm: np.ndarray) -> float:
     """This is gap / size, or gap / norm if the part counts as zero; infinite for a NaN."""
     scale = norm if size <= _ROUNDING * norm else size
     ratio = 0.0 if gap == 0 else float(gap / scale) if scale else np.inf

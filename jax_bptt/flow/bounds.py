@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.trees import wide
+from jax_bptt.base.trees import divided, norm_of, norm_of_both, norm_of_rows, wide
 from jax_bptt.base.types import ArrayTree, PointwiseParams, Slopes, State
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.linear_maps import PointwiseCell, split
@@ -41,18 +41,17 @@ def growth_bound(layer: LayerRecord) -> Array:
 
 
 def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
-    """These are W_h of each gate, [H, H], diagonal where a unit reads only itself; () if a cell has none."""
-    w_h, hidden = getattr(layer.run.params, "w_h", None), layer.cell.hidden_size
-    if w_h is not None and w_h.shape == (hidden,):
-        return (jnp.diag(w_h),)
-    if w_h is None or w_h.ndim != 2 or w_h.shape[0] != hidden or w_h.shape[1] % hidden:
-        return ()
-    return split(w_h, w_h.shape[1] // hidden)
+    """These are W_h of each gate, [H, H]; () where the step does with its parameters what it likes.
+
+    A step cell may use a parameter of this name as it is, scaled, or not at all.
+    """
+    cell = layer.cell
+    return split(layer.run.params.w_h, cell.gates) if is_pointwise(cell) and cell.layout.recurrent else ()
 
 
 def largest_singular_value(w: Array) -> Array:
     """This is σ_max(W), a scalar."""
-    return jnp.linalg.norm(w.astype(wide(w.dtype)), 2).astype(w.dtype)
+    return jnp.linalg.norm(w.astype(wide(w.dtype)), 2)
 
 
 def spectral_radius(w: Array) -> Array:
@@ -66,12 +65,12 @@ def spectral_radius(w: Array) -> Array:
 
     def square(power: tuple[Array, Array], n: Array) -> tuple[tuple[Array, Array], None]:
         w, log_rho = power
-        norm = jnp.linalg.norm(w)
-        some = norm > 0
-        w = w / jnp.where(some, norm, jnp.ones_like(norm))  # normalised, so that no power overflows
+        norm = norm_of(w)
+        w = divided(w, norm)  # so that no power overflows
         log_rho = log_rho + jnp.log(norm) * n  # a power of zero gives minus infinity, so ρ = 0
         return (jnp.dot(w, w), log_rho), None
 
+    w = w.astype(wide(w.dtype))
     shares = 0.5 ** jnp.arange(SQUARINGS, dtype=w.dtype)  # 1/n of each power W^n
     (_, log_rho), _ = jax.lax.scan(square, (w, jnp.zeros((), w.dtype)), shares)
     return jnp.exp(log_rho)  # (BD4)
@@ -79,21 +78,23 @@ def spectral_radius(w: Array) -> Array:
 
 def _of_pointwise_step(cell: PointwiseCell, params: PointwiseParams, slopes: Slopes, states: State) -> Array:
     direct, d_v = adjoints_of_fields(cell, params, slopes, states)
-    bound = jnp.linalg.norm(direct, axis=(-2, -1)).max(-1)
+    bound = norm_of(direct, direct.ndim - 2).max(-1)
     if d_v is None:
         return bound
     sigma = jnp.stack([largest_singular_value(w) for w in split(params.w_h, cell.gates)])
-    through = jnp.linalg.norm(d_v, axis=-2).max(-2)  # for each gate the largest over all units
+    through = norm_of(jnp.moveaxis(d_v, -2, -1), d_v.ndim - 1).max(
+        -2
+    )  # for each gate the largest over all units
     return bound + jnp.dot(through, sigma)  # (BD1)
 
 
 def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
     shape = jax.eval_shape(WHOLE.pack, states)
 
-    def row(squares: Array, e_i: Array) -> tuple[Array, None]:
+    def row(norm: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, shape.shape), states)
-        return squares + jnp.square(WHOLE.pack(backward_steps(cell, params, slopes, lam))).sum(-1), None
+        return norm_of_both(norm, norm_of_rows(backward_steps(cell, params, slopes, lam))), None
 
-    zeros = jnp.zeros(shape.shape[:-1], shape.dtype)
-    squares, _ = jax.lax.scan(row, zeros, jnp.eye(shape.shape[-1], dtype=shape.dtype))
-    return jnp.sqrt(squares)  # (BD2)
+    zeros = jnp.zeros(shape.shape[:-1], wide(shape.dtype))
+    norm, _ = jax.lax.scan(row, zeros, jnp.eye(shape.shape[-1], dtype=shape.dtype))
+    return norm  # (BD2)

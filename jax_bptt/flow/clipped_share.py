@@ -44,7 +44,7 @@ def clipped_share(
       max_norm: c, as for `clipped`.
 
     Returns:
-      A share for each layer, [layers], from 0 (the gradient is exact) to 1.
+      A share for each layer, [layers], from 0 (the gradient is exact) to 1, in float32 at least.
 
     Raises:
       ValueError: at trace time; it names the argument, what was expected and what was passed.
@@ -65,5 +65,5 @@ def _share(layer: LayerRecord, lam: State, max_norm: float) -> Array:
     norm = norm_of_rows(every_step_back(layer, layer.run.params, lam).carry)[1:]  # the norm before clipping
     above = jnp.where(jnp.isnan(norm), norm, (norm > as_held(max_norm, norm.dtype)).astype(norm.dtype))
     mask = layer.run.sequence.mask
-    counts = jnp.ones_like(norm) if mask is None else mask[1:]
-    return (above * counts.astype(norm.dtype)).sum() / jnp.maximum(counts.sum(), 1).astype(norm.dtype)
+    counts = jnp.full(norm.shape, True) if mask is None else mask[1:]
+    return jnp.sum(above, where=counts) / jnp.maximum(counts.sum(), 1).astype(norm.dtype)

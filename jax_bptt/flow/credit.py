@@ -6,6 +6,10 @@
               g = Σ_t Σ_k g_tk,  the gradient; g_l = Σ_t g_{t,t−l},  what lag l gives        (CR2)
 
     weighed   ‖g_tk‖,  cos(g_tk, g);  ‖g_l‖,  and the share <g_l, g> / ‖g‖² of each lag      (CR3)
+    computed  cos(z, g) = <z/‖z‖, g/‖g‖>,   <z, g> / ‖g‖² = cos(z, g) ‖z‖/‖g‖                (CR4)
+              of parameters p together:  cos(z, g) = Σ_p ‖z_p‖/‖z‖ ‖g_p‖/‖g‖ cos(z_p, g_p)   (CR5)
+
+In (CR4, CR5) no product of two small numbers is taken, which would be zero long before the share is.
 
 The shares of all lags sum to one, even if terms cancel. A lag whose terms point against the gradient has a
 negative share. The terms themselves, T² numbers for each parameter, are never stored: those of one lag are
@@ -23,9 +27,9 @@ from jax import Array
 from jax_bptt.base.checks import as_arrays, integer, is_numeric
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
-from jax_bptt.base.trees import num_parameters, plus, root, zeros_like
+from jax_bptt.base.trees import divided, norm_of, num_parameters, plus
 from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Slopes, State, Targets
-from jax_bptt.engine import phases
+from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.lags import AtLag, scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
@@ -37,7 +41,7 @@ AT_ONCE = 2**22  # so many numbers of the terms exist together
 
 
 class Terms(NamedTuple):
-    """`Terms` measure the terms of one parameter, or of all parameters together.
+    """`Terms` measure the terms of one parameter, or of all parameters together, in float32 at least.
 
     `by_steps` turns them from [lag, loss step] to [loss step, source step].
 
@@ -125,19 +129,19 @@ def credit(
     done = record(net, loss, inputs)
     lags = check_lags(lags, len(done.d_outputs))
     _, gradient = swept(done)
+    lengths = jax.tree.map(norm_of, gradient)
+    directions = jax.tree.map(divided, gradient, lengths)
 
     def at_lag(so_far: tuple[Any, ...], lag: Array, found: tuple[AtLag, ...]) -> tuple[tuple[Any, ...], Any]:
         sums = tuple(layer.d_params for layer in found)
-        terms = tuple(map(_weighed, done.layers, gradient, found))
+        terms = tuple(map(_weighed, done.layers, directions, found))
         by_loss_step = jax.tree.map(lambda z: jnp.roll(z, lag), terms)  # from index k to index t = k + l
-        along = jax.tree.map(_squared_and_along, sums, gradient)
-        return plus(so_far, sums), (by_loss_step, along)  # (CR2)
+        return chunks.add_to(so_far, sums), (by_loss_step, jax.tree.map(_weigh, sums, directions))  # (CR2)
 
-    sum_of_lags, (terms, of_lags) = scan_lags(done, lags, zeros_like(gradient), at_lag)
-    squares = jax.tree.map(lambda g: jnp.vdot(g, g), gradient)
-    by_parameter = jax.tree.map(_terms, squares, terms, of_lags)
-    of_all = _terms(*(_over_parameters(tree, squares) for tree in (squares, terms, of_lags)))
-    return Credit(sum_of_lags, by_parameter, of_all)
+    sums, (terms, of_lags) = scan_lags(done, lags, chunks.zero_sums(gradient), at_lag)
+    by_parameter = jax.tree.map(_terms, lengths, terms, of_lags)
+    of_all = _terms(norm_of(lengths), _of_all(terms, lengths), _of_all(of_lags, lengths))
+    return Credit(chunks.sums_as(sums, gradient), by_parameter, of_all)
 
 
 @named()
@@ -170,8 +174,8 @@ def check_lags(lags: object, steps: int) -> int:
     return steps if lags is None else integer("lags", lags, 1, steps)
 
 
-def _weighed(layer: LayerRecord, gradient: ArrayTree, found: AtLag) -> Any:
-    """From λ of one lag come ‖g_tk‖² and <g_tk, g> of each parameter, for every k, [T]."""
+def _weighed(layer: LayerRecord, directions: ArrayTree, found: AtLag) -> Any:
+    """From λ of one lag come ‖g_tk‖ and cos(g_tk, g) of each parameter, for every k, [T]."""
 
     def weigh_step(here: tuple[State, Array, Slopes, State, State | None]) -> Any:
         *step, d_start = here
@@ -180,7 +184,7 @@ def _weighed(layer: LayerRecord, gradient: ArrayTree, found: AtLag) -> Any:
         d_params, _ = phases.contract(layer.cell, run, s_prev, slopes, lam)  # (CR1)
         if d_start is not None:
             d_params = plus(d_params, layer.d_start_to_params(d_start))
-        return jax.tree.map(_squared_and_along, d_params, gradient)  # (CR3)
+        return jax.tree.map(_weigh, d_params, directions)  # (CR3)
 
     xs = layer.run.sequence.xs
     at_once = max(1, AT_ONCE // num_parameters(layer.run.params))
@@ -189,26 +193,28 @@ def _weighed(layer: LayerRecord, gradient: ArrayTree, found: AtLag) -> Any:
 
 
 class _Weights(NamedTuple):
-    """These are ‖z‖² and <z, g> of a term or a sum of terms z."""
+    """These are ‖z‖ and cos(z, g) of a term or a sum of terms z; zero where z is zero."""
 
-    squared: Array
-    along: Array
-
-
-def _squared_and_along(term: Array, gradient: Array) -> _Weights:
-    return _Weights(jnp.vdot(term, term), jnp.vdot(term, gradient))
+    norm: Array
+    cosine: Array
 
 
-def _terms(squared: Array, terms: _Weights, of_lags: _Weights) -> Terms:
-    norm, lag_norm = root(terms.squared), root(of_lags.squared)
-    lengths = norm * root(squared)
-    some = lengths > 0
-    cosine = jnp.where(some, terms.along / jnp.where(some, lengths, 1), jnp.zeros_like(lengths))
-    return Terms(norm, cosine, lag_norm, of_lags.along / squared)  # (CR3)
+def _weigh(term: Array, direction: Array) -> _Weights:
+    """The direction is g/‖g‖ of the same parameter."""
+    norm = norm_of(term)
+    return _Weights(norm, jnp.vdot(divided(term, norm), direction))  # (CR4)
 
 
-def _over_parameters(tree: ArrayTree, like: ArrayTree) -> Any:
-    """In the place of each parameter stands a subtree; these subtrees are added leaf by leaf."""
-    structure: Any = jax.tree.structure(like)
-    each = structure.flatten_up_to(tree)
-    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *each)
+def _terms(length: Array, terms: _Weights, of_lags: _Weights) -> Terms:
+    """The length is ‖g‖ of the same parameters."""
+    return Terms(*terms, of_lags.norm, of_lags.cosine * (of_lags.norm / length))  # (CR3, CR4)
+
+
+def _of_all(weights: ArrayTree, lengths: ArrayTree) -> _Weights:
+    """In the place of each parameter stand its weights; from these come the weights of all together."""
+    structure: Any = jax.tree.structure(lengths)
+    of_g = jnp.stack(jax.tree.leaves(lengths))
+    norms, cosines = (jnp.stack(z, -1) for z in zip(*structure.flatten_up_to(weights), strict=True))
+    norm = norm_of(norms, norms.ndim - 1)
+    share_of_g = jnp.broadcast_to(divided(of_g, norm_of(of_g)), norms.shape)
+    return _Weights(norm, (divided(norms, norm) * share_of_g * cosines).sum(-1))  # (CR5)

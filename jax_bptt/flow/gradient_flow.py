@@ -6,7 +6,8 @@
     horizon     the first lag from which on all lags together have less than the share ε
                 of Σ_l ‖g_l‖: steps further back are as good as unseen                       (FL3)
     bias        ‖g_0 + .. + g_{K−1} − g‖ / ‖g‖: what a truncation to K steps gets wrong      (FL4)
-    saturation  the share of units whose h hardly answers, ‖∂h_t/∂u_t‖ < 0.05                (FL5)
+    saturation  the share of units that let no gradient through: the state s_t of the unit answers
+                neither to its input nor to its own past, ‖∂s_t/∂(u_t, s̃_{t−1})‖ < 0.05      (FL5)
 
     verdict     exploding where ρ > 1/ε at the longest lag, vanishing where ρ < ε, healthy between;
                 where loss or gradient overflows exploding if ρ does, else "not finite";
@@ -16,8 +17,11 @@
 says nothing about long range, because the terms of short lags dominate it. So (FL1) divides each λᵗ by its
 value at lag 0.
 
-The verdict is about the longest lag that was measured, so it depends on the length of the sequence: the same
-rate of 0.9 a step is healthy over 10 steps and vanishing over 100.
+The verdict is about what is left of the gradient after the longest lag that was measured, so it depends on
+the length of the sequence: at the same rate of 0.9 a step 0.35 is left after 10 steps, 0.00003 after 100.
+
+A unit that does not answer to its input is no fault by itself: where the update gate of a GRU keeps the
+state, the state carries the gradient. So (FL5) counts only units that do not answer to their past, either.
 """
 
 from __future__ import annotations
@@ -32,8 +36,9 @@ from jax import Array
 from jax_bptt.base.checks import number
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
-from jax_bptt.base.trees import dot, only_h, plus, root, squares_of_rows, zeros_like
-from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Targets
+from jax_bptt.base.trees import divided, dot, norm_of, norm_of_rows, wide
+from jax_bptt.base.types import Mark, PRNGKey, Targets
+from jax_bptt.engine import chunks
 from jax_bptt.engine.linear_maps import unit_wise
 from jax_bptt.engine.phases import is_pointwise
 from jax_bptt.engine.sequence import Sequence
@@ -41,11 +46,12 @@ from jax_bptt.flow.bounds import blocks_of, growth_bound, largest_singular_value
 from jax_bptt.flow.credit import check_lags
 from jax_bptt.flow.lags import AtLag, scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
+from jax_bptt.gradients.jacobians import UNITS
 from jax_bptt.networks.losses import Loss
 from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs
 
-SLOPE = 0.05  # a unit with a smaller slope counts as saturated; for tanh this means |h| above 0.97
+SLOPE = 0.05  # a unit with a smaller slope counts as saturated; for tanh in `elman` this is |h| above 0.97
 
 
 class LayerFlow(NamedTuple):
@@ -55,10 +61,11 @@ class LayerFlow(NamedTuple):
       profile: ρ_l, [lags]; NaN at lags that no loss reaches.
       rate: ρ_l^(1/l), the factor per step, at the longest lag with a positive finite ρ_l, a scalar; zero or
         NaN if there is no such lag.
-      saturation: the share of units, steps and rows whose h hardly answers to its input. It includes units
-        that a gate keeps as they are. NaN for a `step_cell`, which has no pre-activations of its own.
+      saturation: the share of units, steps and rows that let no gradient through, neither to their inputs
+        nor to their own past. NaN for a `step_cell`, which has no pre-activations of its own.
       bound: η; no λ grows by more than this factor in a step. If η < 1, the gradient must vanish.
-      sigma_max, spectral_radius: those of W_h for each gate, [G]; empty for a cell without such weights.
+      sigma_max, spectral_radius: those of W_h for each gate, [G]; empty for a cell without this matrix, and
+        for a `step_cell`, which may use its parameters in any way.
     """
 
     profile: Array
@@ -71,6 +78,8 @@ class LayerFlow(NamedTuple):
 
 class GradientFlow(NamedTuple):
     """A `GradientFlow` holds arrays, so it works as a metric inside jit; print it outside of jit.
+
+    Norms and ratios are in float32 at least.
 
     Attributes:
       layers: the `LayerFlow` of each layer, the layer nearest to the input first.
@@ -108,12 +117,7 @@ class GradientFlow(NamedTuple):
             seen if self.horizon < lags else f"no effective horizon within {lags} steps",
         ]
         for n, (layer, verdict) in enumerate(zip(self.layers, self.verdicts, strict=True)):
-            saturated = "-" if jnp.isnan(layer.saturation) else f"{layer.saturation:.1%}"
-            lines.append(
-                f"layer {n}: {verdict}, {layer.rate:.4g} a step (bound {layer.bound:.4g}), saturated "
-                f"{saturated}, sigma_max {_listed(layer.sigma_max)}, "
-                f"spectral radius {_listed(layer.spectral_radius)}"
-            )
+            lines.append(f"layer {n}: {verdict}, {_in_words(layer)}")
         windows = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= lags]
         shown = ", ".join(f"{k}: {self.bias[k - 1]:.2g} ({self.cosine[k - 1]:.2f})" for k in windows)
         return "\n".join([*lines, f"truncated to K steps, bias (cosine): {shown}"])
@@ -146,8 +150,8 @@ def gradient_flow(
     Args:
       net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`; T >= 2.
       lags: lags 0 to lags − 1 are used, at least 2; None for all T.
-      eps: ε in (0, 1). ρ_l below ε at the longest lag is vanishing, above 1/ε exploding; and lags with less
-        than the share ε of the whole are ignored in the horizon.
+      eps: ε in (0, 1). If less than ε of the gradient is left after the longest lag, it vanishes; if more
+        than 1/ε, it explodes. Lags with less than the share ε of the whole are ignored in the horizon.
 
     Returns:
       The `GradientFlow`; print it, or read `.verdicts`, one for each layer.
@@ -172,22 +176,28 @@ def gradient_flow(
         came = f"{lags} lag of {len(done.d_outputs)} steps"
         raise bad("lags", "at least 2", came, "pass lags=2 or more, and xs of two steps or more")
     _, gradient = swept(done)
+    grad_norm = norm_of(gradient)
+    direction = divided(gradient, grad_norm)
     ages = [_ages(one.run.sequence) for one in done.layers]
-    Sums = tuple[tuple[Any, ...], list[Array]]  # g_0 + .. + g_l; ‖λᵗ_t‖² of each layer
+    Sums = tuple[tuple[Any, ...], list[Array]]  # g_0 + .. + g_l; ‖λᵗ_t‖ of each layer
 
     def at_lag(state: Sums, lag: Array, found: tuple[AtLag, ...]) -> tuple[Sums, Any]:
         total, at_lag_0 = state
         sums = tuple(layer.d_params for layer in found)
-        total = plus(total, sums)
-        squares = [squares_of_rows(layer.lam) for layer in found]
-        at_lag_0 = [jnp.where(lag == 0, z, s) for z, s in zip(squares, at_lag_0, strict=True)]
-        missed = _norm(jax.tree.map(jnp.subtract, total, gradient))
-        growth = [_growth(z, s, age >= lag) for z, s, age in zip(squares, at_lag_0, ages, strict=True)]
-        return (total, at_lag_0), (growth, _norm(sums), missed, _norm(total), dot(total, gradient))
+        total = chunks.add_to(total, sums)
+        norms = [norm_of_rows(layer.lam) for layer in found]
+        at_lag_0 = [jnp.where(lag == 0, z, s) for z, s in zip(norms, at_lag_0, strict=True)]
+        growth = [_growth(z, s, age >= lag) for z, s, age in zip(norms, at_lag_0, ages, strict=True)]
+        norm, missed = (
+            norm_of(total),
+            norm_of(jax.tree.map(lambda z, g: z - g.astype(z.dtype), total, gradient)),
+        )
+        cosine = dot(divided(total, norm), direction)
+        cosine = jnp.where((norm == 0) | (grad_norm == 0), jnp.nan, cosine)
+        return (total, at_lag_0), (growth, norm_of(sums), missed, cosine)
 
-    begin = zeros_like(gradient), [jnp.zeros(age.shape, done.error.dtype) for age in ages]
-    _, (profiles, lag_norm, missed, norm, along) = scan_lags(done, lags, begin, at_lag)
-    grad_norm = _norm(gradient)
+    begin = chunks.zero_sums(gradient), [jnp.zeros(age.shape, grad_norm.dtype) for age in ages]
+    _, (profiles, lag_norm, missed, cosine) = scan_lags(done, lags, begin, at_lag)
     return GradientFlow(
         tuple(map(_of_layer, done.layers, profiles)),
         done.error,
@@ -195,7 +205,7 @@ def gradient_flow(
         lag_norm,
         _horizon(lag_norm, eps),
         missed / grad_norm,  # (FL4)
-        along / (norm * grad_norm),
+        cosine,
         jnp.asarray(eps, lag_norm.dtype),
     )
 
@@ -210,12 +220,10 @@ def _ages(sequence: Sequence) -> Array:
     return t - jax.lax.cummax(jnp.where(ended, t, jnp.zeros_like(t)))
 
 
-def _growth(squares: Array, at_lag_0: Array, reach: Array) -> Array:
-    """ρ_l is computed from ‖λᵗ_{t−l}‖² and ‖λᵗ_t‖², over the losses that reach back l steps."""
-    first = jnp.where(reach, at_lag_0, jnp.zeros_like(at_lag_0)).sum()
-    some = first > 0
-    ratio = squares.sum() / jnp.where(some, first, jnp.ones_like(first))
-    return jnp.where(some, root(ratio), jnp.nan)  # (FL1)
+def _growth(norms: Array, at_lag_0: Array, reach: Array) -> Array:
+    """ρ_l is computed from ‖λᵗ_{t−l}‖ and ‖λᵗ_t‖, over the losses that reach back l steps."""
+    first = norm_of(jnp.where(reach, at_lag_0, jnp.zeros_like(at_lag_0)))
+    return jnp.where(first > 0, divided(norm_of(norms), first), jnp.nan)  # (FL1)
 
 
 def _of_layer(layer: LayerRecord, profile: Array) -> LayerFlow:
@@ -225,7 +233,7 @@ def _of_layer(layer: LayerRecord, profile: Array) -> LayerFlow:
     per_step = 1 / jnp.maximum(longest, 1).astype(profile.dtype)
     rate = jnp.where(longest > 0, profile[longest] ** per_step, profile[1])  # (FL2); else zero or NaN
     blocks = blocks_of(layer)
-    empty = jnp.zeros(0, profile.dtype)
+    empty = jnp.zeros(0, profile.dtype)  # where there are no such weights
     sigma, radius = (
         jnp.stack([of(w) for w in blocks]) if blocks else empty
         for of in (largest_singular_value, spectral_radius)
@@ -236,36 +244,52 @@ def _of_layer(layer: LayerRecord, profile: Array) -> LayerFlow:
 def _saturation(layer: LayerRecord) -> Array:
     cell, states, mask = layer.cell, layer.states, layer.run.sequence.mask
     if not is_pointwise(cell):
-        return jnp.full((), jnp.nan, states.h.dtype)
-    along_h = only_h(jnp.ones_like(states.h), like=states)  # λ = 1 on h alone makes the adjoint ∂h/∂u
-    units = unit_wise(cell, layer.run.params, states.h.ndim - 1)
-    d_u = jax.vmap(lambda a, lam: cell.adjoint(units, a, lam).u)(layer.slopes, along_h)
-    slope = jnp.linalg.norm(jnp.stack(d_u), axis=0)
+        return jnp.full((), jnp.nan, wide(states.h.dtype))
+    units, fields = unit_wise(cell, layer.run.params, states.h.ndim - 1), len(jax.tree.leaves(states))
+
+    def of_field(e_f: Array) -> Array:  # λ = 1 on one field makes the adjoint ∂s/∂u and ∂s/∂s̃ of that field
+        lam = UNITS.unpack(jnp.broadcast_to(e_f, (*states.h.shape, fields)), states)
+        back = jax.vmap(lambda a, lam: cell.adjoint(units, a, lam))(layer.slopes, lam)
+        return jnp.stack([*jax.tree.leaves(back.carry), *back.u], -1)
+
+    every_field = jnp.eye(fields, dtype=states.h.dtype)
+    slope = norm_of(jax.vmap(of_field, out_axes=-1)(every_field), states.h.ndim)
     where = None if mask is None else jnp.broadcast_to(mask[..., None], slope.shape)
     return jnp.mean((slope < SLOPE).astype(slope.dtype), where=where)  # (FL5)
 
 
 def _horizon(lag_norm: Array, eps: float) -> Array:
     rest = jnp.flip(jnp.cumsum(jnp.flip(lag_norm)))  # lag l and all longer lags together
-    below = rest < eps * rest[0]
+    below = rest / rest[0] < eps
     return jnp.where(below.any(), jnp.argmax(below), len(lag_norm))  # (FL3)
 
 
 def _verdict(layer: LayerFlow, eps: float, finite: bool) -> str:
-    profile = np.asarray(layer.profile)[1:]
-    known = profile[~np.isnan(profile)]
+    steps, left = _left(layer)
     if not finite:
-        return "exploding" if np.isinf(known).any() else "not finite"
-    if len(known) == 0:
+        return "exploding" if np.isinf(layer.profile).any() else "not finite"
+    if steps == 0:
         return "unknown"
-    if known[-1] > 1 / eps:
+    if left > 1 / eps:
         return "exploding"
-    return "vanishing" if known[-1] < eps else "healthy"
+    return "vanishing" if left < eps else "healthy"
 
 
-def _norm(tree: ArrayTree) -> Array:
-    return root(dot(tree, tree))
+def _left(layer: LayerFlow) -> tuple[int, float]:
+    """These are the longest lag that a loss reaches and ρ there; lag 0 where no loss goes back a step."""
+    known = np.flatnonzero(~np.isnan(layer.profile))
+    steps = int(known[-1]) if len(known) else 0
+    return steps, float(layer.profile[steps])
 
 
-def _listed(values: Array) -> str:
-    return ", ".join(f"{v:.3g}" for v in values) or "-"
+def _in_words(layer: LayerFlow) -> str:
+    steps, left = _left(layer)
+    after = f"after {steps} step{'s' * (steps > 1)}"
+    flow = f"{after} the gradient is {left:.2g} times as large ({layer.rate:.4g} a step)"
+    words = [flow if steps else "no gradient goes back a step", f"bound {layer.bound:.4g} a step"]
+    if not jnp.isnan(layer.saturation):
+        words.append(f"saturated {layer.saturation:.1%}")
+    for name, values in (("sigma_max", layer.sigma_max), ("spectral radius", layer.spectral_radius)):
+        if len(values):
+            words.append(f"{name} {', '.join(f'{v:.3g}' for v in values)}")
+    return ", ".join(words)

@@ -3,8 +3,8 @@
     ds_t/ds_{t−l} = J_t J_{t−1} .. J_{t−l+1},   J_t = ds_t/ds_{t−1}                          (LP1)
 
 Row i of this product is λ after l steps back, if λ begins at step t as the unit vector e_i. So every unit
-vector goes back as the losses do in `lags`, for all t at once. The squares
-of all these rows add up to the squared Frobenius norm                                           (LP2)
+vector goes back as the losses do in `lags`, for all t at once. The norms of all these rows together make the
+Frobenius norm, n_i = √(n_{i−1}² + ‖row i‖²)                                             (LP2)
 
 Divided by √S, where S is the size of the state, this norm is the root mean square factor by which a random
 direction grows: one for a rotation, whatever S is. It is exact; nothing is sampled.
@@ -19,7 +19,7 @@ from jax import Array
 from jax_bptt.base.checks import as_arrays
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named, shown
-from jax_bptt.base.trees import only_h, root, squares_of_rows
+from jax_bptt.base.trees import norm_of_both, norm_of_rows, only_h, wide
 from jax_bptt.base.types import Mark, P, S, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import StepCell
@@ -61,8 +61,8 @@ def lag_profile(
       lags: lags 0 to lags − 1 are used; None for all T.
 
     Returns:
-      The norm for each lag, step t and row, [lags, T, ...]; zero where t − l is before the first step.
-      Derivatives pass a masked step unchanged, and do not pass a reset or cut.
+      The norm for each lag, step t and row, [lags, T, ...], in float32 at least; zero where t − l is before
+      the first step. Derivatives pass a masked step unchanged, and do not pass a reset or cut.
 
     Raises:
       ValueError: at trace time; it names the argument, what was expected and what was passed.
@@ -83,11 +83,11 @@ def lag_profile(
     states = ran.states
     steps = jnp.arange(len(states.h))
 
-    def squares(lam: State) -> Array:
+    def norms(lam: State) -> Array:
         def one_lag(lam: State, lag: Array) -> tuple[State, Array]:
-            squared = squares_of_rows(lam)
+            norm = norm_of_rows(lam)
             inside = (steps >= lag).reshape(-1, *[1] * len(rows))
-            at_t = jnp.where(inside, jnp.roll(squared, lag, 0), jnp.zeros_like(squared))
+            at_t = jnp.where(inside, jnp.roll(norm, lag, 0), jnp.zeros_like(norm))
             return shift_lag(ran, lam).carry, at_t
 
         return jax.lax.scan(one_lag, lam, jnp.arange(lags))[1]
@@ -98,14 +98,14 @@ def lag_profile(
             raise bad(
                 "d_hs", f"{states.h.dtype}[{shown(states.h.shape)}], as h", d_hs, "pass dE/dh for every step"
             )
-        return root(squares(only_h(d_hs, like=states)))
+        return norms(only_h(d_hs, like=states))
 
-    def of_direction(sum_of_squares: Array, e_i: Array) -> tuple[Array, None]:
+    def of_direction(norm: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, (*states.h.shape[:-1], len(e_i))), states)
-        return sum_of_squares + squares(lam), None  # (LP2)
+        return norm_of_both(norm, norms(lam)), None  # (LP2)
 
     size = jax.eval_shape(WHOLE.pack, states).shape[-1]
     directions = jnp.eye(size, dtype=states.h.dtype)
-    begin = jnp.zeros((lags, len(steps), *rows), states.h.dtype)
-    sum_of_squares, _ = jax.lax.scan(of_direction, begin, directions)
-    return root(sum_of_squares / size)  # (LP1)
+    begin = jnp.zeros((lags, len(steps), *rows), wide(states.h.dtype))
+    norm, _ = jax.lax.scan(of_direction, begin, directions)
+    return norm / size**0.5  # (LP1)

@@ -6,12 +6,16 @@
 
     flossing  L = mean over rows of Σ_{i≤k} λ_i²          λ_i the Lyapunov exponents          (O3)
 
-"Numbers" in (O2) are constants: no derivative is taken through them. Ω is small if λ keeps its length in
-every step. L is small if k directions of the state neither grow nor shrink in the long run, whatever the
-loss is.
+"Numbers" in (O2) are constants: no derivative is taken through them. J_tᵀ is linear, so the ratio in (O1) is
+the length of J_tᵀ (λ_t / ‖λ_t‖), which is right however short λ_t is.
+
+Ω is small if λ keeps its length in every step. L is small if k directions of the state neither grow nor
+shrink in the long run, whatever the loss is.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +24,7 @@ from jax import Array
 from jax_bptt.base.checks import is_floating
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
-from jax_bptt.base.trees import plus, root, select, squares_of_rows, zeros_like
+from jax_bptt.base.trees import divided, norm_of, plus, select, zeros_like
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, PRNGKey, S, State, Targets
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import StepCell
@@ -59,8 +63,9 @@ def omega(
       net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
 
     Returns:
-      Ω, a scalar, the sum over steps and layers. The norms of a step leave out rows that no loss reaches and
-      rows in which a cut stops the gradient. A step in which all rows are left out adds zero.
+      Ω, a scalar in float32 at least, the sum over steps and layers. The norms of a step leave out rows that
+      no loss reaches and rows in which a cut stops the gradient. A step in which all rows are left out adds
+      zero.
 
     Raises:
       ValueError: at trace time; it names the argument, what was expected and what was passed.
@@ -76,7 +81,7 @@ def omega(
     constant, s_0, x = jax.tree.map(_as_constant, (params, carry, xs))
     done = record(net, loss, Inputs(constant, s_0, Sequence(x, mask, reset, cut), targets, key))
     layers = zip(done.layers, params.cells, swept(done)[0], strict=True)
-    return sum((_of_layer(*one) for one in layers), jnp.zeros((), done.error.dtype))
+    return functools.reduce(jnp.add, [_of_layer(*one) for one in layers])
 
 
 def _as_constant(z: object) -> Foreign:
@@ -86,17 +91,12 @@ def _as_constant(z: object) -> Foreign:
 def _of_layer(layer: LayerRecord, params: ArrayTree, lam: State) -> Array:
     cut = layer.run.sequence.cut
     lam = lam if cut is None else select(cut, zeros_like(lam), lam)
-    back = every_step_back(layer, params, lam)  # (O2)
-    lam_prev = back.carry if back.start is None else plus(back.carry, back.start)  # with a reset, too
-    here, before = _norm_of_steps(lam), _norm_of_steps(lam_prev)
-    ended = (here == 0) | (before == 0)  # a NaN is not left out: it makes Ω NaN
-    ratio = before / jnp.where(ended, jnp.ones_like(here), here)
+    here = norm_of(lam, 1)  # over rows and state
+    directions = jax.tree.map(lambda z, like: z.astype(like.dtype), divided(lam, here), lam)
+    back = every_step_back(layer, params, directions)  # (O2)
+    ratio = norm_of(back.carry if back.start is None else plus(back.carry, back.start), 1)  # a reset, too
+    ended = (here == 0) | (ratio == 0)  # a NaN is not left out: it makes Ω NaN
     return jnp.where(ended, jnp.zeros_like(ratio), jnp.square(ratio - 1)).sum()  # (O1)
-
-
-def _norm_of_steps(lam: State) -> Array:
-    """This is ‖λ_t‖ over all rows, [T]; its derivative at zero is zero."""
-    return root(squares_of_rows(lam).reshape(len(lam.h), -1).sum(-1))
 
 
 @named()
@@ -124,7 +124,7 @@ def flossing(
         no derivative.
 
     Returns:
-      L, a scalar.
+      L, a scalar in float32 at least.
 
     Raises:
       ValueError: at trace time; it names the argument, what was expected and what was passed.

@@ -67,7 +67,7 @@ def clip(max_norm: float, lam: S) -> S:
     c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
     above = norm > c  # the inner `where` below avoids a division by zero, also in a derivative of this
     scale = jnp.where(above, c / jnp.where(above, norm, one), one)
-    return jax.tree.map(lambda z: z * trailing(scale, z), lam)  # (CL1)
+    return jax.tree.map(lambda z: (z.astype(norm.dtype) * trailing(scale, z)).astype(z.dtype), lam)  # (CL1)
 
 
 def as_held(max_norm: float, dtype: DType) -> float:

@@ -24,7 +24,7 @@ from jax import Array
 
 from jax_bptt.base.checks import as_arrays, is_array, is_floating, is_function
 from jax_bptt.base.errors import bad, named, naming, running
-from jax_bptt.base.trees import select, zeros_like
+from jax_bptt.base.trees import select, wide, zeros_like
 from jax_bptt.base.types import Foreign, Mark, Targets
 
 Loss: TypeAlias = Callable[..., Array]  # (ys, targets) -> E, or (ys, targets, mask=mask) -> E
@@ -60,7 +60,7 @@ def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
 
 def _squares(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets = _real(ys, targets, mask)
-    return optax.squared_error(ys, targets).sum()  # (D1)
+    return optax.squared_error(_wide(ys), _wide(targets)).sum().astype(ys.dtype)  # (D1)
 
 
 def _squares_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
@@ -97,15 +97,16 @@ def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None) -> Array
 def _nats(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets, counts = _classes(ys, targets, mask)
     assert n is not None  # `_steps_that_count` counts
-    nats = optax.softmax_cross_entropy_with_integer_labels(ys, targets)
-    return (nats * counts).sum() / n.astype(ys.dtype)  # (D3)
+    nats = optax.softmax_cross_entropy_with_integer_labels(_wide(ys), targets)
+    return ((nats * counts).sum() / n.astype(nats.dtype)).astype(ys.dtype)  # (D3)
 
 
 def _nats_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets, counts = _classes(ys, targets, mask)
     assert n is not None  # `_steps_that_count` counts
-    p_minus_d = jax.nn.softmax(ys) - jax.nn.one_hot(targets, ys.shape[-1], dtype=ys.dtype)
-    return p_minus_d * (counts / n.astype(ys.dtype))[..., None]  # (D4)
+    p = jax.nn.softmax(_wide(ys))
+    p_minus_d = p - jax.nn.one_hot(targets, ys.shape[-1], dtype=p.dtype)
+    return (p_minus_d * (counts / n.astype(p.dtype))[..., None]).astype(ys.dtype)  # (D4)
 
 
 def _steps_that_count(targets: Array, mask: Mark) -> Array:
@@ -231,8 +232,8 @@ def _classes(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array, Ar
     targets = targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets  # O may exceed 8 bits
     _check_mask(mask, ys)
     ys, targets = select(mask, (ys, targets), zeros_like((ys, targets)))
-    counts = jnp.ones(targets.shape, ys.dtype) if mask is None else mask.astype(ys.dtype)
-    return ys, targets, counts * _one_in_range(ys, targets)
+    one = _one_in_range(ys, targets)
+    return ys, targets, one if mask is None else one * mask.astype(one.dtype)
 
 
 def _check_mask(mask: Foreign, ys: Array) -> None:
@@ -251,4 +252,9 @@ def _outputs(ys: Foreign) -> Array:
 def _one_in_range(ys: Array, targets: Array) -> Array:
     """This is 1 where a class is in range and NaN elsewhere, so that a wrong label makes the loss NaN."""
     in_range = (targets >= 0) & (targets < ys.shape[-1])
-    return jnp.where(in_range, jnp.ones((), ys.dtype), jnp.nan)
+    return jnp.where(in_range, jnp.ones((), wide(ys.dtype)), jnp.nan)
+
+
+def _wide(ys: Array) -> Array:
+    """The outputs are cast to float32 at least: 16 bits hold neither N nor the sum of many terms."""
+    return ys.astype(wide(ys.dtype))

@@ -183,7 +183,7 @@ class Result(NamedTuple):
       error: E, a scalar.
       carry: s_T of every layer.
       grads: dE/dθ.
-      nonfinite_devices: the number of devices on which s_T is not finite, in the dtype of E.
+      nonfinite_devices: zero where s_T is finite on every device, in the dtype of E.
     """
 
     error: Array

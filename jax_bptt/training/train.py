@@ -29,6 +29,7 @@ from jax_bptt.base.checks import check_like, flag, is_array
 from jax_bptt.base.compiling import Jitted
 from jax_bptt.base.errors import bad, named, running
 from jax_bptt.base.made import by_shape
+from jax_bptt.base.trees import norm_of
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets
 from jax_bptt.engine.devices import placed_like
 from jax_bptt.engine.sequence import Sequence
@@ -91,7 +92,7 @@ class Metrics(NamedTuple):
 
     Attributes:
       loss: E, a scalar.
-      grad_norm: ‖dE/dθ‖ over all parameters, a scalar.
+      grad_norm: ‖dE/dθ‖ over all parameters, a scalar in float32 at least.
       finite: bool, whether both and the carry are finite; where not, no update was made.
     """
 
@@ -259,7 +260,7 @@ def _step(objective: Objective, optimizer: optax.GradientTransformation) -> Trai
         found = run_value_and_grad(objective, inputs)  # (T1)
         updates, opt_state = update(optimizer, found.grads, state.opt_state, state.params, found.error)
         params = optax.apply_updates(state.params, updates)  # (T2)
-        norm = optax.tree.norm(found.grads)
+        norm = norm_of(found.grads)
         finite = jnp.isfinite(found.error) & jnp.isfinite(norm) & (found.nonfinite_devices == 0)
         before, carry = _carries(net, state, batch, found)
         after = TrainState(state.step + 1, params, opt_state, carry, state.skipped)  # (T3)
