@@ -23,7 +23,7 @@ from jax_bptt.base.trees import only_h, root, squares_of_rows
 from jax_bptt.base.types import Mark, P, S, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import StepCell
-from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.devices import replicate, to_local
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.credit import check_lags
 from jax_bptt.flow.lags import shift_lag
@@ -90,7 +90,7 @@ def lag_profile(
             at_t = jnp.where(inside, jnp.roll(squared, lag, 0), jnp.zeros_like(squared))
             return shift_lag(ran, lam).carry, at_t
 
-        return jax.lax.scan(one_lag, lam, jnp.arange(lags))[1]
+        return jax.lax.scan(one_lag, to_local(lam, states), jnp.arange(lags))[1]
 
     if d_hs is not None:
         d_hs = as_arrays(d_hs)
@@ -106,6 +106,6 @@ def lag_profile(
 
     size = jax.eval_shape(WHOLE.pack, states).shape[-1]
     directions = jnp.eye(size, dtype=states.h.dtype)
-    begin = jnp.zeros((lags, len(steps), *rows), states.h.dtype)
+    begin = to_local(jnp.zeros((lags, len(steps), *rows), states.h.dtype), states)
     sum_of_squares, _ = jax.lax.scan(of_direction, begin, directions)
     return root(sum_of_squares / size)  # (LP1)
