@@ -238,5 +238,6 @@ def test_an_automatic_chunk_divides_the_sequence_if_it_can():
     assert chosen(96, 64, 500_000) == 16
     assert chosen(96, 64, 2_000_000) == 8
     assert chosen(64, 32, 10_000) == 16  # a short sequence: 512 rows
+    assert chosen(32, 32, 10_000) == 32  # no more rows than a chunk of a long sequence has
     assert chosen(64, 32, 8_000_000) == 64
     assert chosen(7, 5000, 8) == 1

@@ -105,17 +105,26 @@ def length(data: ArrayTree) -> int:
 def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
     """If the user does not choose K, a chunk has as many steps as make a matrix product of 512 to 2048 rows.
 
-    K B = T B / 4, but from 512 to 1024; 512 for 1 million weights and more, 2048 for 4 million;
-    and a divisor of T if there is one between K/2 and K
+    K B = T B / 4, but from 512 to 1024; T B if that is at most 1024
+    512 for 1 million weights and more, 2048 for 4 million; and a divisor of T if there is one from K/2 to K
 
     With fewer rows the products of a chunk are slow, and dE/dW is read and written too often, above all
     where it is larger than the caches (32 MiB). With more rows the arrays of a chunk do not fit the caches,
     and for a short sequence chunks would save no memory. See experiments/MEASURED.md, "Steps in a chunk".
     """
     steps, batch, numbers = len(sequence.xs), math.prod(sequence.rows), num_parameters(weights)
-    rows_of_chunk = min(max(steps * batch // 4, 512), 1024)
+    rows_of_chunk = 1024 if steps * batch <= 1024 else min(max(steps * batch // 4, 512), 1024)
     if numbers >= 1e6:
         rows_of_chunk = 2048 if numbers >= 4e6 else 512
-    # a divisor of T leaves no shorter chunk, so the program needs no second copy
-    longest = min(steps, max(1, rows_of_chunk // batch))
+    return divisor_up_to(min(steps, max(1, rows_of_chunk // batch)), steps)
+
+
+def divisor_up_to(longest: int, steps: int) -> int:
+    """This is a divisor of T from longest/2 to longest, the largest one; longest itself if there is none.
+
+    A divisor of T leaves no shorter chunk, so the program needs no second copy.
+
+    >>> divisor_up_to(11, 128), divisor_up_to(11, 127)
+    (8, 11)
+    """
     return next((k for k in range(longest, longest // 2, -1) if steps % k == 0), longest)

@@ -69,7 +69,7 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
     Args:
       slots: m, the number of states that are stored, s_0 among them; None stores one state for each leaf.
       chunk: K, the number of steps in a leaf; None stands for √T, or for fewer steps if slots are given and
-        `chunks.chunk_of` chooses fewer.
+        `chunks.chunk_of` chooses fewer, or if a divisor of T lies not far below.
       host: whether the stored states lie in the memory of the host instead of the accelerator. The gradient
         then has no derivative of its own (hessian, grad of grad).
 
@@ -128,7 +128,7 @@ def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, 
     about_sqrt = max(1, math.isqrt(steps))
     if slots is not None:
         about_sqrt = min(about_sqrt, chunks.chunk_of(sequence, weights))
-    leaf = min(steps, chunk or about_sqrt)
+    leaf = min(steps, chunk or chunks.divisor_up_to(about_sqrt, steps))
     leaves, head = divmod(steps, leaf)  # (M1)
     kept = min(leaves, slots or leaves)
     return _Plan(leaf, head, kept, host, _actions(leaves, kept))
