@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.checks import is_known
+from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import num_parameters, wide
-from jax_bptt.base.types import ArrayTree, Tree
+from jax_bptt.base.types import ArrayTree, Shape, Tree
 from jax_bptt.engine.sequence import Sequence
 
 First: TypeAlias = int | Array  # the number of a chunk's first step; traced inside a loop over chunks
@@ -51,7 +53,8 @@ def scan(
       The last carry, and the outputs of these steps, leaves [end - begin, ...], or of their chunks.
     """
     end = length(data) if end is None else end
-    full_chunks, left = divmod(end - begin, chunk)  # (CH1)
+    # one chunk of all steps needs no division, so the number of steps may be unknown
+    full_chunks, left = (1, 0) if chunk == end - begin else divmod(fixed(end) - begin, chunk)  # (CH1)
 
     def at(carry: _Carry, first: First) -> tuple[_Carry, Any]:
         return f(carry, first, take_steps(data, first, chunk))
@@ -112,11 +115,31 @@ def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
     where it is larger than the caches (32 MiB). With more rows the arrays of a chunk do not fit the caches,
     and for a short sequence chunks would save no memory. See experiments/MEASURED.md, "Steps in a chunk".
     """
-    steps, batch, numbers = len(sequence.xs), math.prod(sequence.rows), num_parameters(weights)
+    steps, batch, numbers = sequence.steps, rows_of_a_step(sequence.rows), num_parameters(weights)
+    if not is_known(steps):
+        return steps
     rows_of_chunk = 1024 if steps * batch <= 1024 else min(max(steps * batch // 4, 512), 1024)
     if numbers >= 1e6:
         rows_of_chunk = 2048 if numbers >= 4e6 else 512
-    return divisor_up_to(min(steps, max(1, rows_of_chunk // batch)), steps)
+    return divisor_up_to(at_most(rows_of_chunk // batch, steps), steps)
+
+
+def at_most(longest: int, steps: int) -> int:
+    """K is 1 to `longest` steps, not more than T; it is T where T is unknown: one chunk needs no divisor."""
+    return min(max(1, longest), steps) if is_known(steps) else steps
+
+
+def rows_of_a_step(rows: Shape) -> int:
+    """This many rows are in a step; an axis of unknown length counts as 32 rows."""
+    return math.prod(n if is_known(n) else 32 for n in rows)
+
+
+def fixed(steps: int) -> int:
+    """T is returned if it is a number. Where jax.export leaves it open, a ValueError is raised."""
+    if not is_known(steps):
+        fix = "export with a fixed number of steps, or use gradient=jb.full()"
+        raise bad("xs", "a fixed number of steps for this gradient method", f"T = {steps}", fix)
+    return steps
 
 
 def divisor_up_to(longest: int, steps: int) -> int:

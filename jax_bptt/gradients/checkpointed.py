@@ -124,7 +124,7 @@ _PlanOf = Callable[[Sequence, ArrayTree], _Plan]
 
 
 def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, weights: ArrayTree) -> _Plan:
-    steps = len(sequence.xs)
+    steps = chunks.fixed(sequence.steps)
     about_sqrt = max(1, math.isqrt(steps))
     if slots is not None:
         about_sqrt = min(about_sqrt, chunks.chunk_of(sequence, weights))
