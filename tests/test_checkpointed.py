@@ -184,6 +184,23 @@ def test_states_can_be_kept_in_host_memory():
     assert text.count("pinned_host") >= 4  # two leaves of the carry, room and writes
 
 
+def test_states_in_host_memory_can_be_mapped_but_not_differentiated_again():
+    case = make("lstm", 5, (2,), marks=("reset",))
+
+    def error(params, xs, method):
+        return jnp.sum(w.unrolled(case, method)(params, None, xs)[1] ** 2)
+
+    def mapped(method):
+        slopes = jax.vmap(jax.vmap(jax.grad(error), (0, None, None)), (None, 0, None))
+        return jax.jit(slopes, static_argnums=2)(several, jnp.stack([case.xs, 2 * case.xs]), method)
+
+    several = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p, -p]), case.params)
+    method = jb.checkpointed(2, 2, host=True)
+    assert not w.wrong({"params": mapped(method)}, {"params": mapped(jb.full())}, 1e-12)
+    with pytest.raises(ValueError, match=r"gradient: expected first derivatives in reverse mode, got"):
+        jax.hessian(lambda x: error(case.params, x * case.xs, method))(1.0)
+
+
 BAD = {
     "no slot": (lambda: jb.checkpointed(0), r"slots: expected an integer >= 1, got 0"),
     "slots as float": (lambda: jb.checkpointed(2.0), r"slots: expected an integer >= 1, got 2.0"),
@@ -221,5 +238,6 @@ def test_an_automatic_chunk_divides_the_sequence_if_it_can():
     assert chosen(96, 64, 500_000) == 16
     assert chosen(96, 64, 2_000_000) == 8
     assert chosen(64, 32, 10_000) == 16  # a short sequence: 512 rows
+    assert chosen(32, 32, 10_000) == 32  # no more rows than a chunk of a long sequence has
     assert chosen(64, 32, 8_000_000) == 64
     assert chosen(7, 5000, 8) == 1

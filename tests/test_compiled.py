@@ -194,6 +194,17 @@ def test_temporaries_are_a_part_of_those_of_autodiff(name, part):
     assert temporaries(jb.full()) <= part * temporaries(jb.autodiff())
 
 
+@pytest.mark.parametrize(
+    ("method", "loops"), [(jb.checkpointed(), 4), (jb.truncated(32), 3), (jb.truncated(50), 7)], ids=repr
+)
+def test_chunks_of_one_length_are_one_program(method, loops):
+    """The loop over chunks, those over their steps, and one more to advance; a shorter chunk is a copy."""
+    net = jb.network([jb.elman(3, 4)], jb.readout(4, 2))
+    args = net.init(jax.random.key(0)), None, jnp.ones((128, 32, 3)), jnp.ones((128, 32, 2))
+    run = functools.partial(jb.value_and_grad(net, jb.squared_error), gradient=method)
+    assert jax.jit(run).lower(*args).as_text().count("stablehlo.while") == loops
+
+
 def test_no_product_is_made_for_gradients_nobody_asked_for():
     """Without xs among the arguments of jax.grad, dx_t = du_t W_xᵀ is not computed."""
     cell = jb.elman(INPUT, HIDDEN)

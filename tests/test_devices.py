@@ -52,13 +52,15 @@ def _of_one_device(name: str) -> tuple[Any, tuple, Any]:
 CASES = [("lstm", method, MODES[i % 3]) for i, method in enumerate(EXACT)]
 OTHERS = ["elman-tanh", "gru-before-learned", "indrnn", "own-pointwise", "own-attention"]
 CASES += [(kind, "full in chunks", MODES[i % 3]) for i, kind in enumerate(OTHERS)]
+CASES += [("lstm", "newton", mode) for mode in MODES]
 
 
 @pytest.mark.parametrize(("name", "method", "mode"), CASES)
 def test_unroll_has_the_gradient_of_one_device(name, method, mode):
     case, args, wanted = _of_one_device(name)
     lie = ALL, ROWS, ROWS, STEPS, STEPS, STEPS
-    spread, placed = spread_over_devices(mode, _gradient(case, EXACT[method]), lie, (ALL, ROWS, STEPS), args)
+    run = _gradient(case, {**EXACT, "newton": jb.parallel(jb.newton())}[method])
+    spread, placed = spread_over_devices(mode, run, lie, (ALL, ROWS, STEPS), args)
     assert not w.wrong(jax.device_get(spread(*placed)), wanted, 1e-12)
 
 
@@ -171,3 +173,30 @@ def test_functions_that_are_not_split_by_rows_are_right_too(mode):
     args = params, carry, xs, targets
     spread, placed = spread_over_devices(mode, run, (ALL, ROWS, STEPS, STEPS), None, args)
     assert not w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(*args), 1e-12)
+
+
+def test_what_is_known_of_each_row_is_found_in_a_shard_map_of_the_caller():
+    """Newton's method, exponents and lags; terms of the loss are sums over all rows, and are refused."""
+    _, (params, _, xs, targets, _), _ = problem("one layer", jb.squared_error, jb.full())
+    cell, net = LEARNED, NETS["one layer"]
+
+    def run(params, xs):
+        p, d_hs = params.cells[0], jnp.ones((*xs.shape[:-1], cell.hidden_size))
+        return {
+            "newton": jb.unroll_by_newton(cell, p, None, xs)[1],
+            "states": jb.lag_profile(cell, p, None, xs)[-1],
+            "losses": jb.lag_profile(cell, p, None, xs, d_hs)[-1],
+            # their sum does not depend on Q_0, which is drawn on each device
+            "lyapunov": jb.lyapunov_spectrum(cell, p, None, xs).exponents.sum(-1)[None],
+        }
+
+    spread, placed = spread_over_devices("shard_map", run, (ALL, STEPS), STEPS, (params, xs))
+    assert not w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(params, xs), 1e-10)
+
+    def terms(params, xs, targets):
+        return jb.credit(net, jb.squared_error, params, None, xs, targets).of_all
+
+    args = params, xs, targets
+    spread, placed = spread_over_devices("shard_map", terms, (ALL, STEPS, STEPS), ALL, args)
+    with pytest.raises(ValueError, match=r"credit: xs: expected the rows of all devices, got different rows"):
+        spread(*placed)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 
 from jax_bptt.base.errors import bad, describe, shown
 from jax_bptt.base.types import DType, Foreign, Tree
@@ -22,6 +23,11 @@ def size(argument: str, value: object) -> int:
     """A size is a Python int from 1 to 2**31 - 1."""
     fix = "pass a Python integer from 1 to 2**31 - 1"
     return _integer(argument, "an integer >= 1", value, 1, 2**31 - 1, fix)
+
+
+def is_known(size: Foreign) -> bool:
+    """Is the length of an axis a number? In jax.export it may be a symbol, which stands for any number."""
+    return not is_symbolic_dim(size)
 
 
 def integer(argument: str, value: object, least: int, most: int) -> int:
@@ -169,7 +175,7 @@ def check_batch_shape(batch_shape: object) -> None:
     if not isinstance(batch_shape, tuple):
         expected = "a tuple such as (32,), or () for no batch axis"
         raise bad("batch_shape", expected, batch_shape, "write 32 rows as (32,)")
-    for n in batch_shape:
+    for n in filter(is_known, batch_shape):
         integer("batch_shape", n, 0, 2**31 - 1)
 
 

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.checks import is_known
+from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import num_parameters, wide
-from jax_bptt.base.types import ArrayTree, Tree
+from jax_bptt.base.types import ArrayTree, Shape, Tree
 from jax_bptt.engine.sequence import Sequence
 
 First: TypeAlias = int | Array  # the number of a chunk's first step; traced inside a loop over chunks
@@ -51,7 +53,8 @@ def scan(
       The last carry, and the outputs of these steps, leaves [end - begin, ...], or of their chunks.
     """
     end = length(data) if end is None else end
-    full_chunks, left = divmod(end - begin, chunk)  # (CH1)
+    # one chunk of all steps needs no division, so the number of steps may be unknown
+    full_chunks, left = (1, 0) if chunk == end - begin else divmod(fixed(end) - begin, chunk)  # (CH1)
 
     def at(carry: _Carry, first: First) -> tuple[_Carry, Any]:
         return f(carry, first, take_steps(data, first, chunk))
@@ -105,17 +108,46 @@ def length(data: ArrayTree) -> int:
 def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
     """If the user does not choose K, a chunk has as many steps as make a matrix product of 512 to 2048 rows.
 
-    K B = T B / 4, but from 512 to 1024; 512 for 1 million weights and more, 2048 for 4 million;
-    and a divisor of T if there is one between K/2 and K
+    K B = T B / 4, but from 512 to 1024; T B if that is at most 1024
+    512 for 1 million weights and more, 2048 for 4 million; and a divisor of T if there is one from K/2 to K
 
     With fewer rows the products of a chunk are slow, and dE/dW is read and written too often, above all
     where it is larger than the caches (32 MiB). With more rows the arrays of a chunk do not fit the caches,
     and for a short sequence chunks would save no memory. See experiments/MEASURED.md, "Steps in a chunk".
     """
-    steps, batch, numbers = len(sequence.xs), max(1, math.prod(sequence.rows)), num_parameters(weights)
-    rows_of_chunk = min(max(steps * batch // 4, 512), 1024)
+    steps, batch, numbers = sequence.steps, rows_of_a_step(sequence.rows), num_parameters(weights)
+    if not is_known(steps):
+        return steps
+    rows_of_chunk = 1024 if steps * batch <= 1024 else min(max(steps * batch // 4, 512), 1024)
     if numbers >= 1e6:
         rows_of_chunk = 2048 if numbers >= 4e6 else 512
-    # a divisor of T leaves no shorter chunk, so the program needs no second copy
-    longest = min(steps, max(1, rows_of_chunk // batch))
+    return divisor_up_to(at_most(rows_of_chunk // batch, steps), steps)
+
+
+def at_most(longest: int, steps: int) -> int:
+    """K is 1 to `longest` steps, not more than T; it is T where T is unknown: one chunk needs no divisor."""
+    return min(max(1, longest), steps) if is_known(steps) else steps
+
+
+def rows_of_a_step(rows: Shape) -> int:
+    """This many rows are in a step, at least 1; an axis of unknown length counts as 32 rows."""
+    return max(1, math.prod(n if is_known(n) else 32 for n in rows))
+
+
+def fixed(steps: int) -> int:
+    """T is returned if it is a number. Where jax.export leaves it open, a ValueError is raised."""
+    if not is_known(steps):
+        fix = "export with a fixed number of steps, or use gradient=jb.full()"
+        raise bad("xs", "a fixed number of steps for this gradient method", f"T = {steps}", fix)
+    return steps
+
+
+def divisor_up_to(longest: int, steps: int) -> int:
+    """This is a divisor of T from longest/2 to longest, the largest one; longest itself if there is none.
+
+    A divisor of T leaves no shorter chunk, so the program needs no second copy.
+
+    >>> divisor_up_to(11, 128), divisor_up_to(11, 127)
+    (8, 11)
+    """
     return next((k for k in range(longest, longest // 2, -1) if steps % k == 0), longest)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.base.checks import check_arrays, size
+from jax_bptt.base.checks import check_arrays, is_known, size
 from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.trees import select
 from jax_bptt.base.types import Mark, Shape
@@ -58,6 +58,11 @@ class Sequence(NamedTuple):
     reset: Mark = None
     cut: Mark = None
     weight: Array | None = None
+
+    @property
+    def steps(self) -> int:
+        """This is T, the number of steps; in jax.export it may be a symbol, for which len does not work."""
+        return self.xs.shape[0]
 
     @property
     def rows(self) -> Shape:
@@ -119,7 +124,7 @@ def mask_of_lengths(lengths: Array, steps: int) -> Array:
     >>> mask_of_lengths(jnp.array([2, 0, 3]), 3).astype(int).tolist()
     [[1, 0, 1], [1, 0, 1], [0, 0, 1]]
     """
-    steps = size("steps", steps)
+    steps = size("steps", steps) if is_known(steps) else steps
     if isinstance(lengths, np.ndarray):
         check_arrays("lengths", lengths)
     with naming("lengths", "integers"):
@@ -128,7 +133,8 @@ def mask_of_lengths(lengths: Array, steps: int) -> Array:
         raise bad("lengths", "integers", lengths, "pass the number of steps of each row")
     came = describe(lengths)
     lengths = lengths.astype(jnp.result_type(int))  # T may be too large for 8 or 16 bits
-    if not isinstance(lengths, jax.core.Tracer) and not bool(((lengths >= 0) & (lengths <= steps)).all()):
+    values_known = is_known(steps) and not isinstance(lengths, jax.core.Tracer)
+    if values_known and not bool(((lengths >= 0) & (lengths <= steps)).all()):
         came = f"{came} from {lengths.min()} to {lengths.max()}"
         raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row or increase T")
     t = jnp.arange(steps, dtype=lengths.dtype).reshape((steps,) + (1,) * lengths.ndim)

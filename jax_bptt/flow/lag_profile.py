@@ -23,7 +23,7 @@ from jax_bptt.base.trees import norm_of_both, norm_of_rows, only_h, wide
 from jax_bptt.base.types import Mark, P, S, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import StepCell
-from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.devices import replicate, to_local
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.credit import check_lags
 from jax_bptt.flow.lags import shift_lag
@@ -90,7 +90,7 @@ def lag_profile(
             at_t = jnp.where(inside, jnp.roll(norm, lag, 0), jnp.zeros_like(norm))
             return shift_lag(ran, lam).carry, at_t
 
-        return jax.lax.scan(one_lag, lam, jnp.arange(lags))[1]
+        return jax.lax.scan(one_lag, to_local(lam, states), jnp.arange(lags))[1]
 
     if d_hs is not None:
         d_hs = as_arrays("d_hs", d_hs)
@@ -106,6 +106,6 @@ def lag_profile(
 
     size = jax.eval_shape(WHOLE.pack, states).shape[-1]
     directions = jnp.eye(size, dtype=states.h.dtype)
-    begin = jnp.zeros((lags, len(steps), *rows), wide(states.h.dtype))
+    begin = to_local(jnp.zeros((lags, len(steps), *rows), wide(states.h.dtype)), states)
     norm, _ = jax.lax.scan(of_direction, begin, directions)
     return norm / size**0.5  # (LP1)

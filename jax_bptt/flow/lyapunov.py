@@ -32,7 +32,7 @@ from jax_bptt.base.trees import wide
 from jax_bptt.base.types import DType, P, PRNGKey, S, Shape, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import Projected, StepCell
-from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.devices import replicate, to_local
 from jax_bptt.engine.phases import engine_of
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.jacobians import WHOLE
@@ -126,7 +126,8 @@ def lyapunov_spectrum(
         finite = at.finite + (counts & jnp.isfinite(growth)).astype(at.finite.dtype)
         return _Turned(of_state(s_prev), q, sum_of_logs, finite), None
 
-    first = _Turned(s_0, q, jnp.zeros((*rows, k), q.dtype), jnp.zeros((*rows, k), jnp.int32))
+    zeros = jnp.zeros((*rows, k), q.dtype), jnp.zeros((*rows, k), jnp.int32)
+    first = to_local(_Turned(s_0, q, *zeros), run)
     data = engine.project(cell, params, sequence.xs), jnp.arange(len(sequence.xs))
     end, _ = jax.lax.scan(step, first, data)
     return Lyapunov(end.sum_of_logs / (len(sequence.xs) - skipped), end.finite)  # (L3)

@@ -20,7 +20,7 @@ from jax_bptt.base.trees import last_step, plus, zeros_like
 from jax_bptt.base.types import ArrayTree, PRNGKey, Slopes, State
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import loops, phases
-from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.devices import replicate, to_local, varying
 from jax_bptt.engine.engine import Transform
 from jax_bptt.engine.loops import StepBack
 from jax_bptt.engine.run import Outputs, Run
@@ -82,6 +82,9 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     check_loss(loss)
     params, carry, sequence = check_run(net, inputs.params, inputs.carry, inputs.sequence, key=inputs.key)
     targets = check_outputs(net, loss, sequence, inputs.targets)
+    if varying((params, carry, sequence, targets)):
+        came = "different rows on every device of a jax.shard_map"
+        raise bad("xs", "the rows of all devices", came, "call it outside, on arrays placed on the mesh")
     params, carry, sequence, targets = replicate((params, carry, sequence, targets))
     keys, here, layers = dropout_keys(inputs.key, sequence), sequence, []
     for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
@@ -117,6 +120,7 @@ def record_of_layer(
         sequence = sequence._replace(reset=first if sequence.reset is None else first | sequence.reset)
         carry = start
     run = Run(params, carry, None if sequence.reset is None else start, sequence)
+    run = to_local(run, run)
     states = phases.forward(cell, run).states
     s_prev = phases.previous(run, states)
     slopes = phases.linearise(cell, run, s_prev, states)

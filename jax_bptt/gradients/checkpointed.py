@@ -39,6 +39,7 @@ from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.chunks import take_steps
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients import host_memory
 from jax_bptt.gradients.method import (
     Carry,
     Data,
@@ -68,8 +69,9 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
     Args:
       slots: m, the number of states that are stored, s_0 among them; None stores one state for each leaf.
       chunk: K, the number of steps in a leaf; None stands for √T, or for fewer steps if slots are given and
-        `chunks.chunk_of` chooses fewer.
-      host: whether the stored states lie in the memory of the host instead of the accelerator.
+        `chunks.chunk_of` chooses fewer, or if a divisor of T lies not far below.
+      host: whether the stored states lie in the memory of the host instead of the accelerator. The gradient
+        then has no derivative of its own (hessian, grad of grad).
 
     Returns:
       The `GradientMethod`; the same object for the same arguments.
@@ -122,11 +124,11 @@ _PlanOf = Callable[[Sequence, ArrayTree], _Plan]
 
 
 def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, weights: ArrayTree) -> _Plan:
-    steps = len(sequence.xs)
+    steps = chunks.fixed(sequence.steps)
     about_sqrt = max(1, math.isqrt(steps))
     if slots is not None:
         about_sqrt = min(about_sqrt, chunks.chunk_of(sequence, weights))
-    leaf = min(steps, chunk or about_sqrt)
+    leaf = min(steps, chunk or chunks.divisor_up_to(about_sqrt, steps))
     leaves, head = divmod(steps, leaf)  # (M1)
     kept = min(leaves, slots or leaves)
     return _Plan(leaf, head, kept, host, _actions(leaves, kept))
@@ -271,22 +273,26 @@ def _execute(
 
 def _empty_slots(plan: _Plan, like: Tree) -> Tree:
     """There is room for m states and for one more: a state that is not stored is written there."""
-    return _placed(plan, jax.tree.map(lambda s: jnp.zeros_like(s, shape=(plan.slots + 1, *s.shape)), like))
+    slots = jax.tree.map(lambda s: jnp.zeros_like(s, shape=(plan.slots + 1, *s.shape)), like)
+    return jax.tree.map(host_memory.to_host, slots) if plan.host else slots
 
 
 def _put(plan: _Plan, slots: Tree, keep: Array, s: Tree) -> Tree:
     # a state that is not to be stored goes to the spare slot, so that no branch is needed
     at = jnp.where(keep < 0, plan.slots, keep)
-    return jax.tree.map(
-        lambda z, new: jax.lax.dynamic_update_index_in_dim(z, new, at, 0), slots, _placed(plan, s)
-    )
+    write = host_memory.write if plan.host else _write
+    return jax.tree.map(lambda z, new: write(z, new, at), slots, s)
 
 
 def _take(plan: _Plan, slots: Tree, load: Array) -> Tree:
     at = jnp.maximum(load, 0)
-    s = jax.tree.map(lambda z: jax.lax.dynamic_index_in_dim(z, at, keepdims=False), slots)
-    return jax.device_put(s, jax.memory.Space.Device) if plan.host else s
+    read = host_memory.read if plan.host else _read
+    return jax.tree.map(lambda z: read(z, at), slots)
 
 
-def _placed(plan: _Plan, tree: Tree) -> Tree:
-    return jax.device_put(tree, jax.memory.Space.Host) if plan.host else tree
+def _write(z: Array, new: Array, at: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(z, new, at, 0)
+
+
+def _read(z: Array, at: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(z, at, keepdims=False)

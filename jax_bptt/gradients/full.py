@@ -95,10 +95,12 @@ def full_with(transform: Transform) -> Callable[[AnyCell, Kept, Outputs], Cotang
 
 
 def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
-    steps, total = chunk or chunks.chunk_of(run.sequence, run.params), len(run.sequence.xs)
+    steps, total = chunk or chunks.chunk_of(run.sequence, run.params), run.sequence.steps
     share = _share(steps, run) if recompute is None else recompute
-    # rounded up to whole chunks, so that no chunk is split between the two parts
-    kept_from = min(math.ceil(share * total / steps) * steps, total)
+    if share in (0, 1):
+        kept_from = total if share else 0
+    else:  # rounded up to whole chunks, so that no chunk is split between the two parts
+        kept_from = min(math.ceil(share * chunks.fixed(total) / steps) * steps, total)
 
     def run_steps(carry: State, keep_slopes: bool, begin: int, end: int) -> Forward:
         def run_chunk(
@@ -122,7 +124,7 @@ def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run
 
 def _share(steps: int, run: Run) -> float:
     """This is the fraction of steps whose slopes are recomputed if the user gives none."""
-    if steps >= len(run.sequence.xs):
+    if steps == run.sequence.steps or steps >= chunks.fixed(run.sequence.steps):
         return 0
     return 2 / 3 if num_parameters(run.params) >= 1e6 else 1
 
@@ -133,7 +135,7 @@ def backward(
     """The chunks go back one by one, the last one first (B2-B5); for transform see `loops.step_back_of`."""
     run, states, slopes = kept.run, kept.states, kept.slopes
     assert states is not None  # the forward pass keeps them
-    steps, total = chunk or chunks.chunk_of(run.sequence, run.params), len(d.hs)
+    steps, total = chunk or chunks.chunk_of(run.sequence, run.params), run.sequence.steps
     kept_from = total if slopes is None else total - chunks.length(slopes)
 
     def back_through_chunk(
@@ -143,7 +145,7 @@ def backward(
         part, d_h, s = here
         stretch = run._replace(carry=_state_before(first, run.carry, states), sequence=part)
         if slopes is not None:
-            slopes = chunks.take_steps(slopes, first - kept_from, len(d_h))
+            slopes = chunks.take_steps(slopes, first - kept_from, part.steps)
         found = phases.backward(cell, Kept(stretch, s, slopes), Outputs(d_s, d_h), transform)  # (B2, B3, B4)
         return (found.carry, chunks.add_to(sums, (found.params, found.start))), found.xs  # (B5)
 

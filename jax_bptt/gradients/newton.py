@@ -35,7 +35,8 @@ from jax_bptt.base.made import Call, made
 from jax_bptt.base.trees import select
 from jax_bptt.base.types import ArrayTree, State
 from jax_bptt.cell.step_cell import AnyCell
-from jax_bptt.engine import phases
+from jax_bptt.engine import chunks, phases
+from jax_bptt.engine.devices import to_local
 from jax_bptt.engine.run import Run
 from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, jacobians_with_marks, small_matmul
 
@@ -190,9 +191,11 @@ def _solve(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
         return _Iterate(at.k + 1, new, next_of(new), _relative(carry, new, at.s))
 
     with jax.named_scope("bptt/newton"):
-        s = jax.tree.map(lambda s_0: jnp.broadcast_to(s_0, (len(run.sequence.xs), *s_0.shape)), carry)
+        steps = chunks.fixed(run.sequence.steps)
+        s = jax.tree.map(lambda s_0: jnp.broadcast_to(s_0, (steps, *s_0.shape)), carry)
         begin = _Iterate(jnp.int32(0), s, next_of(s), jnp.full((), jnp.inf, carry.h.dtype))
-        end = jax.lax.while_loop(goes_on, iterate, begin)
+        # each device has rows and iterations of its own, so everything that begins the loop must vary
+        end = jax.lax.while_loop(goes_on, iterate, to_local(begin, run))
         return end.s, NewtonInfo(end.k, _relative(carry, end.s, end.f), converged(end))
 
 

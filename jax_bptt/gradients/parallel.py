@@ -28,7 +28,7 @@ from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import last_step, only_h, select, sum_over_first_axis, zeros_like
 from jax_bptt.base.types import Slopes, State
 from jax_bptt.cell.step_cell import AnyCell
-from jax_bptt.engine import phases
+from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.gradients.jacobians import form_of, jacobians, jacobians_with_marks, small_matmul
 from jax_bptt.gradients.method import GradientMethod
@@ -108,6 +108,7 @@ def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
 def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, states: State, d: Outputs) -> tuple[State, State]:
     """The sweep returns λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
     with jax.named_scope("bptt/sweep_at_once"):
+        chunks.fixed(run.sequence.steps)  # a parallel scan halves it again and again
         _, mask, reset, cut, _ = run.sequence
         form = form_of(cell)
         m = jacobians_with_marks(jacobians(cell, run.params, slopes, states, form), mask, reset, cut)

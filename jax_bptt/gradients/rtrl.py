@@ -200,6 +200,6 @@ def _follow(
         return (after, add_to(d_theta, loss_term(d_h, after))), None  # (R4)
 
     begin = Influenced(run.carry, d_carry_d_theta), zero_sums(d_carry_d_theta[0])
-    every_t = jnp.arange(len(d.hs)), run.sequence, d.hs
+    every_t = jnp.arange(run.sequence.steps), run.sequence, d.hs
     (end, d_theta), _ = jax.lax.scan(step, begin, every_t)
     return sums_as(add_to(d_theta, ravel_pytree(d.carry)[0] @ end.influence), d_carry_d_theta[0])  # (R4)

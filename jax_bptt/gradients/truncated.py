@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import or_none, size
+from jax_bptt.base.checks import is_known, or_none, size
 from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import add_to_h, plus, select, sum_over_first_axis, zeros_like
 from jax_bptt.base.types import Slopes, State
@@ -112,8 +112,8 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
 
 def _forward_with_cuts(window: int, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
     sequence = run.sequence
-    steps = len(sequence.xs)
-    if steps <= window:
+    steps = sequence.steps
+    if is_known(steps) and steps <= window:
         return full().forward(cell, run)
     t = jnp.arange(1, 1 + steps).reshape(-1, *[1] * len(sequence.rows))
     between = ((t - 1) % window == 0) & (t > 1)  # (W2)
@@ -139,7 +139,8 @@ def _stream(
         return (found.carry, chunks.add_to(d_weights, found.d_weights), d_carry), out
 
     state = carry, chunks.zero_sums(weights), zeros_like(carry)
-    (carry, d_weights, d_carry), out = chunks.scan(piece, state, data, min(window, len(sequence.xs)))
+    steps = min(window, chunks.fixed(sequence.steps))
+    (carry, d_weights, d_carry), out = chunks.scan(piece, state, data, steps)
     return Streamed(carry, chunks.sums_as(d_weights, weights), d_carry, [out])
 
 
@@ -162,7 +163,7 @@ class _Sums(NamedTuple):
 
 def _sweep_of_blocks(window: int, stride: int, cell: AnyCell, run: Run, slopes: Slopes, d: Outputs) -> Swept:
     """This replaces `phases.sweep`: all blocks of losses go back side by side and their λ are summed."""
-    steps, marks = len(d.hs), run.sequence.marks
+    steps, marks = chunks.fixed(run.sequence.steps), run.sequence.marks
     firsts = jnp.arange(0, steps, stride)  # the first step of each block, counted from 0
     ends = jnp.minimum(firsts + stride, steps) - 1  # (W1)
     step_back = loops.step_back_of(phases.engine_of(cell), cell, run.params)

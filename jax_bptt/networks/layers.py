@@ -213,7 +213,7 @@ def at_last_step(layer: Layer, outputs: Array, mask: Mark) -> Array:
     to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
     if mask is None:
         return jnp.concatenate([to_right[-1], to_left[0]], -1)
-    first_valid, last_valid = jnp.argmax(mask, 0), len(mask) - 1 - jnp.argmax(jnp.flip(mask, 0), 0)
+    first_valid, last_valid = jnp.argmax(mask, 0), mask.shape[0] - 1 - jnp.argmax(jnp.flip(mask, 0), 0)
 
     def at(step: Array, z: Array) -> Array:
         return jnp.take_along_axis(z, step[None, ..., None], 0)[0]

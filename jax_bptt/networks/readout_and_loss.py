@@ -10,7 +10,6 @@ compared with its target and freed a few steps at a time; Y of all steps, [T, B,
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -95,8 +94,8 @@ def loss_and_grad_of_steps(
     readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, judged: Judged
 ) -> ReadoutGradient:
     """This is `loss_and_grad` for an additive loss, a few steps at a time."""
-    outputs = max(1, math.prod(hs.shape[1:-1])) * readout.output_size
-    chunk = max(1, min(len(hs), AT_ONCE // outputs))
+    outputs = chunks.rows_of_a_step(hs.shape[1:-1]) * readout.output_size
+    chunk = chunks.at_most(AT_ONCE // outputs, hs.shape[0])
     Sums = tuple[Array, ReadoutParams]
 
     def read_chunk(sums: Sums, first: chunks.First, here: tuple[Array, Targets, Mark]) -> tuple[Sums, Array]:

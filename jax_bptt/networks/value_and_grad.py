@@ -324,7 +324,7 @@ def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Targets
     if is_additive(loss):
         leading = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1]
         ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), sequence.xs.dtype)
-        read = f"xs is read time first, as T = {len(sequence.xs)} steps of batch {sequence.rows}"
+        read = f"xs is read time first, as T = {sequence.steps} steps of batch {sequence.rows}"
         with adding(read):
             check_targets(loss, ys, targets, steps_that_count(net, sequence.mask))
     return targets

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating
+from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating, is_known
 from jax_bptt.base.errors import bad, describe, naming, running, shown
 from jax_bptt.base.trees import with_fields
 from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape, Slopes, State
@@ -70,7 +70,7 @@ def check_inputs(
     if carry is not None:
         initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
         fix = (
-            f"xs is [T, *batch, {input_size}], time first: it is read as T = {len(sequence.xs)} steps of "
+            f"xs is [T, *batch, {input_size}], time first: it is read as T = {sequence.steps} steps of "
             f"batch {rows}. If your batch comes first, pass xs.swapaxes(0, 1); else make the carry by "
             f"{name}.initial_carry(params, {rows})"
         )
@@ -198,7 +198,8 @@ def parameter_shapes(cell: AnyCell) -> ArrayTree:
 def check_step(cell: AnyCell, params: ArrayTree, rows: Shape) -> None:
     """One step and its adjoint are traced, to check shapes and that no traced value comes from outside."""
     leaves, structure = jax.tree.flatten(params)
-    _check_step(cell, structure, tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in leaves), rows)
+    some_rows = tuple(n if is_known(n) else 2 for n in rows)  # a step is the same for any number of rows
+    _check_step(cell, structure, tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in leaves), some_rows)
 
 
 @cached()

@@ -107,7 +107,6 @@ def run_checked(
     """This is `unroll` for arguments that have been checked, on one device or inside a jax.shard_map."""
     cell = gradient.on_engine(cell)
     run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
-    run = to_local(run, run)
     if gradient.backward is None:  # JAX differentiates: without a custom_vjp, forward mode (jvp) works too
         outputs, _ = _forward(cell, gradient)(run)
     else:
@@ -117,11 +116,15 @@ def run_checked(
 
 
 def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Sequence) -> Run:
-    """The run of a cell gets what is missing: valid x for padding, s_0, and the initial carry for resets."""
+    """The run of a cell gets what is missing: valid x for padding, s_0, and the initial carry for resets.
+
+    In a jax.shard_map every device has its own copy of the parameters.
+    """
     sequence, rows = without_padding(sequence), sequence.rows
     s_0: State = cell.initial_carry(params, rows) if carry is None else carry
     start: State | None = None if sequence.reset is None else cell.initial_carry(params, rows)
-    return Run(params, s_0, start, sequence)
+    run = Run(params, s_0, start, sequence)
+    return to_local(run, run)
 
 
 @cached()
