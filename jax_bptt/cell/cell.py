@@ -190,10 +190,10 @@ def make_cell(
     Args:
       input_size: I.
       hidden_size: H.
-      step: (units, s_prev, u, v) -> s, pointwise. It may use only its arguments and constants made
-        outside jit. u and v are tuples of G arrays shaped like h; units holds the parameters other than
-        w_x, w_h, b, b_h, shaped to broadcast against h. If w_h has shape [H] there is no recurrent
-        product: v is (), and units holds w_h.
+      step: (units, s_prev, u, v) -> s, pointwise: no unit reads another one, for which `step_cell` is
+        there. It may use only its arguments and constants made outside jit. u and v are tuples of G arrays
+        shaped like h; units holds the parameters other than w_x, w_h, b, b_h, shaped to broadcast against
+        h. If w_h has shape [H] there is no recurrent product: v is (), and units holds w_h.
       gates: G, or the names of the gates, which `check_gradient` then uses.
       carry_type: NamedTuple class of the state, with a field h; all its fields are shaped like h.
       init: key -> params, a JAX function (it is traced to find the shapes); None for `init_params`, which
