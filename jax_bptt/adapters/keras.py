@@ -97,6 +97,6 @@ def from_keras(weights: Sequence[Foreign], reset_after: bool | None = None) -> P
 def _of_unbiased(w_x: np.ndarray, w_h: np.ndarray, reset_after: bool | None) -> GateOrders:
     """These kinds of cell are possible without a bias to tell them by."""
     if w_x.shape[1] == 3 * len(w_h) and reset_after is None:
-        expected = "True or False for a GRU without biases"
+        expected = "True or False beside the weights of a GRU without biases"
         raise bad("reset_after", expected, reset_after, "pass reset_after=layer.reset_after")
     return {kind: GATES[kind] for kind in (ELMAN, LSTM, AFTER if reset_after else BEFORE)}
