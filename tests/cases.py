@@ -42,8 +42,12 @@ class Case(NamedTuple):
 
 
 def _z(np, p, s, x):
-    z = x @ p["w_x"] + s["h"] @ p["w_h"]
-    return z + np.broadcast_to(p["b"], z.shape)
+    return _plus(np, x @ p["w_x"] + s["h"] @ p["w_h"], p, "b")
+
+
+def _plus(np, z, p, name):
+    """z plus a bias, where there is one."""
+    return z + np.broadcast_to(p[name], z.shape) if name in p else z
 
 
 def _plain_elman(g):
@@ -73,16 +77,15 @@ def _plain_peephole(np, p, s, x):
 
 def _plain_gru(np, p, s, x):
     u, v = x @ p["w_x"], s["h"] @ p["w_h"]
-    u_r, u_z, u_n = np.split(u + np.broadcast_to(p["b"], u.shape), 3, axis=-1)
-    v_r, v_z, v_n = np.split(v + np.broadcast_to(p["b_h"], v.shape), 3, axis=-1)
+    u_r, u_z, u_n = np.split(_plus(np, u, p, "b"), 3, axis=-1)
+    v_r, v_z, v_n = np.split(_plus(np, v, p, "b_h"), 3, axis=-1)
     z, n = _sigmoid(np, u_z + v_z), np.tanh(u_n + _sigmoid(np, u_r + v_r) * v_n)
     return {"h": n - z * n + z * s["h"]}
 
 
 def _plain_gru_reset_before(np, p, s, x):
     w_r, w_z, w_n = np.split(p["w_h"], 3, axis=-1)
-    u = x @ p["w_x"]
-    u_r, u_z, u_n = np.split(u + np.broadcast_to(p["b"], u.shape), 3, axis=-1)
+    u_r, u_z, u_n = np.split(_plus(np, x @ p["w_x"], p, "b"), 3, axis=-1)
     r, z = _sigmoid(np, u_r + s["h"] @ w_r), _sigmoid(np, u_z + s["h"] @ w_z)
     n = np.tanh(u_n + (r * s["h"]) @ w_n)
     return {"h": n - z * n + z * s["h"]}
@@ -212,6 +215,11 @@ CELLS = {
     "gru-reset-before": CellRow(jb.gru(I, H, reset_after=False), _plain_gru_reset_before),
     "gru-before-learned": CellRow(
         jb.learn_carry(jb.gru(I, H, reset_after=False, update_bias=1.0)), _plain_gru_reset_before
+    ),
+    "gru-no-bias": CellRow(jb.gru(I, H, bias=False), _plain_gru),
+    "gru-before-no-bias": CellRow(jb.gru(I, H, reset_after=False, bias=False), _plain_gru_reset_before),
+    "peephole-no-bias-learned": CellRow(
+        jb.learn_carry(jb.lstm(I, H, peephole=True, bias=False)), _plain_peephole
     ),
     "leaky": CellRow(jb.leaky(I, H, rate=0.4), _plain_leaky),
     "mgu": CellRow(jb.mgu(I, H), _plain_mgu),

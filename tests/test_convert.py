@@ -23,8 +23,24 @@ RZ = np.arange(3 * H) < 2 * H
 FOLDED = AFTER._replace(b=AFTER.b + RZ * AFTER.b_h, b_h=~RZ * AFTER.b_h)  # the same cell: r, z see b + b_h
 WITHOUT_B_N = FOLDED._replace(b_h=np.zeros(3 * H))
 
+
+def _unbiased(cell, params):
+    """The same matrices, as params of the cell with bias=False."""
+    return type(cell.init(jax.random.key(0)))(params.w_x, params.w_h)
+
+
+ELMAN_0, LSTM_0, AFTER_0, BEFORE_0 = (
+    _unbiased(cell, params)
+    for cell, params in [
+        (jb.elman(I, H, bias=False), ELMAN),
+        (jb.lstm(I, H, bias=False), LSTM),
+        (jb.gru(I, H, bias=False), AFTER),
+        (jb.gru(I, H, bias=False, reset_after=False), BEFORE),
+    ]
+)
+
 EXACT = {
-    "torch": (convert.to_torch, convert.from_torch, [ELMAN, LSTM, AFTER]),
+    "torch": (convert.to_torch, convert.from_torch, [ELMAN, LSTM, AFTER, ELMAN_0, LSTM_0, AFTER_0]),
     "torch backwards": (
         lambda params: convert.to_torch(params, layer=2, reverse=True),
         lambda weights: convert.from_torch(weights, layer=2, reverse=True),
@@ -37,9 +53,11 @@ EXACT = {
         convert.from_nnx,
         [ELMAN, LSTM, WITHOUT_B_N],
     ),
-    "keras": (convert.to_keras, convert.from_keras, [ELMAN, LSTM, AFTER, BEFORE]),
+    "keras": (convert.to_keras, convert.from_keras, [ELMAN, LSTM, AFTER, BEFORE, ELMAN_0, LSTM_0]),
+    "keras, reset after": (convert.to_keras, lambda w: convert.from_keras(w, reset_after=True), [AFTER_0]),
+    "keras, reset before": (convert.to_keras, lambda w: convert.from_keras(w, reset_after=False), [BEFORE_0]),
     "haiku": (convert.to_haiku, convert.from_haiku, [ELMAN, BEFORE]),
-    "equinox": (convert.to_equinox, convert.from_equinox, [LSTM, FOLDED]),
+    "equinox": (convert.to_equinox, convert.from_equinox, [LSTM, FOLDED, LSTM_0, AFTER_0]),
 }
 
 
@@ -102,16 +120,24 @@ def _without(weights, *names):
     return {name: leaf for name, leaf in weights.items() if name not in names}
 
 
-def test_absent_biases_are_zeros():
-    torch = _without(convert.to_torch(AFTER), "bias_ih_l0", "bias_hh_l0")
-    none = np.zeros(3 * H)
-    _same(convert.from_torch(torch), AFTER._replace(b=none, b_h=none))
-    _same(convert.from_keras(convert.to_keras(LSTM)[:2]), LSTM._replace(b=np.zeros(4 * H)))
-    equinox = convert.to_equinox(AFTER) | {"bias": None, "bias_n": None}
-    _same(convert.from_equinox(equinox), AFTER._replace(b=none, b_h=none))
+def test_a_module_without_biases_is_a_cell_without_biases():
+    torch = convert.to_torch(AFTER)
+    _same(convert.from_torch(_without(torch, "bias_ih_l0", "bias_hh_l0")), AFTER_0)
+    _same(convert.from_torch(_without(torch, "bias_hh_l0")), AFTER._replace(b_h=np.zeros(3 * H)))
+    _same(convert.from_keras(convert.to_keras(LSTM)[:2]), LSTM_0)
+    _same(convert.from_equinox(convert.to_equinox(AFTER) | {"bias": None, "bias_n": None}), AFTER_0)
     haiku = convert.to_haiku(ELMAN)
     haiku["linear_1"] = _without(haiku["linear_1"], "b")
     _same(convert.from_haiku(haiku), ELMAN)
+
+
+def test_where_every_module_has_biases_those_of_a_cell_without_are_zeros():
+    """The outputs are the same, so the weights are exact; Haiku adds 1 to the forget gate by itself."""
+    zeros = np.zeros(4 * H)
+    _same(convert.from_linen(convert.to_linen(AFTER_0)), jb.GRUParams(*AFTER_0, zeros[H:], zeros[H:]))
+    _same(convert.from_nnx(convert.to_nnx(LSTM_0)), jb.Params(*LSTM_0, zeros))
+    _same(convert.from_haiku(convert.to_haiku(BEFORE_0)), jb.Params(*BEFORE_0, zeros[H:]))
+    _same(convert.from_haiku(convert.to_haiku(LSTM_0)), jb.Params(*LSTM_0, zeros))
 
 
 def test_both_biases_of_torch_are_summed_but_in_a_gru():
@@ -132,9 +158,24 @@ class _Tensor:
         return self.a
 
 
+class _Bfloat16(_Tensor):
+    """NumPy cannot read it, only what it is as float32."""
+
+    dtype = "torch.bfloat16"
+
+    def cpu(self):
+        return self
+
+    def float(self):
+        return self.a.astype("float32")
+
+
 def test_tensors_are_detached():
     tensors = {name: _Tensor(w) for name, w in convert.to_torch(LSTM).items()}
     _same(convert.from_torch(tensors), LSTM)
+    short = jb.Params(*(w.astype("bfloat16") for w in LSTM))
+    tensors = {name: _Bfloat16(w) for name, w in convert.to_torch(short).items()}
+    _same(convert.from_torch(tensors), short)
 
 
 PEEPHOLES = jb.PeepholeParams(*LSTM, *np.ones((3, H)))
@@ -222,7 +263,20 @@ BAD = {
     ),
     "a keras GRU without biases": (
         lambda: convert.from_keras(convert.to_keras(AFTER)[:2]),
-        r"weights: expected W_x .* of elman, lstm, got \{W_x: float64\[3,12\]",
+        r"reset_after: expected True or False beside the weights of a GRU without .*; pass reset_after=layer",
+    ),
+    "a keras GRU whose bias says otherwise": (
+        lambda: convert.from_keras(convert.to_keras(AFTER), reset_after=False),
+        r"reset_after: expected True for this bias, got False; leave it out",
+    ),
+    "reset before in torch, without biases": (
+        lambda: convert.to_torch(BEFORE_0),
+        r"for torch.nn, got Params",
+    ),
+    "reset after in haiku, without biases": (lambda: convert.to_haiku(AFTER_0), r"for haiku, got GRUParams"),
+    "a trained carry": (
+        lambda: convert.to_torch(jb.learn_carry(jb.elman(I, H, bias=False)).init(jax.random.key(0))),
+        r"params: .* got ParamsWithoutBiasWithCarry\(.*without peepholes or a trained carry",
     ),
     "two rows of biases for an LSTM": (
         lambda: convert.from_keras([*KERAS[:2], np.ones((2, 16))]),

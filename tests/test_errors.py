@@ -168,9 +168,9 @@ BAD = {
         lambda: _cell(lambda units, s, u, v: s, gates=2, init=CELL.init),
         r"init: w_x: expected shape \[3,10\], got float64\[3,5\]",
     ),
-    "init without a bias": (
+    "init without names": (
         lambda: _cell(lambda units, s, u, v: s, init=lambda key: CELL.init(key)[:2]),
-        r"init: expected a NamedTuple with w_x, w_h, b, got tuple of",
+        r"init: expected a NamedTuple with w_x, w_h, got tuple of",
     ),
     "step of another dtype": (
         lambda: _cell(lambda units, s, u, v: jb.Carry(u[0].astype("float32"))),

@@ -145,6 +145,14 @@ BAD = {
         lambda: jb.lstm(3, 5, forget_bias="one"),
         r"forget_bias: expected a finite number, got 'one'",
     ),
+    "a forget bias without biases": (
+        lambda: jb.lstm(3, 5, forget_bias=2.0, bias=False),
+        r"forget_bias: expected its default 1.0, as bias=False, got 2.0; .* leave out forget_bias or",
+    ),
+    "chrono without biases": (
+        lambda: jb.gru(3, 5, update_bias=jb.chrono(9), bias=False),
+        r"update_bias: expected its default 0.0, as bias=False, got Chrono\(longest=9\)",
+    ),
     "infinite update bias": (
         lambda: jb.gru(3, 5, update_bias=np.inf),
         r"update_bias: expected a finite number, got inf",

@@ -42,6 +42,7 @@ PRINTED = {
     "elman(3, 5, recurrent=identity())": jb.elman(3, 5, recurrent=jb.identity()),
     "elman(3, 5, activation=_soft)": jb.elman(3, 5, activation=_soft),
     "gru(3, 5, reset_after=False)": jb.gru(3, 5, reset_after=False),
+    "elman(3, 5, bias=False)": jb.elman(3, 5, bias=False),
     "leaky(3, 5, rate=0.2)": jb.leaky(3, 5, rate=0.2),
     "learn_carry(lstm(3, 5))": jb.learn_carry(LSTM),
     "make_cell(3, 5, _step)": jb.make_cell(3, 5, _step),

@@ -54,6 +54,18 @@ def test_forget_bias_is_stored_in_the_bias():
     assert b.tolist() == [[0.0] * H, [-2.0] * H, [0.0] * H]
 
 
+OPTIONS = {jb.lstm: [{"peephole": True}], jb.gru: [{}, {"reset_after": False}]}
+EVERY = [jb.elman, jb.lstm, jb.gru, jb.leaky, jb.mgu, jb.indrnn]
+
+
+@pytest.mark.parametrize(("make", "options"), [(make, o) for make in EVERY for o in OPTIONS.get(make, [{}])])
+def test_without_biases_the_other_parameters_are_the_same(make, options):
+    params = make(3, 4, **options).init(jax.random.key(0))._asdict()
+    unbiased = make(3, 4, bias=False, **options).init(jax.random.key(0))._asdict()
+    assert list(unbiased) == [name for name in params if name not in ("b", "b_h")]
+    assert all((unbiased[name] == params[name]).all() for name in unbiased)
+
+
 def test_chrono_biases():
     """σ(b_f) spans memories of 1 to T_max − 1 steps; the input gate opposes it."""
     wide = 200

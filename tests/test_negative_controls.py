@@ -8,6 +8,7 @@ import support.witnesses as w
 from cases import CELLS, EXACT, KINDS, make
 
 import jax_bptt as jb
+from jax_bptt.gradients.independence import check_units_and_rows
 
 MUTATIONS = mutations.MUTATIONS
 FIRST = {mutation: next(name for m, name in mutations.PAIRS if m == mutation) for mutation in MUTATIONS}
@@ -86,6 +87,58 @@ def test_check_cell_catches_a_wrong_adjoint():
     assert not report.ok
     assert report.wrong[0] == "carry.h"  # at one step nothing else is wrong
     assert "the gradient is WRONG: carry.h (1 steps)" in str(report)
+
+
+def _mixing(mixed):
+    """A pointwise cell whose units, or rows, read each other against the rules."""
+    return jb.make_cell(3, 4, lambda units, s, u, v: jb.Carry(jnp.tanh(mixed(s.h, u[0] + v[0]))))
+
+
+MIXING = {
+    "roll": _mixing(lambda h, z: z + 0.5 * jnp.roll(h, 1, -1)),
+    "mean over units": _mixing(lambda h, z: z - z.mean(-1, keepdims=True)),
+    "softmax over units": _mixing(lambda h, z: 3 * jax.nn.softmax(z)),
+    "matmul": _mixing(lambda h, z: z + h @ jnp.full((4, 4), 0.2, h.dtype)),
+    "swapped neighbours": _mixing(lambda h, z: z + h[..., jnp.array([1, 0, 3, 2])]),
+}
+
+
+def _of_mixing(cell, gradient):
+    params, xs = cell.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 2, 3))
+    return jax.jit(jax.grad(lambda p: (jb.unroll(cell, p, None, xs, gradient=gradient)[1] ** 2).sum()))(
+        params
+    )
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_units_that_read_each_other_are_noticed(name):
+    """The loops are right even so; what takes Jacobians unit by unit would be wrong, and refuses."""
+    cell, message = MIXING[name], "step: .*got units that read each other; use jb.step_cell"
+    assert not w.wrong(_of_mixing(cell, jb.full()), _of_mixing(cell, jb.autodiff()), 1e-12)
+    for refuse in (jb.check_cell, lambda c: _of_mixing(c, jb.parallel())):
+        with pytest.raises(ValueError, match=message):
+            refuse(cell)
+
+
+def test_every_user_of_jacobians_unit_by_unit_refuses():
+    cell = MIXING["roll"]
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((3, 2, 3))
+    with pytest.raises(ValueError, match=r"unroll_by_newton: step: .*units that read each other"):
+        jb.unroll_by_newton(cell, params, None, xs, newton=jb.newton(diagonal=True))
+    net = jb.network([cell], jb.readout(4, 1))
+    with pytest.raises(ValueError, match=r"gradient_flow: step: .*units that read each other"):
+        jb.gradient_flow(net, jb.squared_error, net.init(jax.random.key(0)), None, xs, jnp.ones((3, 2, 1)))
+
+
+def test_rows_that_read_each_other_are_noticed_by_parallel():
+    cell = _mixing(lambda h, z: z - (z.mean(0, keepdims=True) if z.ndim > 1 else z))
+    with pytest.raises(ValueError, match=r"step: .*got rows that read each other; use jb.full\(\)"):
+        _of_mixing(cell, jb.parallel())
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if isinstance(CELLS[name].cell, jb.Cell)])
+def test_no_pointwise_cell_is_taken_for_another(name):
+    check_units_and_rows(CELLS[name].cell, jnp.dtype("float32"))
 
 
 def test_a_truncated_gradient_is_no_exact_one():

@@ -68,6 +68,26 @@ def test_checkpointed_by_layers_is_the_gradient_of_jax():
     assert not w.wrong(found, _by_layers_by_jax(jb.squared_error), 1e-12)
 
 
+@pytest.mark.parametrize("name", ["checkpointed", "longer than the sequence"])
+def test_the_network_of_the_article_has_no_biases(name):
+    """S_t = tanh(W_x X_t + W_s S_{t−1}), Y_t = W_y S_t, as a loop that JAX differentiates."""
+    net = jb.network([jb.elman(I, H, bias=False)], jb.readout(H, O, bias=False))
+    params, carry, xs, targets, _ = _problem(net, jb.squared_error)
+    xs = jnp.where(jnp.isnan(xs), 0.5, xs)
+
+    def loss(params):
+        (cell,), readout = params
+        h, ys = carry[0].h, []
+        for x in xs:
+            h = jnp.tanh(x @ cell.w_x + h @ cell.w_h)
+            ys.append(h @ readout.w_y)
+        return jb.squared_error(jnp.stack(ys), targets)
+
+    _, grads = _run(net, jb.squared_error, BY_CHUNKS[name], params, carry, xs, targets)
+    assert (grads.cells[0]._fields, grads.readout._fields) == (("w_x", "w_h"), ("w_y",))
+    assert not w.wrong(grads, jax.grad(loss)(params), 1e-12)
+
+
 def _marked(loss):
     """The arguments of a run with everything in it."""
     params, carry, xs, targets, marks = _problem(_net(), loss)

@@ -9,9 +9,11 @@ Each framework has its own file, which says where the framework stores which of 
 * `haiku`, Haiku: `to_haiku` and `from_haiku`.
 * `equinox`, Equinox: `to_equinox` and `from_equinox`.
 
-A missing bias counts as zeros. Activations are not weights, so make the cell that takes the weights with the
-same activations. A ValueError names a cell that the framework lacks, a missing name or a wrong shape. The
-arrays must be concrete: these functions do not work on traced arrays inside jax.jit.
+Weights without any bias become the params of a cell with bias=False, and back where the framework has such
+cells; where it has none, its biases are zeros. Of two biases a missing one counts as zeros. Activations are
+not weights, so make the cell that takes the weights with the same activations. A ValueError names a cell that
+the framework lacks, a missing name or a wrong shape. The arrays must be concrete: these functions do not work
+on traced arrays inside jax.jit.
 """
 
 from jax_bptt.adapters.equinox import from_equinox, to_equinox

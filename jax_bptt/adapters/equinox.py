@@ -39,7 +39,8 @@ def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
       params: those of `lstm` or `gru`.
 
     Returns:
-      weight_ih [GH, I], weight_hh [GH, H], bias [GH], and for a GRU bias_n [H].
+      weight_ih [GH, I], weight_hh [GH, H], bias [GH], and for a GRU bias_n [H]; no biases for a cell with
+      bias=False, as for use_bias=False in Equinox.
 
     Raises:
       ValueError: the params are those of another cell.
@@ -49,8 +50,8 @@ def to_equinox(params: Params | GRUParams) -> dict[str, np.ndarray]:
     """
     cell = to_their_order(GATES, params, "equinox.nn")
     b, b_n = folded(cell)
-    weights = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T, "bias": b}  # (WL9)
-    return weights | ({"bias_n": b_n} if cell.kind == AFTER else {})  # (WL9)
+    biases = {"bias": b} | ({"bias_n": b_n} if cell.kind == AFTER else {})  # (WL9)
+    return {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T} | (biases if cell.has_bias else {})  # (WL9)
 
 
 @named("convert.from_equinox")
@@ -61,7 +62,8 @@ def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
       weights: vars(cell), with arrays as in `to_equinox`; a bias may be None.
 
     Returns:
-      The params of `lstm` or `gru`, as NumPy arrays; b_h of a GRU is (0, 0, b_n).
+      The params of `lstm` or `gru`, as NumPy arrays; b_h of a GRU is (0, 0, b_n). Without biases they are
+      those of a cell with bias=False.
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
@@ -72,5 +74,5 @@ def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
     """
     w_x, w_h = leaf(weights, "weight_ih").T, leaf(weights, "weight_hh").T  # (WL9)
     b_n = bias(weights, "bias_n", beside=w_h[:, : len(w_h)])
-    b_h = np.pad(b_n, (w_h.shape[1] - len(b_n), 0))  # (WL9)
+    b_h = None if b_n is None else np.pad(b_n, (w_h.shape[1] - len(b_n), 0))  # (WL9)
     return to_our_order(GATES, w_x, w_h, bias(weights, "bias", beside=w_h), b_h)  # (WL9)

@@ -2,8 +2,8 @@
 
     i<g>/kernel = W_x^g,  h<g>/kernel = W_h^g,  i<g>/bias = b̄^g (LSTM: h<g>),  hn/bias = b_n (WL3)
 
-`weights` defines b̄ and b_n. SimpleCell(residual=True) adds h_{t−1}; it equals `elman` with 1 added to the
-diagonal of W_h.
+`weights` defines b̄ and b_n. All these cells have biases, which are zeros for a cell of ours without.
+SimpleCell(residual=True) adds h_{t−1}; it equals `elman` with 1 added to the diagonal of W_h.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jax_bptt.adapters.weights import (
     folded,
     has,
     leaf,
+    or_zeros,
     to_our_order,
     to_their_order,
 )
@@ -84,5 +85,12 @@ def from_linen(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUPara
     i, h = (leaf(weights, side + gates[0], "kernel") for side in "ih")
     w_x = np.concatenate([leaf(weights, f"i{g}", "kernel", like=i) for g in gates], axis=1)  # (WL3)
     w_h = np.concatenate([leaf(weights, f"h{g}", "kernel", like=h) for g in gates], axis=1)  # (WL3)
-    b, b_h = (np.concatenate([bias(weights, s + g, "bias", beside=h) for g in gates]) for s in "ih")  # (WL3)
+    b, b_h = (_of_gates([bias(weights, s + g, "bias", beside=h) for g in gates], h) for s in "ih")  # (WL3)
     return to_our_order({kind: gates}, w_x, w_h, b, b_h)
+
+
+def _of_gates(biases: list[np.ndarray | None], beside: np.ndarray) -> np.ndarray | None:
+    """The biases of all gates are joined, with zeros where one is missing; None if all are."""
+    if all(b_g is None for b_g in biases):
+        return None
+    return np.concatenate([or_zeros(b_g, beside) for b_g in biases])

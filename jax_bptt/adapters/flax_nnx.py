@@ -2,6 +2,7 @@
 
     dense_i, dense_h: linen's gates side by side, no b_n; LSTMCell as linen, if_ for if   (WL4)
 
+All these cells have biases, which are zeros for a cell of ours without.
 SimpleCell(residual=True) adds h_{t−1}; it equals `elman` with 1 added to the diagonal of W_h.
 """
 
@@ -74,5 +75,5 @@ def from_nnx(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams
     if has(weights, "if_"):
         return from_linen({"if" if name == "if_" else name: part for name, part in weights.items()})  # (WL4)
     w_x, w_h = (leaf(weights, side, "kernel") for side in ("dense_i", "dense_h"))  # (WL4)
-    b = sum(bias(weights, side, "bias", beside=w_h) for side in ("dense_i", "dense_h"))  # (WL4)
-    return to_our_order(GATES, w_x, w_h, np.asarray(b))
+    b, b_h = (bias(weights, side, "bias", beside=w_h) for side in ("dense_i", "dense_h"))  # (WL4)
+    return to_our_order(GATES, w_x, w_h, b, b_h)

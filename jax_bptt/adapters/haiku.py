@@ -4,7 +4,8 @@
     LSTM  linear = the rows (W_x, W_h), b, gates i, g, f, o; b_f − 1, as it adds 1 itself (WL7)
     GRU   gates −z, r, n, reset before: h' = (1 − z) h + z n there, 1 − σ(z) = σ(−z)     (WL8)
 
-hk.VanillaRNN equals `elman` with activation="relu".
+hk.VanillaRNN equals `elman` with activation="relu". All these cells have biases, which are zeros for a cell
+of ours without.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jax_bptt.adapters.weights import (
     bias,
     has,
     leaf,
+    or_zeros,
     to_our_order,
     to_their_order,
 )
@@ -82,7 +84,7 @@ def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
     if has(weights, "w_i"):
         w_x, w_h = leaf(weights, "w_i"), leaf(weights, "w_h")
         params = to_our_order({BEFORE: GATES[BEFORE]}, w_x, w_h, bias(weights, "b", beside=w_h))
-        return Params(*(a * _per_gate((1, -1, 1), a) for a in params))  # (WL8)
+        return type(params)(*(a * _per_gate((1, -1, 1), a) for a in params))  # (WL8)
     w = leaf(weights, "linear", "w")
     b = bias(weights, "linear", "b", beside=w)
     if "linear_1" in weights:
@@ -90,7 +92,7 @@ def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
         b_h = bias(weights, "linear_1", "b", beside=w_h)
         return to_our_order({ELMAN: GATES[ELMAN]}, w, w_h, b, b_h)  # (WL6)
     inputs = max(0, len(w) - w.shape[1] // 4)  # I of the I + H rows, as w has 4 H columns
-    params = to_our_order({LSTM: GATES[LSTM]}, w[:inputs], w[inputs:], b)  # (WL7)
+    params = to_our_order({LSTM: GATES[LSTM]}, w[:inputs], w[inputs:], or_zeros(b, w))  # (WL7)
     return params._replace(b=params.b + _per_gate((0, 1, 0, 0), params.b))  # (WL7)
 
 

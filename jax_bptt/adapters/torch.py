@@ -31,8 +31,10 @@ def to_torch(params: Params | GRUParams, layer: int = 0, reverse: bool = False) 
       reverse: whether the weights are for its backward direction.
 
     Returns:
-      weight_ih_l0 [GH, I], weight_hh_l0 [GH, H], bias_ih_l0 and bias_hh_l0 [GH], named for the layer. Pass
-      {name: torch.tensor(w) for name, w in to_torch(params).items()} to load_state_dict.
+      weight_ih_l0 [GH, I], weight_hh_l0 [GH, H], bias_ih_l0 and bias_hh_l0 [GH], named for the layer; no
+      biases for a cell with bias=False, as for bias=False in PyTorch. Pass
+      {name: torch.tensor(w) for name, w in to_torch(params).items()} to load_state_dict; of params in
+      bfloat16 pass torch.tensor(w.astype("float32")), as PyTorch does not read NumPy's arrays of it.
 
     Raises:
       ValueError: the params are those of another cell, or layer or reverse is wrong.
@@ -42,7 +44,7 @@ def to_torch(params: Params | GRUParams, layer: int = 0, reverse: bool = False) 
     """
     cell = to_their_order(GATES, params, "torch.nn")
     matrices = {"weight_ih": cell.w_x.T, "weight_hh": cell.w_h.T}  # (WL2)
-    biases = {"bias_ih": cell.b, "bias_hh": cell.b_h}  # (WL2)
+    biases = {"bias_ih": cell.b, "bias_hh": cell.b_h} if cell.has_bias else {}  # (WL2)
     return {name + _at(layer, reverse): w for name, w in (matrices | biases).items()}
 
 
@@ -57,7 +59,7 @@ def from_torch(weights: Mapping[str, Foreign], layer: int = 0, reverse: bool = F
 
     Returns:
       The params of `elman`, `lstm` or `gru`, as NumPy arrays. b is the sum of both biases, except in a GRU,
-      which has both.
+      which has both. Without biases they are those of a cell with bias=False.
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.

@@ -2,8 +2,8 @@
 
 Our cells compute u = x W_x + b and v = h W_h + b_h, with the gates i, f, g, o or r, z, n as blocks of
 columns, and the state of a GRU is h' = (1 − z) n + z h. b_h is 0, except in a GRU with the reset after the
-product. W^g is the block of gate g. For a framework with one bias the two biases are added. This changes no
-state, because r and z see only u + v; n keeps its own second bias:
+product; a cell may have no biases at all. W^g is the block of gate g. For a framework with one bias the two
+biases are added. This changes no state, because r and z see only u + v; n keeps its own second bias:
 
     b̄ = b + (b_h^r, b_h^z, 0),   b_n = b_h^n                   (WL1)
 """
@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
 from jax_bptt.base.checks import check_arrays, is_floating
 from jax_bptt.base.errors import bad, naming
 from jax_bptt.base.types import Foreign
-from jax_bptt.cell.cell import Params
+from jax_bptt.base.variants import root_of
+from jax_bptt.cell.cell import BIASES, Params, without_biases
 from jax_bptt.cells.gru import GRUParams
 
 GateOrders: TypeAlias = dict[str, list[str]]  # for each kind of cell its gates in order
@@ -34,8 +36,9 @@ class Weights(NamedTuple):
       kind: ELMAN, LSTM, AFTER or BEFORE.
       w_x: [I, G*H].
       w_h: [H, G*H].
-      b: [G*H].
+      b: [G*H], zeros in a cell without biases.
       b_h: [G*H], zeros except in a GRU with the reset after the product.
+      has_bias: whether the cell has biases.
     """
 
     kind: str
@@ -43,6 +46,7 @@ class Weights(NamedTuple):
     w_h: np.ndarray
     b: np.ndarray
     b_h: np.ndarray
+    has_bias: bool
 
 
 def to_their_order(orders: GateOrders, params: Foreign, framework: str) -> Weights:
@@ -60,18 +64,22 @@ def to_their_order(orders: GateOrders, params: Foreign, framework: str) -> Weigh
       ValueError: the framework lacks this cell, or params are no parameters of a cell.
     """
     check_arrays("params", params)
-    is_ours = isinstance(params, (Params, GRUParams)) and all(map(is_floating, params))
-    arrays = [np.array(a) for a in params] if is_ours else []
+    whole = _whole(params)
     for kind, gates in orders.items():
-        if len(arrays) == (4 if kind == AFTER else 3) and _fit(gates, *arrays):
-            arrays = [*arrays, np.zeros_like(arrays[2])][:4]
-            return Weights(kind, *(_reordered(a, OURS[kind], gates) for a in arrays))
+        if isinstance(whole, GRUParams if kind == AFTER else Params) and _fit(gates, *whole):
+            arrays = (_reordered(a, OURS[kind], gates) for a in (*whole, np.zeros_like(whole.b)))
+            w_x, w_h, b, b_h, *_ = arrays
+            return Weights(kind, w_x, w_h, b, b_h, has_bias=hasattr(params, "b"))
     fix = "convert one of these cells, without peepholes or a trained carry"
     raise bad("params", f"those of {', '.join(orders)} for {framework}", params, fix)
 
 
 def to_our_order(
-    orders: GateOrders, w_x: np.ndarray, w_h: np.ndarray, b: np.ndarray, b_h: np.ndarray | None = None
+    orders: GateOrders,
+    w_x: np.ndarray,
+    w_h: np.ndarray,
+    b: np.ndarray | None,
+    b_h: np.ndarray | None = None,
 ) -> Params | GRUParams:
     """The arrays of a framework become params.
 
@@ -79,20 +87,22 @@ def to_our_order(
       orders: the kinds of cell that are possible; the first that fits the arrays is used.
       w_x: [I, G*H].
       w_h: [H, G*H].
-      b: [G*H].
-      b_h: [G*H], or None for zeros; it is added to b, except in a GRU with the reset after the product.
+      b: [G*H], or None if it is missing.
+      b_h: the same of the second bias, which is added to b, except in a GRU with the reset after the product.
 
     Returns:
-      The params, as NumPy arrays.
+      The params, as NumPy arrays; without biases if both are missing.
 
     Raises:
       ValueError: the shapes fit none of these cells.
     """
-    arrays = w_x, w_h, b, np.zeros_like(b) if b_h is None else b_h
+    zeros = np.zeros(w_h.shape[1:], w_h.dtype)
+    arrays = w_x, w_h, *(zeros if one is None else one for one in (b, b_h))
     for kind, gates in orders.items():
         if _fit(gates, *arrays):
             ours: list[Any] = [_reordered(a, gates, OURS[kind]) for a in arrays]  # NumPy, not Array
-            return GRUParams(*ours) if kind == AFTER else Params(ours[0], ours[1], ours[2] + ours[3])
+            params = GRUParams(*ours) if kind == AFTER else Params(ours[0], ours[1], ours[2] + ours[3])
+            return params if b is not None or b_h is not None else without_biases(params)
     got = {"W_x": w_x, "W_h": w_h, "b": b}
     fix = "give one layer in one direction, without projections or peepholes"
     raise bad("weights", f"W_x [I, GH], W_h [H, GH], b [GH] of {', '.join(orders)}", got, fix)
@@ -133,15 +143,15 @@ def leaf(weights: Foreign, *path: str, like: np.ndarray | None = None) -> np.nda
     if isinstance(weights, np.ndarray):
         check_arrays(f"weights {'/'.join(path)}", weights)
     with naming(f"weights {'/'.join(path)}", "an array"):
-        a = np.array(weights.detach().cpu() if hasattr(weights, "detach") else weights)  # PyTorch's tensors
+        a = _of_tensor(weights.detach().cpu()) if hasattr(weights, "detach") else np.array(weights)
     if not is_floating(a) or (a.ndim != 2 if like is None else a.shape != like.shape):
         expected = "a matrix" if like is None else f"{list(like.shape)} as its neighbours"
         raise bad(f"weights {'/'.join(path)}", expected, a, "give one cell, named as in jb.convert")
     return a
 
 
-def bias(weights: Foreign, *path: str, beside: np.ndarray) -> np.ndarray:
-    """The bias at a path of names is copied; a bias that is missing or None counts as zeros.
+def bias(weights: Foreign, *path: str, beside: np.ndarray) -> np.ndarray | None:
+    """The bias at a path of names is copied; the result is None where it is missing.
 
     Args:
       weights: the weights that the user passed.
@@ -149,15 +159,39 @@ def bias(weights: Foreign, *path: str, beside: np.ndarray) -> np.ndarray:
       beside: a matrix with a column for each number of the bias.
 
     Returns:
-      A new array [G*H].
+      A new array [G*H], or None.
 
     Raises:
       ValueError: the value is not a floating array of the right shape.
     """
-    zeros, here = np.zeros(beside.shape[1], beside.dtype), weights
+    here = weights
     for name in path:
         here = here[name] if has(here, name) else None
-    return zeros if here is None else leaf(weights, *path, like=zeros)
+    return None if here is None else leaf(weights, *path, like=np.zeros(beside.shape[1], beside.dtype))
+
+
+def or_zeros(found: np.ndarray | None, beside: np.ndarray) -> np.ndarray:
+    """A bias that is missing becomes zeros, one for each column of the matrix beside it."""
+    return np.zeros(beside.shape[1], beside.dtype) if found is None else found
+
+
+def _whole(params: Foreign) -> Params | GRUParams | None:
+    """Params of our cells become NumPy arrays, with zeros for missing biases; other params become None."""
+    root = root_of(params)
+    if root not in (Params, GRUParams) or not all(map(is_floating, params)):
+        return None
+    zeros = dict.fromkeys(BIASES, np.zeros(params.w_h.shape[1:], params.w_h.dtype))
+    arrays = {name: zeros[name] for name in root._fields if name in zeros} | {
+        name: np.array(p) for name, p in params._asdict().items()
+    }
+    return root(**arrays) if arrays.keys() == set(root._fields) else None
+
+
+def _of_tensor(tensor: Foreign) -> np.ndarray:
+    """PyTorch's tensors become arrays; it cannot convert its own bfloat16, and float32 holds every one."""
+    if str(getattr(tensor, "dtype", "")) == "torch.bfloat16":
+        return np.array(tensor.float()).astype(jnp.bfloat16)
+    return np.array(tensor)
 
 
 def _fit(gates: list[str], w_x: np.ndarray, w_h: np.ndarray, *biases: np.ndarray) -> bool:

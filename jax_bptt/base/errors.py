@@ -19,7 +19,7 @@ ELSEWHERE = {  # arguments of other libraries, and what stands for them here
     "batch_first": "time is always the first axis: xs is [T, *batch, I]",
     "dropout": "drop outputs by jb.layer(cell, dropout=p)",
     "nonlinearity": "the activation is called activation",
-    "bias": "every cell has a bias",
+    "use_bias": "the option is called bias",
     "return_sequences": "for one output a sequence wrap the readout: jb.last(jb.readout(...))",
 }
 

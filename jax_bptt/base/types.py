@@ -37,7 +37,7 @@ class State(Protocol):
 
 
 class PointwiseParams(Protocol):
-    """The parameters of a pointwise cell are a NamedTuple; other fields have one number per unit."""
+    """The parameters of a pointwise cell are a NamedTuple, whose other fields its `Layout` explains."""
 
     @property
     def w_x(self) -> Array:
@@ -46,9 +46,5 @@ class PointwiseParams(Protocol):
     @property
     def w_h(self) -> Array:
         """The recurrent weights are [H, G*H], or [H] where there is no recurrent product."""
-
-    @property
-    def b(self) -> Array:
-        """The bias is [G*H]."""
 
     def _asdict(self) -> dict[str, Any]: ...

@@ -1,6 +1,6 @@
 """A recurrent cell is two linear maps, which the engine computes, and a pointwise step of its own.
 
-    u_t = x_t W_x + b              one array per gate, each shaped like h
+    u_t = x_t W_x (+ b)            one array per gate, each shaped like h
     v_t = h_{t−1} W_h (+ b_h)      one array per gate, each shaped like h
     s_t = step(s_{t−1}, u_t, v_t)  pointwise over units; h_t is a part of s_t
 
@@ -29,6 +29,7 @@ from jax_bptt.base.checks import (
     as_arrays,
     check_batch_shape,
     check_key,
+    flag,
     function,
     is_floating,
     or_none,
@@ -38,9 +39,11 @@ from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.trees import apart
 from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
+from jax_bptt.base.variants import varied
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
 
 INITIAL = "_0"  # a parameter h_0 is the initial value of the field h of the carry
+BIASES = ("b", "b_h")
 
 
 @by_shape
@@ -89,11 +92,13 @@ class Layout(NamedTuple):
     """A layout says what each parameter of a pointwise cell is for; it is found once, by tracing `init`.
 
     Attributes:
+      bias: whether there is a b [G*H], added to the product with the input.
       recurrent: whether w_h is a matrix [H, G*H], so that there is a recurrent product; else w_h is [H].
       recurrent_bias: whether there is a b_h [G*H], added to the recurrent product.
       units: the names of the unit-wise parameters, which the step reads.
     """
 
+    bias: bool
     recurrent: bool
     recurrent_bias: bool
     units: tuple[str, ...]
@@ -110,7 +115,7 @@ class Cell(NamedTuple, Generic[P, S]):
       step: (units, s_prev, u, v) -> s, pointwise.
       linearise: (units, s_prev, u, v, s) -> a, which the derivative of the step needs, pointwise.
       adjoint: (units, a, lam) -> StepCotangent, pointwise and linear in lam.
-      init: key -> params, a NamedTuple with w_x, w_h, b, perhaps b_h [G*H] and unit-wise [H] leaves;
+      init: key -> params, a NamedTuple with w_x, w_h, perhaps b and b_h [G*H] and unit-wise [H] leaves;
         see `Layout`.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, H]. A field such as h is the
         parameter h_0 [H] if there is one (see `learn_carry`), else zeros.
@@ -171,6 +176,7 @@ def _gates(argument: str, gates: object) -> tuple[str, ...]:
     gates=_gates,
     carry_type=carry_class,
     init=or_none(function),
+    bias=flag,
     linearise=or_none(function),
     adjoint=or_none(function),
 )
@@ -182,25 +188,27 @@ def make_cell(
     gates: int | tuple[str, ...] = 1,
     carry_type: Callable[..., S] = Carry,  # type: ignore[assignment]
     init: Callable[[PRNGKey], Any] | None = None,
+    bias: bool = True,
     linearise: Callable[[Units, S, Gates, Gates, S], Slopes] | None = None,
     adjoint: Callable[[Units, Any, S], StepCotangent[S]] | None = None,
 ) -> Cell[Any, S]:
     """`make_cell` makes a cell from its pointwise step; every gradient method then works with it.
 
-    s_t = step(units, s_{t−1}, x_t W_x + b, h_{t−1} W_h (+ b_h))
+    s_t = step(units, s_{t−1}, x_t W_x (+ b), h_{t−1} W_h (+ b_h))
 
     Args:
       input_size: I.
       hidden_size: H.
-      step: (units, s_prev, u, v) -> s, pointwise. It may use only its arguments and constants made
-        outside jit. u and v are tuples of G arrays shaped like h; units holds the parameters other than
-        w_x, w_h, b, b_h, shaped to broadcast against h. If w_h has shape [H] there is no recurrent
-        product: v is (), and units holds w_h.
+      step: (units, s_prev, u, v) -> s, pointwise: no unit reads another one, for which `step_cell` is
+        there. It may use only its arguments and constants made outside jit. u and v are tuples of G arrays
+        shaped like h; units holds the parameters other than w_x, w_h, b, b_h, shaped to broadcast against
+        h. If w_h has shape [H] there is no recurrent product: v is (), and units holds w_h.
       gates: G, or the names of the gates, which `check_gradient` then uses.
       carry_type: NamedTuple class of the state, with a field h; all its fields are shaped like h.
       init: key -> params, a JAX function (it is traced to find the shapes); None for `init_params`, which
         makes no unit-wise parameters. A parameter whose name ends in _0, such as h_0, is an initial value
         of the carry.
+      bias: False leaves b and b_h out of what init makes. An init of your own may leave them out itself.
       linearise, adjoint: the hand-derived derivative (see `Cell`): pass both or neither. Without them
         jax.vjp differentiates one step at a time.
 
@@ -222,6 +230,8 @@ def make_cell(
         init = functools.partial(  # not a lambda, so that it can be pickled
             init_params, input_size=input_size, hidden_size=hidden_size, gates=len(gates)
         )
+    if not bias:
+        init = functools.partial(_init_without_biases, init)
     if linearise is None or adjoint is None:
         linearise, adjoint = keep_point, functools.partial(vjp_of_step, step)
     initial_carry = functools.partial(initial_of, carry_type, hidden_size)
@@ -232,10 +242,21 @@ def make_cell(
 def _layout(init: Callable[[PRNGKey], Any]) -> Layout:
     params = jax.eval_shape(lambda: init(jax.random.key(0)))
     recurrent = params.w_h.ndim == 2
-    matrices_and_biases = {"w_x", "b", "b_h"} | ({"w_h"} if recurrent else set())
+    matrices_and_biases = {"w_x", *BIASES} | ({"w_h"} if recurrent else set())
     names = params._fields
     units = tuple(n for n in names if n not in matrices_and_biases and not n.endswith(INITIAL))
-    return Layout(recurrent, recurrent and "b_h" in names, units)
+    return Layout("b" in names, recurrent, recurrent and "b_h" in names, units)
+
+
+def without_biases(params: Any) -> Any:
+    """The same params without the fields b and b_h; what is no NamedTuple is for later checks to refuse."""
+    fields = params._asdict() if hasattr(params, "_fields") else {}
+    kept = {name: p for name, p in fields.items() if name not in BIASES}
+    return params if len(kept) == len(fields) else varied(params, "WithoutBias", kept)
+
+
+def _init_without_biases(init: Callable[[PRNGKey], Any], key: PRNGKey) -> Any:
+    return without_biases(init(key))
 
 
 def init_params(

@@ -150,9 +150,16 @@ def gate_biases(
     return blocks.at[keeps].set(jnp.asarray(bias, b.dtype)).reshape(-1)
 
 
-def bias(argument: str, value: object) -> float | Chrono:
-    """A bias must be a finite number or a `Chrono`, or a ValueError is raised."""
+def gate_bias(argument: str, value: object) -> float | Chrono:
+    """The bias of a gate must be a finite number or a `Chrono`, or a ValueError is raised."""
     return value if isinstance(value, Chrono) else number(argument, "a finite number", value)
+
+
+def check_gate_bias(argument: str, value: float | Chrono, default: float, bias: bool) -> None:
+    """The bias of a gate must be left at its default in a cell without biases, or a ValueError is raised."""
+    if not bias and value != default:
+        fix = f"a cell without biases has none to set, so leave out {argument} or bias=False"
+        raise bad(argument, f"its default {default}, as bias=False", value, fix)
 
 
 def check_initializer(argument: str, init: object) -> None:

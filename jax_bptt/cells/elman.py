@@ -2,7 +2,7 @@
 
     article   S_t = g₁(W_x X_t + W_s S_{t−1})
 
-    forward   z_t = u_t + v_t                   u_t = x_t W_x + b,  v_t = h_{t−1} W_h    (EF1)
+    forward   z_t = u_t + v_t                   u_t = x_t W_x (+ b), v_t = h_{t−1} W_h   (EF1)
               h_t = g(z_t)                                                               (EF2)
 
 z_t influences the loss only through h_t, and g is pointwise. With λ_t = dE/dh_t:
@@ -18,13 +18,13 @@ diag(a_t) W_s, and the product of these factors is what vanishes or explodes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import size
+from jax_bptt.base.checks import flag, size
 from jax_bptt.base.types import Gates, Units
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
@@ -32,29 +32,50 @@ from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make
 from jax_bptt.cell.initializers import Initializer, orthogonal
 
 
-@cached(input_size=size, hidden_size=size)
+@overload
 def elman(
     input_size: int,
     hidden_size: int,
     *,
     activation: ActivationName | Callable[[Array], Array] = "tanh",
     recurrent: Initializer = orthogonal(),
-) -> Cell[Params, Carry]:
+    bias: Literal[True] = True,
+) -> Cell[Params, Carry]: ...
+@overload
+def elman(
+    input_size: int,
+    hidden_size: int,
+    *,
+    activation: ActivationName | Callable[[Array], Array] = "tanh",
+    recurrent: Initializer = orthogonal(),
+    bias: bool,
+) -> Cell[Any, Carry]: ...
+@cached(input_size=size, hidden_size=size, bias=flag)
+def elman(
+    input_size: int,
+    hidden_size: int,
+    *,
+    activation: ActivationName | Callable[[Array], Array] = "tanh",
+    recurrent: Initializer = orthogonal(),
+    bias: bool = True,
+) -> Cell[Any, Carry]:
     """`elman` makes the cell of the article, S_t = g₁(W_x X_t + W_s S_{t−1}).
 
-    h_t = g(x_t W_x + b + h_{t−1} W_h)
+    h_t = g(x_t W_x (+ b) + h_{t−1} W_h)
 
     Args:
       input_size: I.
       hidden_size: H.
       activation: g: "tanh", "relu", "sigmoid", "identity", or a callable from a number to a number.
       recurrent: initialiser of W_h: `orthogonal`, `identity`, or (key, shape, dtype) -> array.
+      bias: whether there is a b; False leaves it out of the params.
 
     Returns:
       The `Cell`, with G = 1 and `Params`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, an unknown activation, or a recurrent that is not a function.
+      ValueError: a size below 1, an unknown activation, a recurrent that is not a function, or a bias that
+        is not a bool.
 
     Reference: Elman 1990, Finding structure in time.
 
@@ -63,7 +84,9 @@ def elman(
     """
     step, linearise, adjoint = _pointwise(activation_of(activation))
     init = init_of(input_size, hidden_size, 1, recurrent)
-    return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
+    return make_cell(
+        input_size, hidden_size, step, init=init, bias=bias, linearise=linearise, adjoint=adjoint
+    )
 
 
 def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:

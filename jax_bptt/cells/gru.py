@@ -1,6 +1,6 @@
 """This gated recurrent unit applies the reset gate after the product, as cuDNN and PyTorch do.
 
-    forward   r = σ(u_r + v_r)                           v = h_{t−1} W_h + b_h              (GF1)
+    forward   r = σ(u_r + v_r)                           v = h_{t−1} W_h (+ b_h)            (GF1)
               z = σ(u_z + v_z)                                                              (GF2)
               n = tanh(u_n + r v_n)                      so b_h is not a second b           (GF3)
               h_t = (1 − z) n + z h_{t−1}                                                   (GF4)
@@ -28,8 +28,15 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag, size
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Gates, PRNGKey, Units
-from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell
-from jax_bptt.cell.initializers import Chrono, Initializer, bias, gate_biases, orthogonal
+from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell, without_biases
+from jax_bptt.cell.initializers import (
+    Chrono,
+    Initializer,
+    check_gate_bias,
+    gate_bias,
+    gate_biases,
+    orthogonal,
+)
 from jax_bptt.cell.step_cell import StepCell
 from jax_bptt.cells.gru_reset_before import reset_before
 
@@ -61,6 +68,7 @@ def gru(
     reset_after: Literal[True] = True,
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
+    bias: Literal[True] = True,
 ) -> Cell[GRUParams, Carry]: ...
 @overload
 def gru(
@@ -70,6 +78,7 @@ def gru(
     reset_after: Literal[False],
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
+    bias: Literal[True] = True,
 ) -> StepCell[Params, Carry]: ...
 @overload
 def gru(
@@ -79,8 +88,9 @@ def gru(
     reset_after: bool = True,
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
-) -> Cell[Any, Carry] | StepCell[Params, Carry]: ...
-@cached(input_size=size, hidden_size=size, reset_after=flag, update_bias=bias)
+    bias: bool = True,
+) -> Cell[Any, Carry] | StepCell[Any, Carry]: ...
+@cached(input_size=size, hidden_size=size, reset_after=flag, update_bias=gate_bias, bias=flag)
 def gru(
     input_size: int,
     hidden_size: int,
@@ -88,7 +98,8 @@ def gru(
     reset_after: bool = True,
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
-) -> Cell[Any, Carry] | StepCell[Params, Carry]:
+    bias: bool = True,
+) -> Cell[Any, Carry] | StepCell[Any, Carry]:
     """`gru` makes a gated recurrent unit, whose update gate z mixes the past state with a new value n.
 
     h_t = (1 − z) n + z h_{t−1}   (GF1-GF4)
@@ -96,24 +107,27 @@ def gru(
     Args:
       input_size: I.
       hidden_size: H.
-      reset_after: True for n = tanh(u_n + r (h W_n + b_n)), one product per step, as cuDNN and PyTorch;
+      reset_after: True for n = tanh(u_n + r (h W_n (+ b_n))), one product per step, as cuDNN and PyTorch;
         False for n = tanh(u_n + (r h) W_n), two products per step, as the paper and Haiku.
       update_bias: the initial bias of the gate z, which keeps the past state: a number, or `chrono`.
       recurrent: initialiser of each gate's block of W_h.
+      bias: whether there are b and b_h; False leaves them out of the params, and then update_bias is to be
+        left out.
 
     Returns:
       The `Cell` with gates r, z, n, `Carry` and `GRUParams`; with the reset before, a `StepCell` with
       `Params`. The same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, a reset_after that is not a bool, an update_bias that is not a number or
-        `chrono`, or a recurrent that is not a function.
+      ValueError: a size below 1, a reset_after or bias that is not a bool, an update_bias that is not a
+        number or `chrono` or that comes with bias=False, or a recurrent that is not a function.
 
     Reference: Cho et al. 2014, Learning phrase representations, equations (5)-(8).
 
     >>> gru(3, 5).init(jax.random.key(0)).b_h.shape
     (15,)
     """
+    check_gate_bias("update_bias", update_bias, 0.0, bias)
     plain = init_of(input_size, hidden_size, 3, recurrent)
 
     def init_before(key: PRNGKey) -> Params:
@@ -127,13 +141,15 @@ def gru(
         return GRUParams(*params, jnp.zeros_like(params.b))
 
     if not reset_after:
-        return reset_before(input_size, hidden_size, init_before)
+        before = init_before if bias else lambda key: without_biases(init_before(key))
+        return reset_before(input_size, hidden_size, before)
     return make_cell(
         input_size,
         hidden_size,
         _step,
         gates=("r", "z", "n"),
         init=init,
+        bias=bias,
         linearise=_linearise,
         adjoint=_adjoint,
     )

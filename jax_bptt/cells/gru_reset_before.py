@@ -1,6 +1,6 @@
 """This gated recurrent unit applies the reset gate before the product, as Cho et al. 2014 wrote it.
 
-    forward   u_r, u_z, u_n = x_t W_x + b                                                   (RF1)
+    forward   u_r, u_z, u_n = x_t W_x (+ b)                                                 (RF1)
               r, z = σ(u_rz + h_{t−1} W_rz)              W_h = [W_rz, W_n]                  (RF2)
               n = tanh(u_n + (r h_{t−1}) W_n)            the second product                 (RF3)
               h_t = (1 − z) n + z h_{t−1}                                                   (RF4)
@@ -39,7 +39,7 @@ _Slopes = tuple[Array, Array, Array, Array, Array]
 def reset_before(
     input_size: int, hidden_size: int, init: Callable[[PRNGKey], Params]
 ) -> StepCell[Params, Carry]:
-    """`reset_before` makes the cell of gru(reset_after=False); init: key -> `Params` with blocks r, z, n."""
+    """`reset_before` makes the cell of gru(reset_after=False); init: key -> params with blocks r, z, n."""
     return step_cell(
         input_size,
         hidden_size,
@@ -54,7 +54,12 @@ def reset_before(
 
 
 def _project(params: Params, x: Array) -> Array:
-    return x @ params.w_x + params.b  # (RF1)
+    u = x @ params.w_x
+    return u + params.b if _has_bias(params) else u  # (RF1)
+
+
+def _has_bias(params: Params) -> bool:
+    return hasattr(params, "b")
 
 
 def _matrices(params: Params) -> tuple[Array, Array]:
@@ -107,7 +112,8 @@ def _contract(params: Params, s_prev: Carry, xs: Array, a: _Slopes, lam: Carry) 
     gradient = {
         "w_x": sum_of_outer_products(xs, d_u),  # (RC2)
         "w_h": joined((d_w_rz, d_w_n)),
-        "b": sum_over_rows(d_u),  # (RC2)
     }
+    if _has_bias(params):
+        gradient["b"] = sum_over_rows(d_u)  # (RC2)
     # under `learn_carry` params have more fields, which the step does not read: their gradient is zero
     return zeros_like(params)._replace(**gradient), joined(d_u) @ params.w_x.T  # (RC3)

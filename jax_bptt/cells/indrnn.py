@@ -16,13 +16,13 @@ There is no matrix product in the loops, forward or backward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import size
+from jax_bptt.base.checks import flag, size
 from jax_bptt.base.types import Gates, PRNGKey, Units
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
@@ -30,25 +30,46 @@ from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make
 from jax_bptt.cell.initializers import orthogonal
 
 
-@cached(input_size=size, hidden_size=size)
+@overload
 def indrnn(
-    input_size: int, hidden_size: int, *, activation: ActivationName | Callable[[Array], Array] = "relu"
-) -> Cell[Params, Carry]:
+    input_size: int,
+    hidden_size: int,
+    *,
+    activation: ActivationName | Callable[[Array], Array] = "relu",
+    bias: Literal[True] = True,
+) -> Cell[Params, Carry]: ...
+@overload
+def indrnn(
+    input_size: int,
+    hidden_size: int,
+    *,
+    activation: ActivationName | Callable[[Array], Array] = "relu",
+    bias: bool,
+) -> Cell[Any, Carry]: ...
+@cached(input_size=size, hidden_size=size, bias=flag)
+def indrnn(
+    input_size: int,
+    hidden_size: int,
+    *,
+    activation: ActivationName | Callable[[Array], Array] = "relu",
+    bias: bool = True,
+) -> Cell[Any, Carry]:
     """`indrnn` makes an independently recurrent cell: one recurrent weight per unit, no matrix W_h.
 
-    h_t = g(x_t W_x + b + w h_{t−1})   (IF1, IF2)
+    h_t = g(x_t W_x (+ b) + w h_{t−1})   (IF1, IF2)
 
     Args:
       input_size: I.
       hidden_size: H.
       activation: g, as for `elman`.
+      bias: whether there is a b; False leaves it out of the params.
 
     Returns:
       The `Cell`, with `Params` whose w_h is [H], drawn uniformly from 0 to 1; the same object for the
       same arguments.
 
     Raises:
-      ValueError: a size below 1 or an unknown activation.
+      ValueError: a size below 1, an unknown activation, or a bias that is not a bool.
 
     Reference: Li et al. 2018, Independently recurrent neural network, equation (4).
 
@@ -63,7 +84,9 @@ def indrnn(
         return params._replace(w_h=w)
 
     step, linearise, adjoint = _pointwise(activation_of(activation))
-    return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
+    return make_cell(
+        input_size, hidden_size, step, init=init, bias=bias, linearise=linearise, adjoint=adjoint
+    )
 
 
 def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:

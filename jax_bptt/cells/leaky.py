@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import size
+from jax_bptt.base.checks import flag, size
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Gates, PRNGKey, Units
@@ -53,7 +53,7 @@ class LeakyParams(NamedTuple):
     rho: Array
 
 
-@cached(input_size=size, hidden_size=size)
+@overload
 def leaky(
     input_size: int,
     hidden_size: int,
@@ -61,10 +61,31 @@ def leaky(
     activation: ActivationName | Callable[[Array], Array] = "tanh",
     rate: float = 0.1,
     recurrent: Initializer = orthogonal(),
-) -> Cell[LeakyParams, Carry]:
+    bias: Literal[True] = True,
+) -> Cell[LeakyParams, Carry]: ...
+@overload
+def leaky(
+    input_size: int,
+    hidden_size: int,
+    *,
+    activation: ActivationName | Callable[[Array], Array] = "tanh",
+    rate: float = 0.1,
+    recurrent: Initializer = orthogonal(),
+    bias: bool,
+) -> Cell[Any, Carry]: ...
+@cached(input_size=size, hidden_size=size, bias=flag)
+def leaky(
+    input_size: int,
+    hidden_size: int,
+    *,
+    activation: ActivationName | Callable[[Array], Array] = "tanh",
+    rate: float = 0.1,
+    recurrent: Initializer = orthogonal(),
+    bias: bool = True,
+) -> Cell[Any, Carry]:
     """`leaky` makes a leaky integrator, which is an Elman network in continuous time.
 
-    h_t = (1 − α) h_{t−1} + α g(x_t W_x + b + h_{t−1} W_h),   α = σ(ρ)   (CF1, CF2)
+    h_t = (1 − α) h_{t−1} + α g(x_t W_x (+ b) + h_{t−1} W_h),   α = σ(ρ)   (CF1, CF2)
 
     Args:
       input_size: I.
@@ -72,13 +93,14 @@ def leaky(
       activation: g, as for `elman`.
       rate: the initial α = Δt/τ of every unit: time step over time constant, between 0 and 1.
       recurrent: initialiser of W_h.
+      bias: whether there is a b; False leaves it out of the params.
 
     Returns:
       The `Cell`, with G = 1 and `LeakyParams`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, a rate outside (0, 1), an unknown activation, or a recurrent that is not
-        a function.
+      ValueError: a size below 1, a rate outside (0, 1), an unknown activation, a recurrent that is not a
+        function, or a bias that is not a bool.
 
     Reference: Jaeger et al. 2007, leaky-integrator neurons; Funahashi & Nakamura 1993.
 
@@ -94,7 +116,9 @@ def leaky(
         return LeakyParams(*params, jnp.full(hidden_size, math.log(rate / (1 - rate)), params.b.dtype))
 
     step, linearise, adjoint = _pointwise(activation_of(activation))
-    return make_cell(input_size, hidden_size, step, init=init, linearise=linearise, adjoint=adjoint)
+    return make_cell(
+        input_size, hidden_size, step, init=init, bias=bias, linearise=linearise, adjoint=adjoint
+    )
 
 
 def _pointwise(activation: Activation) -> tuple[Callable[..., Any], ...]:

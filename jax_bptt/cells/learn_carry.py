@@ -6,17 +6,15 @@ that reads params, the gradient reaches them.
 
 from __future__ import annotations
 
-from collections import namedtuple
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.errors import bad
-from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import PRNGKey, S
+from jax_bptt.base.variants import varied
 from jax_bptt.cell.cell import INITIAL, Cell, initial_of
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 
@@ -57,24 +55,11 @@ def learn_carry(cell: AnyCell) -> AnyCell:
         fix = "let init make the parameter h_0, and let your own initial_carry return it for every row"
         raise bad("cell", "NamedTuple params and an initial carry of zeros", cell, fix)
     carry = jax.eval_shape(lambda: cell.initial_carry(cell.init(jax.random.key(0)), ()))
-    names = [*fields, *(field + INITIAL for field in carry._fields)]
-    extended = _params_class(type(params), tuple(names))
 
     def init(key: PRNGKey) -> Any:
-        params = cell.init(key)
+        params: Any = cell.init(key)
         dtype = jax.tree.leaves(params)[0].dtype
-        return extended(*params, *(jnp.zeros(s.shape, dtype) for s in carry))
+        zeros = {field + INITIAL: jnp.zeros(s.shape, dtype) for field, s in carry._asdict().items()}
+        return varied(params, "WithCarry", params._asdict() | zeros)
 
     return cell._replace(init=init)
-
-
-@cached()
-def _params_class(of_cell: type, names: tuple[str, ...]) -> Any:
-    """The class of the longer params; they are pickled as what makes this class again, and their arrays."""
-    extended: Any = by_shape(namedtuple(f"{of_cell.__name__}WithCarry", names))
-    extended.__reduce__ = lambda params: (_params, (of_cell, names, tuple(params)))
-    return extended
-
-
-def _params(of_cell: type, names: tuple[str, ...], arrays: tuple[Array, ...]) -> Any:
-    return _params_class(of_cell, names)(*arrays)

@@ -39,7 +39,14 @@ from jax_bptt.base.checks import flag, size
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Gates, PRNGKey, Units
 from jax_bptt.cell.cell import Cell, Params, StepCotangent, init_of, make_cell
-from jax_bptt.cell.initializers import Chrono, Initializer, bias, gate_biases, orthogonal
+from jax_bptt.cell.initializers import (
+    Chrono,
+    Initializer,
+    check_gate_bias,
+    gate_bias,
+    gate_biases,
+    orthogonal,
+)
 
 _Slopes = tuple[tuple[Array, ...], tuple[Array, ...]]
 
@@ -84,6 +91,7 @@ def lstm(
     forget_bias: float | Chrono = 1.0,
     peephole: Literal[False] = False,
     recurrent: Initializer = orthogonal(),
+    bias: Literal[True] = True,
 ) -> Cell[Params, LSTMCarry]: ...
 @overload
 def lstm(
@@ -93,6 +101,7 @@ def lstm(
     forget_bias: float | Chrono = 1.0,
     peephole: Literal[True],
     recurrent: Initializer = orthogonal(),
+    bias: Literal[True] = True,
 ) -> Cell[PeepholeParams, LSTMCarry]: ...
 @overload
 def lstm(
@@ -102,8 +111,9 @@ def lstm(
     forget_bias: float | Chrono = 1.0,
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),
+    bias: bool = True,
 ) -> Cell[Any, LSTMCarry]: ...
-@cached(input_size=size, hidden_size=size, forget_bias=bias, peephole=flag)
+@cached(input_size=size, hidden_size=size, forget_bias=gate_bias, peephole=flag, bias=flag)
 def lstm(
     input_size: int,
     hidden_size: int,
@@ -111,6 +121,7 @@ def lstm(
     forget_bias: float | Chrono = 1.0,
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),
+    bias: bool = True,
 ) -> Cell[Any, LSTMCarry]:
     """`lstm` makes a long short-term memory cell, which keeps a cell state c_t beside its output h_t.
 
@@ -123,20 +134,22 @@ def lstm(
         f and i.
       peephole: whether the gates also read the cell state, through p_i, p_f and p_o.
       recurrent: initialiser of each gate's block of W_h.
+      bias: whether there is a b; False leaves it out of the params, and then forget_bias is to be left out.
 
     Returns:
       The `Cell`, with gates i, f, g, o, `LSTMCarry` and `Params`, or `PeepholeParams` with p = 0; the
       same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, a forget_bias that is not a number or `chrono`, a peephole that is not a
-        bool, or a recurrent that is not a function.
+      ValueError: a size below 1, a forget_bias that is not a number or `chrono` or that comes with
+        bias=False, a peephole or bias that is not a bool, or a recurrent that is not a function.
 
     Reference: Gers & Schmidhuber 2000, Recurrent nets that time and count (peepholes).
 
     >>> lstm(3, 5).init(jax.random.key(0)).b[5:10].tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
+    check_gate_bias("forget_bias", forget_bias, 1.0, bias)
     plain = init_of(input_size, hidden_size, 4, recurrent)
 
     def init(key: PRNGKey) -> Params | PeepholeParams:
@@ -153,6 +166,7 @@ def lstm(
         gates=("i", "f", "g", "o"),
         carry_type=LSTMCarry,
         init=init,
+        bias=bias,
         linearise=_linearise,
         adjoint=_adjoint,
     )

@@ -15,12 +15,14 @@ comes after it, so that one product per step is enough. With λ = dE/dh_t:
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import size
+from jax_bptt.base.checks import flag, size
 from jax_bptt.base.types import Gates, Units
 from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell
 from jax_bptt.cell.initializers import Initializer, orthogonal
@@ -28,8 +30,22 @@ from jax_bptt.cell.initializers import Initializer, orthogonal
 _Slopes = tuple[Array, Array, Array]
 
 
-@cached(input_size=size, hidden_size=size)
-def mgu(input_size: int, hidden_size: int, *, recurrent: Initializer = orthogonal()) -> Cell[Params, Carry]:
+@overload
+def mgu(
+    input_size: int,
+    hidden_size: int,
+    *,
+    recurrent: Initializer = orthogonal(),
+    bias: Literal[True] = True,
+) -> Cell[Params, Carry]: ...
+@overload
+def mgu(
+    input_size: int, hidden_size: int, *, recurrent: Initializer = orthogonal(), bias: bool
+) -> Cell[Any, Carry]: ...
+@cached(input_size=size, hidden_size=size, bias=flag)
+def mgu(
+    input_size: int, hidden_size: int, *, recurrent: Initializer = orthogonal(), bias: bool = True
+) -> Cell[Any, Carry]:
     """`mgu` makes a minimal gated unit, with the gate after the product.
 
     h_t = (1 − f) h_{t−1} + f tanh(u_n + f v_n)   (MF1-MF3)
@@ -38,12 +54,13 @@ def mgu(input_size: int, hidden_size: int, *, recurrent: Initializer = orthogona
       input_size: I.
       hidden_size: H.
       recurrent: initialiser of each gate's block of W_h.
+      bias: whether there is a b; False leaves it out of the params.
 
     Returns:
       The `Cell`, with gates f, n, `Carry` and `Params`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size below 1, or a recurrent that is not a function.
+      ValueError: a size below 1, a recurrent that is not a function, or a bias that is not a bool.
 
     Reference: Zhou et al. 2016, Minimal gated unit for recurrent neural networks.
 
@@ -57,6 +74,7 @@ def mgu(input_size: int, hidden_size: int, *, recurrent: Initializer = orthogona
         _step,
         gates=("f", "n"),
         init=init,
+        bias=bias,
         linearise=_linearise,
         adjoint=_adjoint,
     )

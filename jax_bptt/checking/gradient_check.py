@@ -33,11 +33,13 @@ from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.checking.report import DIFFERENCES, Line, Report
+from jax_bptt.engine.phases import is_pointwise
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.full import full
+from jax_bptt.gradients.independence import check_units
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.network import Network
-from jax_bptt.unrolling.arguments import check_method, parameter_shapes
+from jax_bptt.unrolling.arguments import check_method, check_step, parameter_shapes
 from jax_bptt.unrolling.unroll import unroll
 
 Point: TypeAlias = tuple[Any, Any, Array]  # params, carry and xs: where the gradient is checked
@@ -139,7 +141,8 @@ def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
       A `Report`, as that of `check_gradient`, over all of these cases.
 
     Raises:
-      ValueError: cell is not a cell, or it cannot be run.
+      ValueError: cell is not a cell, or it cannot be run; or the step of a pointwise cell lets units read
+        each other, for which some gradient methods would be wrong.
 
     >>> import jax_bptt as jb
     >>> print(str(check_cell(jb.elman(2, 3))).splitlines()[-1])
@@ -148,6 +151,10 @@ def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
     if not isinstance(cell, (Cell, StepCell)):
         raise bad("cell", "a Cell", cell, "use jb.check_gradient for a network")
     check_method(gradient)
+    params = parameter_shapes(cell)
+    check_step(cell, params, (2,))
+    if is_pointwise(cell):
+        check_units(cell, jax.tree.leaves(params)[0].dtype)
     pattern = np.arange(12).reshape(6, 2)
     marks: dict[str, np.ndarray] = {"mask": pattern % 5 != 1, "reset": pattern % 7 == 2}
     cases: list[dict[str, Any]] = [

@@ -34,9 +34,12 @@ def product(x: Array, w: Array, dtype: DType | None) -> Array:
 
 
 def input_gates(cell: PointwiseCell, params: PointwiseParams, x: Array) -> Gates:
-    """u = x W_x + b has one array per gate; x is [..., I]."""
-    blocks = zip(split(params.w_x, cell.gates), split(params.b, cell.gates), strict=True)
-    return tuple(product(x, w, cell.dtype) + broadcast_leading(b, x.ndim) for w, b in blocks)
+    """u = x W_x (+ b) has one array per gate; x is [..., I]."""
+    products = (product(x, w, cell.dtype) for w in split(params.w_x, cell.gates))
+    if not cell.layout.bias:
+        return tuple(products)
+    b = split(params._asdict()["b"], cell.gates)
+    return tuple(u + broadcast_leading(b_g, x.ndim) for u, b_g in zip(products, b, strict=True))
 
 
 def recurrent_gates(cell: PointwiseCell, params: PointwiseParams, h_prev: Array) -> Gates:

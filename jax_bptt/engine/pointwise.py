@@ -1,7 +1,7 @@
 """The engine of pointwise cells does their matrix products: before, in and after the time loop.
 
-    forward    u_t = x_t W_x + b                            all t at once: a product a gate   (F1)
-               v_t = h̃_{t−1} W_h + b_h                      the only product in the loop      (F2)
+    forward    u_t = x_t W_x (+ b)                          all t at once: a product a gate   (F1)
+               v_t = h̃_{t−1} W_h (+ b_h)                    the only product in the loop      (F2)
                s_t = step(s̃_{t−1}, u_t, v_t)                                                  (F3)
 
     linearise  a_t = the derivative of step at t            mapped over t                     (PL1)
@@ -94,7 +94,7 @@ def _contract(
     towards = every_t(a, lam)  # (C1)
     gradient = {
         "w_x": sum_of_outer_products(xs, towards.u, cell.dtype),  # (C3)
-        "b": sum_over_rows(towards.u),  # (C4)
+        **({"b": sum_over_rows(towards.u)} if cell.layout.bias else {}),  # (C4)
         **{name: sum_over_rows((d_p,)) for name, d_p in towards.units.items()},  # (C4)
     }
     if cell.layout.recurrent:

@@ -28,7 +28,7 @@ from jax_bptt.gradients.method import GradientMethod
 def autodiff() -> GradientMethod:
     """This method computes the exact gradient by letting JAX differentiate the plain scan.
 
-    s_t = step(s_{t−1}, x_t W_x + b, h_{t−1} W_h (+ b_h)), differentiated by jax.vjp
+    s_t = step(s_{t−1}, x_t W_x (+ b), h_{t−1} W_h (+ b_h)), differentiated by jax.vjp
 
     It takes O(T) time and O(T·B·G·H) memory: JAX stores the intermediate values of every step, and its
     backward loop adds one outer product per step to each weight gradient.
@@ -78,7 +78,8 @@ def _pointwise_step(cell: Cell[Any, Any], params: PointwiseParams, s_prev: State
         return jnp.matmul(z.astype(cell.dtype), w.astype(cell.dtype), preferred_element_type=z.dtype)
 
     p = params._asdict()
-    u = gates(times(x, p["w_x"]) + spread(p["b"]))
+    u_of_all = times(x, p["w_x"])
+    u = gates(u_of_all + spread(p["b"]) if cell.layout.bias else u_of_all)
     v: Gates = ()
     if cell.layout.recurrent:
         v_of_all = times(s_prev.h, p["w_h"])

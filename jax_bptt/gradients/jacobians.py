@@ -8,7 +8,8 @@ They act on vectors, so a carry is written as vectors, in one of two forms:
 UNITS is exact where no unit reads another one, that is, without recurrent weights between units. In other
 cells it holds only the diagonal blocks of J_t, one for each unit; these are enough for a quasi-Newton method.
 
-A pointwise step needs n adjoints and no matrix product. With λ = e_f, that is, ones in field f of every unit:
+A pointwise step, which `independence` tests, needs n adjoints and no matrix product. With λ = e_f, that is,
+ones in field f of every unit:
 
     pointwise   D_kf, δv_kf = adjoint(a_t, e_f) of unit k     D_kf is [n], δv_kf is [G]           (J1)
                 UNITS   J_k,ff′ = D_kff′ + [f′ = h] Σ_g δv_kfg W_h[k, gH + k]                      (J2)
@@ -37,6 +38,7 @@ from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.devices import to_local
 from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
 from jax_bptt.engine.phases import backward_steps, is_pointwise
+from jax_bptt.gradients.independence import check_units_and_rows
 
 
 class Form(NamedTuple):
@@ -107,6 +109,7 @@ def adjoints_of_fields(
     cell: PointwiseCell, params: PointwiseParams, slopes: Slopes, states: State
 ) -> tuple[Array, Array | None]:
     """A pointwise step has D [T, ..., H, n, n] and δv [T, ..., H, n, G], None without recurrent weights."""
+    check_units_and_rows(cell, states.h.dtype)
     units, fields = unit_wise(cell, params, states.h.ndim - 1), len(jax.tree.leaves(states))
 
     def of_field(e_f: Array) -> tuple[Array, Array | None]:

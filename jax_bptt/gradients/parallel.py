@@ -61,7 +61,7 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
 
     Raises:
       ValueError: newton is neither a `Newton` nor None; or, when the method runs, `diagonal` is used with
-        a carry that has other shapes than h.
+        a carry that has other shapes than h, or the step of a pointwise cell is not pointwise.
 
     Reference: Blelloch 1990, Prefix sums and their applications; Wang, Bai & Pekhimenko 2020, BPPSA:
     scaling back-propagation by parallel scan algorithm.

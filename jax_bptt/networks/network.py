@@ -161,7 +161,7 @@ class Network(NamedTuple):
     ) -> tuple[NetworkCarry, Array]:
         """This runs the network; the outputs Y_1..Y_T are differentiable by params, carry and xs.
 
-        Y_t = g₂(h_t W_y + b_y)   (N1, N2)
+        Y_t = g₂(h_t W_y (+ b_y))   (N1, N2)
 
         Args:
           params: from `init`.

@@ -1,6 +1,6 @@
 """The readout maps the state to the output: the article's Y_t = g₂(W_y S_t).
 
-forward   z_t = h_t W_y + b_y                                                             (Y1)
+forward   z_t = h_t W_y (+ b_y)                                                           (Y1)
           Y_t = g₂(z_t)                                                                   (Y2)
 
 back      δz_t = dE/dY_t g₂′(z_t)                                                         (Y3)
@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import check_key, size
+from jax_bptt.base.checks import check_key, flag, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
+from jax_bptt.base.trees import with_fields
 from jax_bptt.base.types import DType, PRNGKey
+from jax_bptt.base.variants import varied
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
 from jax_bptt.engine.devices import ROWS, STEPS
@@ -44,12 +46,13 @@ class ReadoutParams(NamedTuple):
 
 @made(run="put it into jb.network([cell], readout)")
 class Readout(NamedTuple):
-    """A `Readout` maps h_t to Y_t = g₂(h_t W_y + b_y); `readout` makes it.
+    """A `Readout` maps h_t to Y_t = g₂(h_t W_y (+ b_y)); `readout` makes it.
 
     Attributes:
       hidden_size: H, the number of input features.
       output_size: O, the number of outputs.
       activation: g₂.
+      bias: whether its parameters have a b_y.
       of_last: whether it reads the last valid step only; see `last`.
       dtype: the dtype to which the operands of its matrix products are rounded; None for no rounding. See
         `unroll`.
@@ -59,6 +62,7 @@ class Readout(NamedTuple):
     hidden_size: int
     output_size: int
     activation: Activation
+    bias: bool = True
     of_last: bool = False
     dtype: DType | None = None
     made_by: Call | None = None
@@ -70,7 +74,7 @@ class Readout(NamedTuple):
           key: a key from jax.random.key.
 
         Returns:
-          `ReadoutParams` in the default float dtype.
+          `ReadoutParams` in the default float dtype, of a class without b_y where there is no bias.
 
         Raises:
           ValueError: key is not a PRNG key.
@@ -78,7 +82,8 @@ class Readout(NamedTuple):
         named("readout.init")(check_key)(key)
         dtype = jnp.result_type(float)
         w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
-        return ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
+        params = ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
+        return params if self.bias else varied(params, "WithoutBias", {"w_y": w_y})
 
     def forward(self, params: ReadoutParams, hs: Array) -> tuple[Array, Array]:
         """The forward pass computes the outputs of any number of steps.
@@ -90,7 +95,8 @@ class Readout(NamedTuple):
         Returns:
           z and Y, both [..., O].
         """
-        zs = product(hs, params.w_y, self.dtype) + broadcast_leading(params.b_y, hs.ndim)  # (Y1)
+        zs = product(hs, params.w_y, self.dtype)
+        zs = zs + broadcast_leading(params.b_y, hs.ndim) if self.bias else zs  # (Y1)
         return zs, self.activation.g(zs)  # (Y2)
 
     def backward(
@@ -108,41 +114,47 @@ class Readout(NamedTuple):
           dE/dparams and G, [..., H].
         """
         d_zs = d_ys * self.activation.slope(zs, ys)  # (Y3)
-        d_w_y = sum_of_outer_products(hs, (d_zs,), self.dtype)  # (Y4)
-        d_b_y = sum_over_rows((d_zs,))  # (Y5)
-        return ReadoutParams(d_w_y, d_b_y), product(d_zs, params.w_y.T, self.dtype)  # (Y6)
+        gradient = {"w_y": sum_of_outer_products(hs, (d_zs,), self.dtype)}  # (Y4)
+        if self.bias:
+            gradient["b_y"] = sum_over_rows((d_zs,))  # (Y5)
+        return with_fields(params, **gradient), product(d_zs, params.w_y.T, self.dtype)  # (Y6)
 
 
-@cached(hidden_size=size, output_size=size)
+@cached(hidden_size=size, output_size=size, bias=flag)
 def readout(
-    hidden_size: int, output_size: int, *, activation: ActivationName | Callable[[Array], Array] = "identity"
+    hidden_size: int,
+    output_size: int,
+    *,
+    activation: ActivationName | Callable[[Array], Array] = "identity",
+    bias: bool = True,
 ) -> Readout:
     """A readout computes the article's Y_t = g₂(W_y S_t) at every step.
 
-    Y_t = g₂(h_t W_y + b_y)   (Y1, Y2)
+    Y_t = g₂(h_t W_y (+ b_y))   (Y1, Y2)
 
     Args:
       hidden_size: H, the number of features of the last layer (of both directions together).
       output_size: O, the number of outputs.
       activation: g₂, as for `elman`; keep "identity" for logits.
+      bias: whether there is a b_y; False leaves it out of the params.
 
     Returns:
       The `Readout`; the same object for the same arguments.
 
     Raises:
-      ValueError: a size is below 1, or the activation is unknown.
+      ValueError: a size is below 1, the activation is unknown, or bias is not a bool.
 
     >>> readout(5, 2).init(jax.random.key(0)).w_y.shape
     (5, 2)
     """
-    return Readout(hidden_size, output_size, activation_of(activation))
+    return Readout(hidden_size, output_size, activation_of(activation), bias)
 
 
 @cached()
 def last(readout: Readout) -> Readout:
     """This makes a readout of the last valid step only, with one output for each sequence.
 
-    Y = g₂(h W_y + b_y), h where each direction of the last layer ends   (Y1, Y2)
+    Y = g₂(h W_y (+ b_y)), h where each direction of the last layer ends   (Y1, Y2)
 
     A direction that reads backwards ends at the first valid step. A row without a valid step does not count
     in a loss.

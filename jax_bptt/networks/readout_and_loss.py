@@ -1,6 +1,6 @@
 """Readout and loss together map the features of the last layer to E, dE/dW_y and G.
 
-forward   Y_t = g₂(h_t W_y + b_y)                 `readout`                               (E1)
+forward   Y_t = g₂(h_t W_y (+ b_y))               `readout`                               (E1)
           E, dE/dY_t                              `losses`                                (E2)
 back      dE/dW_y, G_t = dE/dh_t                  `readout`, by hand                      (E3)
 

@@ -184,8 +184,8 @@ def parameter_shapes(cell: AnyCell) -> ArrayTree:
             raise bad("params", f"floating arrays {describe(params)}", params, fix)
         return params
     names, wide = getattr(params, "_fields", ()), cell.gates * cell.hidden_size
-    if not {"w_x", "w_h", "b"} <= set(names):
-        raise bad("init", "a NamedTuple with w_x, w_h, b", params, "return jb.Params or one with more fields")
+    if not {"w_x", "w_h"} <= set(names):
+        raise bad("init", "a NamedTuple with w_x, w_h", params, "return jb.Params or one with more fields")
     layout = {"w_x": (cell.input_size, wide), "w_h": (cell.hidden_size, wide), "b": (wide,), "b_h": (wide,)}
     for name, p in zip(names, params, strict=True):
         shape, wanted = getattr(p, "shape", None), layout.get(name, (cell.hidden_size,))

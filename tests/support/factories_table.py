@@ -19,6 +19,7 @@ OF_CELLS = {
     "forget_bias": (k.BIAS, 0.5),
     "update_bias": (k.BIAS, 0.5),
     "peephole": (k.FLAG, True),
+    "bias": (k.FLAG, True),
     "reset_after": (k.FLAG, True),
     "rate": (k.number(lambda r: 0 < r < 1), 0.3),
 }

@@ -35,15 +35,18 @@ class Peer(NamedTuple):
 # PyTorch: any number of layers and directions, of equal or unequal lengths.
 
 
-def torch_peer(name: str, layers: int = 1, both: bool = False, lengths: Any = None, **options: Any) -> Peer:
+def torch_peer(
+    name: str, layers: int = 1, both: bool = False, lengths: Any = None, bias: bool = True, **options: Any
+) -> Peer:
     import torch
 
     kind = {"RNN": jb.elman, "LSTM": jb.lstm, "GRU": jb.gru}[name]
     activation = {"activation": options["nonlinearity"]} if options else {}
     places = [(layer, reverse) for layer in range(layers) for reverse in (False, True)[: 1 + both]]
-    cells = [kind(H * (1 + both) if layer else I, H, **activation) for layer, _ in places]
+    cells = [kind(H * (1 + both) if layer else I, H, bias=bias, **activation) for layer, _ in places]
     mask = None if lengths is None else jb.mask_of_lengths(jnp.array(lengths), T)
-    module = getattr(torch.nn, name)(I, H, layers, bidirectional=both, dtype=torch.float64, **options)
+    options = {"bias": bias, "bidirectional": both, "dtype": torch.float64, **options}
+    module = getattr(torch.nn, name)(I, H, layers, **options)
 
     def ours(params: Any, carry: Any, xs: Any) -> Any:
         finals, hs = [], []
@@ -161,7 +164,10 @@ def keras_peer(name: str, cell: Any, **options: Any) -> Peer:
         (hs, *final), _ = layer.stateless_call(weights, fixed, xs.swapaxes(0, 1), initial_state=list(carry))
         return type(carry)(*final), hs.swapaxes(0, 1)
 
-    return jax_peer(cell, layer.get_weights(), convert.to_keras, convert.from_keras, run)
+    back = convert.from_keras
+    if name == "GRU" and not options.get("use_bias", True):
+        back = functools.partial(back, reset_after=options["reset_after"])
+    return jax_peer(cell, layer.get_weights(), convert.to_keras, back, run)
 
 
 def haiku_peer(name: str, cell: Any) -> Peer:
@@ -182,10 +188,10 @@ def haiku_peer(name: str, cell: Any) -> Peer:
     return jax_peer(cell, weights, convert.to_haiku, convert.from_haiku, scanned(step))
 
 
-def equinox_peer(name: str, cell: jb.Cell) -> Peer:
+def equinox_peer(name: str, cell: jb.Cell, **options: Any) -> Peer:
     import equinox as eqx
 
-    module = getattr(eqx.nn, name)(I, H, dtype=jnp.float64, key=jax.random.key(0))
+    module = getattr(eqx.nn, name)(I, H, dtype=jnp.float64, key=jax.random.key(0), **options)
     weights = {key: w for key, w in vars(module).items() if isinstance(w, jax.Array)}
 
     def step(weights: Any, carry: Any, x: Any) -> Any:
@@ -198,6 +204,10 @@ def equinox_peer(name: str, cell: jb.Cell) -> Peer:
 
 
 ELMAN, LSTM, GRU, BEFORE = jb.elman(I, H), jb.lstm(I, H), jb.gru(I, H), jb.gru(I, H, reset_after=False)
+ELMAN_0, LSTM_0, GRU_0 = (make(I, H, bias=False) for make in (jb.elman, jb.lstm, jb.gru))
+BEFORE_0 = jb.gru(I, H, reset_after=False, bias=False)
+AFTER_UNBIASED = {"reset_after": True, "use_bias": False}
+BEFORE_UNBIASED = {"reset_after": False, "use_bias": False}
 TANH, RELU = {"nonlinearity": "tanh"}, {"nonlinearity": "relu"}
 UNEQUAL = {"lengths": LENGTHS}
 DEEP = {"lengths": LENGTHS, "layers": 2, "both": True}
@@ -215,6 +225,14 @@ ROWS: dict[str, tuple[str, Callable[..., Peer], tuple, dict]] = {
     "PyTorch RNN relu, packed, 2 layers, both ways": ("torch", torch_peer, ("RNN",), DEEP | RELU),
     "PyTorch LSTM, packed, 2 layers, both ways": ("torch", torch_peer, ("LSTM",), DEEP),
     "PyTorch GRU, packed, 2 layers, both ways": ("torch", torch_peer, ("GRU",), DEEP),
+    "PyTorch RNN tanh, no bias": ("torch", torch_peer, ("RNN",), TANH | {"bias": False}),
+    "PyTorch LSTM, no bias": ("torch", torch_peer, ("LSTM",), {"bias": False}),
+    "PyTorch GRU, no bias, packed, 2 layers, both ways": (
+        "torch",
+        torch_peer,
+        ("GRU",),
+        DEEP | {"bias": False},
+    ),
     "Flax linen SimpleCell": ("flax", linen_peer, ("SimpleCell", ELMAN), {}),
     "Flax linen LSTMCell": ("flax", linen_peer, ("LSTMCell", LSTM), {}),
     "Flax linen OptimizedLSTMCell": ("flax", linen_peer, ("OptimizedLSTMCell", LSTM), {}),
@@ -227,9 +245,15 @@ ROWS: dict[str, tuple[str, Callable[..., Peer], tuple, dict]] = {
     "Keras LSTM": ("keras", keras_peer, ("LSTM", LSTM), {}),
     "Keras GRU, reset after": ("keras", keras_peer, ("GRU", GRU), {"reset_after": True}),
     "Keras GRU, reset before": ("keras", keras_peer, ("GRU", BEFORE), {"reset_after": False}),
+    "Keras SimpleRNN, no bias": ("keras", keras_peer, ("SimpleRNN", ELMAN_0), {"use_bias": False}),
+    "Keras LSTM, no bias": ("keras", keras_peer, ("LSTM", LSTM_0), {"use_bias": False}),
+    "Keras GRU, no bias, reset after": ("keras", keras_peer, ("GRU", GRU_0), AFTER_UNBIASED),
+    "Keras GRU, no bias, reset before": ("keras", keras_peer, ("GRU", BEFORE_0), BEFORE_UNBIASED),
     "Haiku VanillaRNN": ("haiku", haiku_peer, ("VanillaRNN", jb.elman(I, H, activation="relu")), {}),
     "Haiku LSTM": ("haiku", haiku_peer, ("LSTM", LSTM), {}),
     "Haiku GRU": ("haiku", haiku_peer, ("GRU", BEFORE), {}),
     "Equinox LSTMCell": ("equinox", equinox_peer, ("LSTMCell", LSTM), {}),
     "Equinox GRUCell": ("equinox", equinox_peer, ("GRUCell", GRU), {}),
+    "Equinox LSTMCell, no bias": ("equinox", equinox_peer, ("LSTMCell", LSTM_0), {"use_bias": False}),
+    "Equinox GRUCell, no bias": ("equinox", equinox_peer, ("GRUCell", GRU_0), {"use_bias": False}),
 }

@@ -102,6 +102,7 @@ _own = {
     "step": (k.FUNCTION, _step),
     "gates": (k.either(k.SIZE, k.NAMES), 1),
     "carry_type": (k.CARRY_TYPE, jb.Carry),
+    "bias": (k.FLAG, False),
 }
 _parts = dict.fromkeys(("init", "linearise", "adjoint"), (k.or_none(k.FUNCTION), None))
 _any = {
@@ -135,7 +136,7 @@ ROWS = {
     ),
     "readout": Row(
         lambda **given: calls.of_net(jb.network([jb.elman(I, given["hidden_size"])], jb.readout(**given))),
-        {"hidden_size": (k.SIZE, H), "output_size": (k.SIZE, O), **ACTIVATION},
+        {"hidden_size": (k.SIZE, H), "output_size": (k.SIZE, O), **ACTIVATION, "bias": (k.FLAG, False)},
     ),
     "last": Row(
         lambda **given: calls.of_net(jb.network([cell], jb.last(**given))),
@@ -323,6 +324,5 @@ for name, of in _there.items():
     where = _where if name == "torch" else {"optimized": (k.FLAG, True)} if name == "nnx" else {}
     right = {argument: value for argument, (_, value) in where.items()}
     ROWS[f"convert.to_{name}"] = Row(to, {"params": (k.WEIGHTS, of)} | where)
-    ROWS[f"convert.from_{name}"] = Row(
-        back, {"weights": (k.WEIGHTS, to(of, **right))} | (where if name == "torch" else {})
-    )
+    back_where = {"torch": _where, "keras": {"reset_after": (k.or_none(k.FLAG), None)}}.get(name, {})
+    ROWS[f"convert.from_{name}"] = Row(back, {"weights": (k.WEIGHTS, to(of, **right))} | back_where)
