@@ -10,6 +10,7 @@ memory of the host.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from jax import Array
 from jax.custom_batching import custom_vmap
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.errors import bad
+from jax_bptt.gradients.method import differentiated_once
 
 
 def to_host(z: Array) -> Array:
@@ -39,16 +40,12 @@ def write(z: Array, new: Array, i: Array) -> Array:
     return written
 
 
-def _of_first_order(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A derivative of the passes themselves is refused, as JAX has none for the memory of the host."""
-    of_first_order = jax.custom_jvp(f)
-
-    @of_first_order.defjvp
-    def _no_derivative(primals: object, tangents: object) -> Any:
-        came = "a derivative through states in the memory of the host (hessian, grad of grad)"
-        raise bad("gradient", "first derivatives in reverse mode", came, "use jb.checkpointed() without host")
-
-    return of_first_order
+# JAX has no derivative for the memory of the host
+_of_first_order = functools.partial(
+    differentiated_once,
+    "a derivative through states in the memory of the host (hessian, grad of grad)",
+    "use jb.checkpointed() without host",
+)
 
 
 @cached()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -25,28 +24,23 @@ _R = TypeVar("_R")
 
 
 def differentiated_once(came: str, fix: str, f: Callable[..., _R]) -> Callable[..., _R]:
-    """This is f, a pass of a gradient method, but a derivative of it is an error and not a wrong number.
+    """This is f, a function of arrays, but a derivative of it is an error and not a wrong number.
 
     Args:
-      came: what was asked for, for the error.
+      came: the derivative that is asked for then, for the error.
       fix: what to do instead, for the error.
-      f: (cell, *arrays) -> anything.
+      f: a function that a gradient method calls in its passes.
 
     Returns:
       The same function; a ValueError where JAX differentiates it.
     """
+    guarded = jax.custom_jvp(f)
 
-    def run(cell: AnyCell, *arrays: ArrayTree) -> _R:
-        guarded = jax.custom_jvp(functools.partial(f, cell))
+    @guarded.defjvp
+    def refuse(primals: ArrayTree, tangents: ArrayTree) -> tuple[_R, _R]:
+        raise bad("gradient", "first derivatives in reverse mode", came, fix)
 
-        @guarded.defjvp
-        def refuse(primals: ArrayTree, tangents: ArrayTree) -> tuple[_R, _R]:
-            raise bad("gradient", "first derivatives in reverse mode", came, fix)
-
-        result: _R = guarded(*arrays)
-        return result
-
-    return run
+    return guarded
 
 
 class Reversed(NamedTuple):

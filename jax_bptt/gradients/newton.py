@@ -22,7 +22,7 @@ steps before it alone. So T iterations always suffice; contracting dynamics need
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +33,13 @@ from jax_bptt.base.checks import flag, number, size
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
 from jax_bptt.base.trees import select
-from jax_bptt.base.types import ArrayTree, State
+from jax_bptt.base.types import State
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.devices import to_local
 from jax_bptt.engine.run import Run
 from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, jacobians_with_marks, small_matmul
+from jax_bptt.gradients.method import differentiated_once
 
 _ROUNDING = 16  # the residual of converged states stays below this multiple of eps
 
@@ -154,7 +155,10 @@ def states_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, Ne
     if newton.diagonal and {z.shape for z in jax.tree.leaves(run.carry)} != {run.carry.h.shape}:
         fix = "pass diagonal=False, or a cell whose carry has only fields of shape [..., H]"
         raise bad("newton", "diagonal=False for this cell", "diagonal=True", fix)
-    return _solve(newton, cell, run)
+    # the derivative of a loop of unknown length would silently be wrong
+    came = "a derivative through Newton's iteration (jvp, hessian, grad of grad)"
+    solve = functools.partial(_solve, newton, cell)
+    return differentiated_once(came, "use jb.parallel() without newton", solve)(run)
 
 
 class _Iterate(NamedTuple):
@@ -166,7 +170,6 @@ class _Iterate(NamedTuple):
     change: Array
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _solve(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
     engine, carry = phases.engine_of(cell), run.carry
     eps = float(jnp.finfo(carry.h.dtype).eps)  # type: ignore[no-untyped-call]
@@ -197,13 +200,6 @@ def _solve(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
         # each device has rows and iterations of its own, so everything that begins the loop must vary
         end = jax.lax.while_loop(goes_on, iterate, to_local(begin, run))
         return end.s, NewtonInfo(end.k, _relative(carry, end.s, end.f), converged(end))
-
-
-@_solve.defjvp
-def _no_derivative(newton: Newton, cell: AnyCell, primals: ArrayTree, tangents: ArrayTree) -> Any:
-    """A derivative is refused: that of a loop of unknown length would silently be wrong."""
-    came = "a derivative through Newton's iteration (jvp, hessian, grad of grad)"
-    raise bad("gradient", "first derivatives in reverse mode", came, "use jb.parallel() without newton")
 
 
 def _updated(newton: Newton, cell: AnyCell, run: Run, s: State, f: State) -> State:

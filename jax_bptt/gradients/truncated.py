@@ -106,8 +106,14 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
         return truncated(window)
     came = f"a second derivative through jb.truncated({window}, stride={stride})"
     once = functools.partial(differentiated_once, came, f"use jb.truncated({window}) or jb.full()")
-    back = functools.partial(_backward, window, stride)
-    return GradientMethod("truncated", once(full(recompute=True).forward), once(back))
+
+    def forward(cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+        return once(functools.partial(full(recompute=True).forward, cell))(run)
+
+    def backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+        return once(functools.partial(_backward, window, stride, cell))(kept, d)
+
+    return GradientMethod("truncated", forward, backward)
 
 
 def _forward_with_cuts(window: int, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
