@@ -97,8 +97,8 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     (truncated(20), truncated(20, stride=1))
     """
     if stride is None:
-        forward, stream = functools.partial(_forward_with_cuts, window), functools.partial(_stream, window)
-        return GradientMethod("truncated", forward, full().backward, stream)
+        with_cuts, stream = functools.partial(_forward_with_cuts, window), functools.partial(_stream, window)
+        return GradientMethod("truncated", with_cuts, full().backward, stream)
     if stride > window:
         fix = "pass a smaller stride, or stride=None for chunks of `window` steps"
         raise bad("stride", f"at most window={window}", stride, fix)
