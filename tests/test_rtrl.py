@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import support.witnesses as w
 from cases import make
@@ -120,6 +121,15 @@ def test_a_stream_equals_the_unrolled_gradient(name, batch):
         wanted, hs = unrolled(jnp.zeros_like(case.d_hs).at[t].set(case.d_hs[t]))
         assert jnp.allclose(h, hs[t], rtol=1e-13, atol=0)
         assert not w.wrong(found, wanted, LIMIT)
+
+
+def test_the_marks_of_a_stream_of_one_row_may_be_numpy_bools():
+    cell = jb.elman(1, 2)
+    params = cell.init(jax.random.key(0))
+    begun = jb.rtrl_init(cell, params, ())
+    for mark in np.array([True, False]):
+        state, _ = jb.rtrl_step(cell, params, begun, jnp.ones(1), mask=mark)
+        assert bool((state.carry.h != 0).all()) is bool(mark)
 
 
 def test_a_stream_in_a_scan_with_moving_parameters():

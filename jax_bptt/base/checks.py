@@ -98,8 +98,8 @@ def function(argument: str, value: Foreign) -> Callable[..., Any]:
 
 
 def is_array(value: object) -> bool:
-    """Is this a JAX array, or one of NumPy that JAX takes? A jax.ShapeDtypeStruct is not."""
-    return isinstance(value, jax.Array) or (isinstance(value, np.ndarray) and not _cure(value))
+    """Is this a JAX array, or an array or scalar of NumPy that JAX takes? A jax.ShapeDtypeStruct is not."""
+    return isinstance(value, jax.Array) or (isinstance(value, (np.ndarray, np.generic)) and not _cure(value))
 
 
 _DELETED = (
@@ -157,7 +157,8 @@ def as_arrays(argument: str, tree: Tree) -> Tree:
     An array that JAX cannot take raises a ValueError, see `check_arrays`.
     """
     check_arrays(argument, tree)
-    return jax.tree.map(lambda z: jnp.asarray(z) if isinstance(z, np.ndarray) else z, tree)
+    of_numpy = (np.ndarray, np.generic)
+    return jax.tree.map(lambda z: jnp.asarray(z) if isinstance(z, of_numpy) else z, tree)
 
 
 def check_key(key: Foreign) -> None:
