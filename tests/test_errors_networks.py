@@ -159,10 +159,6 @@ BAD = {
         lambda: jb.make_train_step(NET, jb.squared_error, lenient(optax.contrib.sophia(0.1))),
         r"obj_fn must be provided .* raised by optimizer .*; write a loop of your own",
     ),
-    "two sets of parameters": (
-        lambda: jb.make_train_steps(NET, jb.squared_error, optax.lookahead(SGD, 5, 0.5)),
-        r"no attribute 'fast', raised by optimizer; write .* as do optax.lookahead",
-    ),
     "gradient of each row": (  # all first axes are equal, so that optax itself is content
         lambda: jb.make_train_step(
             jb.network([jb.elman(2, 2)], jb.readout(2, 2)),

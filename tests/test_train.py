@@ -128,9 +128,11 @@ def test_batches_of_which_no_update_is_made_are_counted(bad):
 
 
 PLATEAU = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, accumulation_size=2)
-OF_THE_LOSS = {
+LOOKAHEAD = lenient(optax.chain(optax.clip_by_global_norm(5.0), optax.lookahead(SGD, 2, 0.4)))
+WANTS_MORE = {
     "a chain": lenient(optax.chain(optax.sgd(0.01), PLATEAU)),
     "every second batch": lenient(optax.MultiSteps(optax.polyak_sgd(), 2)),
+    "two sets of parameters": LOOKAHEAD,
     "by parameter": lenient(
         optax.partition(
             {"cells": optax.contrib.momo(), "readout": optax.sgd(0.01)},
@@ -140,8 +142,8 @@ OF_THE_LOSS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OF_THE_LOSS.values(), ids=OF_THE_LOSS)
-def test_an_optimizer_that_looks_at_the_loss_equals_calls_of_it_by_hand(optimizer):
+@pytest.mark.parametrize("optimizer", WANTS_MORE.values(), ids=WANTS_MORE)
+def test_an_optimizer_that_wants_more_equals_calls_of_it_by_hand(optimizer):
     """A batch that is not finite is none that it sees."""
     batches = [_batch(seed) for seed in range(7)]
     batches[3] = batches[3]._replace(xs=batches[3].xs.at[1, 0, 0].set(jnp.nan))
@@ -155,13 +157,14 @@ def test_an_optimizer_that_looks_at_the_loss_equals_calls_of_it_by_hand(optimize
         def loss(p):
             return jb.squared_error(NET.apply(p, None, batch.xs, gradient=jb.autodiff())[1], batch.targets)
 
-        error, grads = jax.value_and_grad(loss)(params)
+        error, grads = jax.value_and_grad(loss)(getattr(params, "fast", params))
         updates, opt_state = optimizer.update(grads, opt_state, params, value=error)
         return optax.apply_updates(params, updates), opt_state
 
     for batch in batches[:3] + batches[4:]:
         params, opt_state = by_hand(params, opt_state, batch)
     assert int(state.skipped) == 1
+    assert isinstance(state.params, optax.LookaheadParams if optimizer is LOOKAHEAD else jb.NetworkParams)
     assert not w.wrong((state.params, state.opt_state), (params, opt_state), 1e-12)
 
 

@@ -3,14 +3,15 @@
 u, o ← update(dE/dθ, o, θ)                                                                (OP1)
 with value = E and grad = dE/dθ besides, where update takes optax's extra arguments       (OP2)
 
-Extra arguments are for optimizers that look at the loss, such as optax.contrib.reduce_on_plateau.
+Extra arguments are for optimizers that look at the loss, such as optax.contrib.reduce_on_plateau. Where
+optax.lookahead is used, θ is a pair: fast parameters, by which the gradient is taken, and slow ones.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -23,16 +24,36 @@ from jax_bptt.networks.network import Network, NetworkParams
 
 NEEDS_MORE = (
     "write a loop of your own around jb.value_and_grad for an optimizer that needs more than the gradient, "
-    "its state, the parameters and value=E, as do optax.lookahead, line searches (optax.lbfgs), "
-    "optax.contrib.sophia and optax.contrib.dpsgd"
+    "its state, the parameters and value=E, as do line searches (optax.lbfgs), optax.contrib.sophia and "
+    "optax.contrib.dpsgd"
 )
+Trained: TypeAlias = Any  # what an optimizer changes: NetworkParams, or the two of optax.LookaheadParams
+
+
+def begin(optimizer: optax.GradientTransformation, params: NetworkParams) -> tuple[Trained, optax.OptState]:
+    """These are what the optimizer changes, a pair of params for optax.lookahead, and its first state."""
+
+    def is_lookahead(state: object) -> bool:
+        return isinstance(state, optax.LookaheadState)
+
+    with running("optimizer", NEEDS_MORE):
+        opt_state = optimizer.init(params)
+    states = jax.tree.leaves(opt_state, is_leaf=is_lookahead)
+    pair = optax.LookaheadParams.init_synced(params)
+    return pair if any(map(is_lookahead, states)) else params, opt_state
+
+
+def read_by_network(params: Trained) -> NetworkParams:
+    """These are the parameters by which the gradient is taken."""
+    fast: NetworkParams = params.fast if isinstance(params, optax.LookaheadParams) else params
+    return fast
 
 
 def update(
     optimizer: optax.GradientTransformation,
     grads: NetworkParams,
     opt_state: optax.OptState,
-    params: NetworkParams,
+    params: Trained,
     error: Array,
 ) -> tuple[Any, optax.OptState]:
     """This is what the optimizer adds to the parameters, and its next state."""
@@ -57,18 +78,13 @@ def check_update(optimizer: optax.GradientTransformation, net: Network) -> None:
     """This raises a ValueError unless the optimizer can make an update of this network; nothing is run."""
     params = jax.eval_shape(net.init, jax.random.key(0))
     error = jax.ShapeDtypeStruct((), jax.tree.leaves(params)[0].dtype)
-    opt_state = _begun(optimizer, params)
-    jax.eval_shape(functools.partial(update, optimizer), params, opt_state, params, error)
+    trained, opt_state = jax.eval_shape(functools.partial(begin, optimizer), params)
+    jax.eval_shape(functools.partial(update, optimizer), params, opt_state, trained, error)
 
 
-def check_opt_state(
-    optimizer: optax.GradientTransformation, opt_state: object, params: NetworkParams
-) -> None:
+def check_opt_state(optimizer: optax.GradientTransformation, opt_state: object, params: Trained) -> None:
     """This raises a ValueError unless the state is one of this optimizer, for these parameters."""
-    fix = "use the optimizer and the network of init_train_state"
-    check_like("state.opt_state", opt_state, _begun(optimizer, params), None, fix)
-
-
-def _begun(optimizer: optax.GradientTransformation, params: NetworkParams) -> Any:
     with running("optimizer", NEEDS_MORE):
-        return jax.eval_shape(optimizer.init, params)
+        expected = jax.eval_shape(optimizer.init, params)
+    fix = "use the optimizer and the network of init_train_state"
+    check_like("state.opt_state", opt_state, expected, None, fix)

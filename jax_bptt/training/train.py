@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 
 from jax_bptt.base.checks import check_like, flag, is_array
 from jax_bptt.base.compiling import Jitted
-from jax_bptt.base.errors import bad, named, running
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.trees import norm_of
 from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets
@@ -38,7 +38,14 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
 from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network, filled_carry
 from jax_bptt.networks.value_and_grad import Inputs, Objective, Result, run_value_and_grad
-from jax_bptt.training.optimizers import NEEDS_MORE, check_opt_state, check_optimizer, check_update, update
+from jax_bptt.training.optimizers import (
+    begin,
+    check_opt_state,
+    check_optimizer,
+    check_update,
+    read_by_network,
+    update,
+)
 from jax_bptt.unrolling.arguments import check_method
 
 
@@ -48,7 +55,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: number of batches read, int32; an update is made of each that is finite.
-      params: `NetworkParams`.
+      params: `NetworkParams`; with optax.lookahead an optax.LookaheadParams of two: read the slow ones.
       opt_state: the optimizer's.
       carry: s_0 of the next batch, one per layer, None in the place of a cell that reads backwards; or
         None for all of it, where every batch begins at the initial carry.
@@ -122,8 +129,8 @@ def init_train_state(
       net: from `network`.
       optimizer: an optax optimizer. If its update takes optax's extra arguments, it is also given the loss
         of the batch, as value=E: optax.contrib.reduce_on_plateau and optax.polyak_sgd need it. Some need
-        more than that, and are refused by `make_train_step`: optax.lookahead, line searches as in
-        optax.lbfgs, optax.contrib.sophia and optax.contrib.dpsgd.
+        more than that, and are refused by `make_train_step`: line searches as in optax.lbfgs,
+        optax.contrib.sophia and optax.contrib.dpsgd.
       batch_shape: None for independent sequences, in batches of any size. For sequences that go on, the
         batch axes of every batch, such as (32,), or () for a single sequence.
 
@@ -143,10 +150,9 @@ def init_train_state(
     check_optimizer(optimizer)
     params = net.init(key)
     carry = None if batch_shape is None else net.next_carry(net.initial_carry(params, batch_shape))
-    with running("optimizer", NEEDS_MORE):
-        opt_state = optimizer.init(params)
+    trained, opt_state = begin(optimizer, params)
     none = jnp.zeros((), jnp.int32)
-    state = TrainState(none, params, opt_state, carry, none)
+    state = TrainState(none, trained, opt_state, carry, none)
     return jax.tree.map(jnp.copy, state)
 
 
@@ -256,13 +262,13 @@ def _step(objective: Objective, optimizer: optax.GradientTransformation) -> Trai
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_state_and_batch(net, state, batch)
         check_opt_state(optimizer, state.opt_state, state.params)
-        inputs = Inputs(state.params, state.carry, batch.sequence, batch.targets, batch.key)
+        inputs = Inputs(read_by_network(state.params), state.carry, batch.sequence, batch.targets, batch.key)
         found = run_value_and_grad(objective, inputs)  # (T1)
         updates, opt_state = update(optimizer, found.grads, state.opt_state, state.params, found.error)
         params = optax.apply_updates(state.params, updates)  # (T2)
         norm = norm_of(found.grads)
         finite = jnp.isfinite(found.error) & jnp.isfinite(norm) & (found.nonfinite_devices == 0)
-        before, carry = _carries(net, state, batch, found)
+        before, carry = _carries(net, inputs, found)
         after = TrainState(state.step + 1, params, opt_state, carry, state.skipped)  # (T3)
         unchanged = state._replace(step=after.step, carry=before, skipped=state.skipped + 1)
         kept: TrainState = jax.tree.map(functools.partial(jnp.where, finite), after, unchanged)  # (T4)
@@ -271,13 +277,11 @@ def _step(objective: Objective, optimizer: optax.GradientTransformation) -> Trai
     return train_step
 
 
-def _carries(
-    net: Network, state: TrainState, batch: Batch, found: Result
-) -> tuple[NetworkCarry | None, NetworkCarry | None]:
+def _carries(net: Network, inputs: Inputs, found: Result) -> tuple[NetworkCarry | None, NetworkCarry | None]:
     """s_0 of this batch and of the next, on the devices of the state; None where batches are independent."""
-    if state.carry is None:
+    if inputs.carry is None:
         return None, None
-    before = net.next_carry(filled_carry(net, state.params, state.carry, batch.sequence.rows))
+    before = net.next_carry(filled_carry(net, inputs.params, inputs.carry, inputs.sequence.rows))
     carry = placed_like(net.next_carry(found.carry), before)
     return placed_like(before, carry), carry
 
@@ -302,7 +306,7 @@ def _check_batches(net: Network, state: Foreign, batches: Foreign) -> None:
     rows = batches.xs.shape[2:-1]  # without K and T
     _check_rows("batches.xs", "[K, T, *batch, I]", state, batches.xs, rows)
     if state.carry is not None:
-        carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(state.params, rows)))
+        carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(read_by_network(state.params), rows)))
         check_like("state.carry", state.carry, carry, None, "make the state by jb.init_train_state")
 
 
