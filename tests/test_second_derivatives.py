@@ -22,10 +22,10 @@ BY_CHUNKS = ("full", "checkpointed, few slots", "truncated to 3")
 TABLE = {
     "unroll": EVERY,
     "net.apply": ("full", "truncated to 3"),
-    "value_and_grad, squared_error": EVERY,
+    "value_and_grad, squared_error": (*BY_CHUNKS, "artbp", "rtrl"),
     "value_and_grad, softmax_cross_entropy": BY_CHUNKS,
     "value_and_grad, a loss of one's own": BY_CHUNKS,
-    "what value_and_grad returns beside": (*BY_CHUNKS, "artbp", "clipped", "rtrl"),
+    "what value_and_grad returns beside": (*BY_CHUNKS, "artbp"),
     "training steps": BY_CHUNKS,
     "rtrl_step": ("rtrl",),
 }

@@ -98,26 +98,18 @@ def function(argument: str, value: Foreign) -> Callable[..., Any]:
 
 
 def is_array(value: object) -> bool:
-    """Is this a JAX array, or an array or scalar of NumPy that JAX takes? A jax.ShapeDtypeStruct is not."""
-    return isinstance(value, jax.Array) or (isinstance(value, (np.ndarray, np.generic)) and not _cure(value))
-
-
-_DELETED = (
-    "a training step reuses the memory of the state that it is given: go on from the state that it returned; "
-    "to keep a state, copy it by jax.tree.map(jnp.copy, state), or make the step with donate=False"
-)
+    """Is this a JAX array, or one of NumPy that JAX takes? A jax.ShapeDtypeStruct is not."""
+    return isinstance(value, jax.Array) or (isinstance(value, np.ndarray) and not _cure(value))
 
 
 def _cure(value: Foreign) -> str:
     """How does one make an array that JAX takes? The answer is empty where nothing is to be done."""
-    if isinstance(value, jax.Array):
-        return "" if isinstance(value, jax.core.Tracer) or not value.is_deleted() else _DELETED
     if isinstance(value, np.ma.MaskedArray):
         return "fill in what is masked: x.filled(0)"
     if isinstance(value, jax.ShapeDtypeStruct):
         return "pass an array; jax.eval_shape runs a function on shapes alone"
     if not isinstance(value, (np.ndarray, np.generic)):
-        is_foreign = hasattr(value, "__array__") and not isinstance(value, type)
+        is_foreign = hasattr(value, "__array__") and not isinstance(value, (jax.Array, type))
         return "convert it by jnp.asarray(x)" if is_foreign else ""
     if value.dtype.char in "gG":  # what NumPy calls longdouble and clongdouble
         return f"cast it by x.astype({'float64' if value.dtype.char == 'g' else 'complex128'!r})"
@@ -126,19 +118,25 @@ def _cure(value: Foreign) -> str:
     return "" if value.dtype.isnative else f"change its byte order by x.astype({value.dtype.name!r})"
 
 
-def _came(leaf: Foreign) -> str:
-    """This is how an array that JAX cannot take is described."""
-    if isinstance(leaf, jax.Array):
-        return f"a deleted {describe(leaf)}"
-    kind = type(leaf)
-    return describe(leaf) if kind is np.ndarray else f"{kind.__module__}.{kind.__name__} {describe(leaf)}"
-
-
 def check_arrays(argument: str, tree: object) -> None:
     """A ValueError names an array in the tree that JAX cannot take, and says how to make one that it can."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if fix := _cure(leaf):
-            raise bad(argument + jax.tree_util.keystr(path), "an array that JAX takes", _came(leaf), fix)
+            kind = type(leaf)
+            of_kind = "" if kind is np.ndarray else f"{kind.__module__}.{kind.__name__} "
+            came = of_kind + describe(leaf)
+            raise bad(argument + jax.tree_util.keystr(path), "an array that JAX takes", came, fix)
+
+
+def check_not_deleted(argument: str, tree: object) -> None:
+    """A ValueError names an array in the tree whose memory a training step has reused."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+            fix = (
+                "a training step reuses the memory of the state that it is given: go on from the one that it "
+                "returned; to keep a state, copy it by jax.tree.map(jnp.copy, state), or pass donate=False"
+            )
+            raise bad(argument + jax.tree_util.keystr(path), "an array", f"a deleted {describe(leaf)}", fix)
 
 
 def is_floating(value: Foreign) -> bool:
@@ -152,11 +150,12 @@ def is_numeric(value: Foreign) -> bool:
 
 
 def as_arrays(argument: str, tree: Tree) -> Tree:
-    """NumPy arrays become JAX arrays, in JAX's precision; everything else stays as it is.
+    """Arrays and scalars of NumPy become JAX arrays, in JAX's precision; everything else stays as it is.
 
     An array that JAX cannot take raises a ValueError, see `check_arrays`.
     """
     check_arrays(argument, tree)
+    check_not_deleted(argument, tree)
     of_numpy = (np.ndarray, np.generic)
     return jax.tree.map(lambda z: jnp.asarray(z) if isinstance(z, of_numpy) else z, tree)
 

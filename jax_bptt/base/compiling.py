@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 
-from jax_bptt.base.checks import check_arrays, is_array, is_hashable
+from jax_bptt.base.checks import check_arrays, check_not_deleted, is_array, is_hashable
 from jax_bptt.base.errors import named
 
 _P = ParamSpec("_P")
@@ -71,12 +72,6 @@ class Jitted(Generic[_P, _R]):
     Args:
       f: the function.
       options: those of jax.jit.
-
-    >>> def double(x):
-    ...     return 2 * x
-    >>> Jitted(double)(np.ones(3, "g"))
-    Traceback (most recent call last):
-    ValueError: double: x: expected an array that JAX takes, got float128[3]; cast it by x.astype('float64')
     """
 
     def __init__(self, f: Callable[_P, _R], **options: Any) -> None:
@@ -86,10 +81,13 @@ class Jitted(Generic[_P, _R]):
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             found: _R = self._jitted(*args, **kwargs)
-        except (TypeError, ValueError, RuntimeError):  # of f, or of jax.jit before f checked its arguments
+        except (TypeError, ValueError, RuntimeError) as error:  # of f, or of jax.jit before f ran
             given = dict(zip(inspect.signature(self).parameters, args, strict=False))
-            for name, tree in (given | kwargs).items():
-                named(self.__name__)(check_arrays)(name, tree)
+            # a run that failed for another reason has deleted what it was given, too
+            checks = (check_arrays, check_not_deleted) if "deleted" in str(error) else (check_arrays,)
+            for check in checks:
+                for name, tree in (given | kwargs).items():
+                    named(self.__name__)(check)(name, tree)
             raise
         return found
 
@@ -101,5 +99,5 @@ class Jitted(Generic[_P, _R]):
 
 
 def _is_ready(leaf: object) -> bool:
-    """Whether jax.jit takes it: an array, and no traced one."""
-    return is_array(leaf) and not isinstance(leaf, jax.core.Tracer)
+    """Whether jax.jit takes it: an array or a bool of NumPy (a mark of one row), and no traced one."""
+    return isinstance(leaf, np.bool_) or (is_array(leaf) and not isinstance(leaf, jax.core.Tracer))

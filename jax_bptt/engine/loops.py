@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.trees import add_to_h, plus, select, times_rows, zeros_like
@@ -161,5 +162,8 @@ def begin_of_step(marks: Marks, start: S | None, s_prev: S) -> S:
 
 def _weighted(weight: Array, s: S) -> S:
     """This is s, but its derivative is multiplied by the weight of each row."""
-    zero = jax.tree.map(lambda z: z - jax.lax.stop_gradient(z), s)  # with the derivative of s
-    return plus(s, times_rows(weight - 1, zero))
+
+    def zero(z: Array) -> Array:  # with the derivative of z; infinity minus infinity would be NaN
+        return jnp.where(jnp.isfinite(z), z - jax.lax.stop_gradient(z), jnp.zeros_like(z))
+
+    return plus(s, times_rows(weight - 1, jax.tree.map(zero, s)))
