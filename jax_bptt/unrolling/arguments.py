@@ -159,7 +159,7 @@ def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
         raise bad("xs", f"{dtype} as params", xs, "one-hot encode classes by jax.nn.one_hot, or cast numbers")
     if xs.ndim < 2 or xs.shape[-1] != input_size:
         raise bad("xs", shape, xs, "time comes first, features last")
-    if xs.shape[0] == 0:
+    if xs.shape[0] == 0:  # for len, T must be a number
         raise bad("xs", f"{shape} with T >= 1", xs, "give at least one time step")
     if xs.dtype != dtype:
         raise bad("xs", f"{dtype} as params", xs, f"cast by xs.astype({str(dtype)!r})")

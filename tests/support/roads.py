@@ -217,20 +217,14 @@ def trained(problem, method, program):
 
     def wanted(params):
         carry = problem.carry
-        forward = _of_values(program)
-        one_way = all(layer.backward is None for layer in net.layers)
         for _ in range(2):
-            if carry is not None and not one_way:
-                begin = net.initial_carry(params, problem.xs.shape[1:-1])
-                carry = tuple(
-                    s if layer.backward is None else s._replace(backward=b.backward)
-                    for layer, s, b in zip(net.layers, carry, begin, strict=True)
-                )
-            here = problem._replace(carry=carry)
-            error = looped(here, squares, program, False)
-            last = by_loop(net, problem.plains, params, carry, problem.xs, problem.marks, forward)[0]
-            grads = jax.grad(error)(params)
-            params = jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)
+            # a cell that reads backwards begins every batch at its initial carry, which is trained
+            carry = None if carry is None else net.next_carry(carry)
+            error = looped(problem._replace(carry=carry), squares, program, False)
+            last = by_loop(
+                net, problem.plains, params, carry, problem.xs, problem.marks, _of_values(program)
+            )[0]
+            params = jax.tree.map(lambda p, g: p - 0.05 * g, params, jax.grad(error)(params))
             carry = None if carry is None else last
         return params
 
