@@ -99,5 +99,7 @@ class Jitted(Generic[_P, _R]):
 
 
 def _is_ready(leaf: object) -> bool:
-    """Whether jax.jit takes it: an array or a bool of NumPy (a mark of one row), and no traced one."""
-    return isinstance(leaf, np.bool_) or (is_array(leaf) and not isinstance(leaf, jax.core.Tracer))
+    """Whether jax.jit takes it: an array, not traced or deleted, or a bool of NumPy (a mark of one row)."""
+    if isinstance(leaf, jax.Array):
+        return not isinstance(leaf, jax.core.Tracer) and not leaf.is_deleted()
+    return isinstance(leaf, np.bool_) or is_array(leaf)
