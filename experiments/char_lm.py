@@ -40,7 +40,6 @@ import jax_bptt as jb
 from experiments.support import processes
 from experiments.support.checkpoints import Checkpoints
 from experiments.support.command_line import run_script
-from experiments.support.files import at_home
 from experiments.support.kgrams import kgram_nats
 from experiments.support.options import check_counts, check_positive, check_seed, refusal, settings
 from experiments.support.runs import Run, StopRequest
@@ -108,7 +107,7 @@ def read(path: Path | None) -> str:
 
         return "\n".join(topics[name] for name in sorted(topics))
     try:
-        return at_home(path).read_text(encoding="utf-8-sig")  # a byte-order mark is no part of the text
+        return path.read_text(encoding="utf-8-sig")  # a byte-order mark is no part of the text
     except (OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"cannot read --text {path} as UTF-8: {error}") from None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.support.command_line import run_script
-from experiments.support.files import at_home, read, replace, writing
+from experiments.support.files import read, replace, writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _machine(about: dict[str, Any]) -> str:
 
 def main(config: Config) -> None:
     """Collect, write."""
-    folder, out = at_home(config.results), at_home(config.out)
+    folder, out = config.results, config.out
     found = {path.parent.name: collected(path.parent) for path in sorted(folder.glob("*/results.json"))}
     if not found:
         raise SystemExit(

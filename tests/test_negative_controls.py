@@ -8,7 +8,7 @@ import support.witnesses as w
 from cases import CELLS, EXACT, KINDS, make
 
 import jax_bptt as jb
-from jax_bptt.gradients.independence import check_units_and_rows
+from jax_bptt.gradients.independence import check_independence
 
 MUTATIONS = mutations.MUTATIONS
 FIRST = {mutation: next(name for m, name in mutations.PAIRS if m == mutation) for mutation in MUTATIONS}
@@ -132,13 +132,13 @@ def test_every_user_of_jacobians_unit_by_unit_refuses():
 
 def test_rows_that_read_each_other_are_noticed_by_parallel():
     cell = _mixing(lambda h, z: z - (z.mean(0, keepdims=True) if z.ndim > 1 else z))
-    with pytest.raises(ValueError, match=r"step: .*got rows that read each other; use jb.full\(\)"):
+    with pytest.raises(ValueError, match=r"step: .*got rows that read each other; write the step"):
         _of_mixing(cell, jb.parallel())
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if isinstance(CELLS[name].cell, jb.Cell)])
 def test_no_pointwise_cell_is_taken_for_another(name):
-    check_units_and_rows(CELLS[name].cell, jnp.dtype("float32"))
+    check_independence(CELLS[name].cell, jnp.dtype("float32"))
 
 
 def test_a_truncated_gradient_is_no_exact_one():

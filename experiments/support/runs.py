@@ -57,7 +57,7 @@ class Run:
         """Whether there is anything that a run would go on from; a start that failed leaves nothing."""
         checkpoints = self.folder / "checkpoints"
         if checkpoints.exists():
-            return any(path.name.isdigit() for at in ("*", "*/*") for path in checkpoints.glob(at))
+            return any(path.name.isdecimal() for at in ("*", "*/*") for path in checkpoints.glob(at))
         return bool(self.metrics())
 
     def _hold_to(self, config: dict[str, Any]) -> None:
@@ -137,9 +137,9 @@ def _whole(line: str) -> dict[str, Any]:
 
 
 def _has(line: dict[str, Any], kinds: dict[str, type]) -> bool:
-    """Whether a line has these values, each of its kind; 1 is a float too."""
+    """Whether a line has these values, each of its kind; 1 is a float too, but true is no number."""
     return all(
-        isinstance(line.get(key), (int, float) if kind is float else kind) for key, kind in kinds.items()
+        type(line.get(key)) in ((int, float) if kind is float else (kind,)) for key, kind in kinds.items()
     )
 
 
@@ -149,13 +149,12 @@ def _numbers() -> dict[str, Any]:
 
 def _of_its_own(folder: Path) -> Path:
     """The result folder. SystemExit if it holds other things, or if libraries read its name differently."""
-    folder = at_home(folder)
     if {folder.resolve(), folder} & {at_home(Path("~")), Path.cwd(), *Path.cwd().parents, Path()}:
         raise SystemExit(f'--out "{folder}" is not a folder of its own; name one such as results/first')
     name = str(folder.absolute())
     if os.fsencode(name) != name.encode(errors="replace"):
         shown = os.fsencode(name).decode(errors="replace")
-        fix = "give a name of ASCII letters, or start Python as python -X utf8 -m .."
+        fix = "give a name of ASCII letters, or start Python as python -X utf8"
         raise SystemExit(f"--out {shown} is not UTF-8 in this locale; {fix}")
     return folder
 

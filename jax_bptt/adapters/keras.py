@@ -96,7 +96,10 @@ def from_keras(weights: Sequence[Foreign], reset_after: bool | None = None) -> P
 
 def _of_unbiased(w_x: np.ndarray, w_h: np.ndarray, reset_after: bool | None) -> GateOrders:
     """These kinds of cell are possible without a bias to tell them by."""
-    if w_x.shape[1] == 3 * len(w_h) and reset_after is None:
+    is_gru = w_x.shape[1] == 3 * len(w_h)
+    if is_gru and reset_after is None:
         expected = "True or False beside the weights of a GRU without biases"
         raise bad("reset_after", expected, reset_after, "pass reset_after=layer.reset_after")
+    if not is_gru and reset_after is not None:
+        raise bad("reset_after", "None for a layer that is no GRU", reset_after, "leave it out")
     return {kind: GATES[kind] for kind in (ELMAN, LSTM, AFTER if reset_after else BEFORE)}

@@ -128,15 +128,19 @@ def check_arrays(argument: str, tree: object) -> None:
             raise bad(argument + jax.tree_util.keystr(path), "an array that JAX takes", came, fix)
 
 
+REUSED = (
+    "a training step reuses the memory of the state that it is given: go on from the one that it returned; to "
+    "keep a state, copy it by jax.tree.map(jnp.copy, state); to differentiate a step, make it with donate=False"
+)
+
+
 def check_not_deleted(argument: str, tree: object) -> None:
     """A ValueError names an array in the tree whose memory a training step has reused."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
-            fix = (
-                "a training step reuses the memory of the state that it is given: go on from the one that it "
-                "returned; to keep a state, copy it by jax.tree.map(jnp.copy, state), or pass donate=False"
+            raise bad(
+                argument + jax.tree_util.keystr(path), "an array", f"a deleted {describe(leaf)}", REUSED
             )
-            raise bad(argument + jax.tree_util.keystr(path), "an array", f"a deleted {describe(leaf)}", fix)
 
 
 def is_floating(value: Foreign) -> bool:

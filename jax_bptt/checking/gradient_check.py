@@ -36,7 +36,7 @@ from jax_bptt.checking.report import DIFFERENCES, Line, Report
 from jax_bptt.engine.phases import is_pointwise
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.full import full
-from jax_bptt.gradients.independence import check_units
+from jax_bptt.gradients.independence import check_independence
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.network import Network
 from jax_bptt.unrolling.arguments import check_method, check_step, parameter_shapes
@@ -141,8 +141,8 @@ def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
       A `Report`, as that of `check_gradient`, over all of these cases.
 
     Raises:
-      ValueError: cell is not a cell, or it cannot be run; or the step of a pointwise cell lets units read
-        each other, for which some gradient methods would be wrong.
+      ValueError: cell is not a cell, or it cannot be run; or the step of a pointwise cell lets units or
+        rows read each other, for which some gradient methods would be wrong.
 
     >>> import jax_bptt as jb
     >>> print(str(check_cell(jb.elman(2, 3))).splitlines()[-1])
@@ -154,7 +154,7 @@ def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
     params = parameter_shapes(cell)
     check_step(cell, params, (2,))
     if is_pointwise(cell):
-        check_units(cell, jax.tree.leaves(params)[0].dtype)
+        check_independence(cell, jax.tree.leaves(params)[0].dtype)
     pattern = np.arange(12).reshape(6, 2)
     marks: dict[str, np.ndarray] = {"mask": pattern % 5 != 1, "reset": pattern % 7 == 2}
     cases: list[dict[str, Any]] = [

@@ -82,10 +82,9 @@ def _of_pointwise_step(cell: PointwiseCell, params: PointwiseParams, slopes: Slo
     if d_v is None:
         return bound
     sigma = jnp.stack([largest_singular_value(w) for w in split(params.w_h, cell.gates)])
-    through = norm_of(jnp.moveaxis(d_v, -2, -1), d_v.ndim - 1).max(
-        -2
-    )  # for each gate the largest over all units
-    return bound + jnp.dot(through, sigma)  # (BD1)
+    through = norm_of(jnp.moveaxis(d_v, -2, -1), d_v.ndim - 1)
+    largest = through.max(-2)  # for each gate, over all units
+    return bound + jnp.dot(largest, sigma)  # (BD1)
 
 
 def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:

@@ -188,10 +188,8 @@ def gradient_flow(
         norms = [norm_of_rows(layer.lam) for layer in found]
         at_lag_0 = [jnp.where(lag == 0, z, s) for z, s in zip(norms, at_lag_0, strict=True)]
         growth = [_growth(z, s, age >= lag) for z, s, age in zip(norms, at_lag_0, ages, strict=True)]
-        norm, missed = (
-            norm_of(total),
-            norm_of(jax.tree.map(lambda z, g: z - g.astype(z.dtype), total, gradient)),
-        )
+        norm = norm_of(total)
+        missed = norm_of(jax.tree.map(lambda z, g: z - g.astype(z.dtype), total, gradient))
         cosine = dot(divided(total, norm), direction)
         cosine = jnp.where((norm == 0) | (grad_norm == 0), jnp.nan, cosine)
         return (total, at_lag_0), (growth, norm_of(sums), missed, cosine)

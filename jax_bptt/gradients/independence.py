@@ -33,18 +33,14 @@ class _Reads(NamedTuple):
     rows: bool
 
 
-def check_units(cell: PointwiseCell, dtype: DType) -> None:
-    """No unit of a pointwise step may read another one, or a ValueError is raised."""
-    if _reads_others(cell, jnp.dtype(dtype)).units:
+def check_independence(cell: PointwiseCell, dtype: DType) -> None:
+    """No unit and no row of a pointwise step may read another one, or a ValueError is raised."""
+    reads = _reads_others(cell, jnp.dtype(dtype))
+    if reads.units:
         fix = "use jb.step_cell for a step whose units read each other"
         raise bad("step", f"a pointwise step of {cell}", "units that read each other", fix)
-
-
-def check_units_and_rows(cell: PointwiseCell, dtype: DType) -> None:
-    """No unit and no row of a pointwise step may read another one, or a ValueError is raised."""
-    check_units(cell, dtype)
-    if _reads_others(cell, jnp.dtype(dtype)).rows:
-        fix = "use jb.full() or jb.checkpointed(), which let rows read each other"
+    if reads.rows:
+        fix = "write the step for one row: what it computes from other rows depends on their padding"
         raise bad("step", f"a pointwise step of {cell}", "rows that read each other", fix)
 
 

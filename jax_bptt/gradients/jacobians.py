@@ -38,7 +38,7 @@ from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.devices import to_local
 from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
 from jax_bptt.engine.phases import backward_steps, is_pointwise
-from jax_bptt.gradients.independence import check_units_and_rows
+from jax_bptt.gradients.independence import check_independence
 
 
 class Form(NamedTuple):
@@ -109,7 +109,7 @@ def adjoints_of_fields(
     cell: PointwiseCell, params: PointwiseParams, slopes: Slopes, states: State
 ) -> tuple[Array, Array | None]:
     """A pointwise step has D [T, ..., H, n, n] and δv [T, ..., H, n, G], None without recurrent weights."""
-    check_units_and_rows(cell, states.h.dtype)
+    check_independence(cell, states.h.dtype)
     units, fields = unit_wise(cell, params, states.h.ndim - 1), len(jax.tree.leaves(states))
 
     def of_field(e_f: Array) -> tuple[Array, Array | None]:

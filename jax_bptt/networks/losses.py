@@ -46,7 +46,7 @@ def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
       mask: bool [T, ...], or None. Only steps where it is True count; ys and targets elsewhere are ignored.
 
     Returns:
-      E, a scalar in the dtype of ys.
+      E, a scalar in the dtype of ys, but in float32 at least.
 
     Raises:
       ValueError: ys is not a floating array, or targets or mask have another shape or dtype than they
@@ -60,7 +60,7 @@ def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
 
 def _squares(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets = _real(ys, targets, mask)
-    return optax.squared_error(_wide(ys), _wide(targets)).sum().astype(ys.dtype)  # (D1)
+    return optax.squared_error(_wide(ys), _wide(targets)).sum()  # (D1)
 
 
 def _squares_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
@@ -80,8 +80,8 @@ def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None) -> Array
       mask: bool [T, ...], or None. Only steps where it is True count; ys and targets elsewhere are ignored.
 
     Returns:
-      E in nats, a scalar in the dtype of ys: the mean over the N pairs of step and row that count. E and
-      its derivative are NaN if a class is out of range or if nothing counts.
+      E in nats, a scalar in the dtype of ys, but in float32 at least: the mean over the N pairs of step and
+      row that count. E and its derivative are NaN if a class is out of range or if nothing counts.
 
     Raises:
       ValueError: ys is not a floating array, targets are not integers, or targets or mask do not have the
@@ -98,7 +98,7 @@ def _nats(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
     ys, targets, counts = _classes(ys, targets, mask)
     assert n is not None  # `_steps_that_count` counts
     nats = optax.softmax_cross_entropy_with_integer_labels(_wide(ys), targets)
-    return ((nats * counts).sum() / n.astype(nats.dtype)).astype(ys.dtype)  # (D3)
+    return (nats * counts).sum() / n.astype(nats.dtype)  # (D3)
 
 
 def _nats_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.trees import wide
 from jax_bptt.base.types import Mark, Targets
 from jax_bptt.engine import chunks
 from jax_bptt.engine.devices import ALL, Rows, on_devices, reduce_axes, sum_over_devices, to_local
@@ -105,7 +106,7 @@ def loss_and_grad_of_steps(
         d_params, d_hs = readout.backward(params, hs, zs, ys, d_ys)  # (E3)
         return chunks.add_to(sums, (error, d_params)), d_hs
 
-    like = jnp.zeros((), hs.dtype), params
+    like = jnp.zeros((), wide(hs.dtype)), params
     data = hs, judged.targets, judged.mask
     sums, d_hs = chunks.scan(read_chunk, chunks.zero_sums(like), data, chunk)
     return ReadoutGradient(*chunks.sums_as(sums, like), d_hs)

@@ -33,14 +33,16 @@ Trained: TypeAlias = Any  # what an optimizer changes: NetworkParams, or the two
 def begin(optimizer: optax.GradientTransformation, params: NetworkParams) -> tuple[Trained, optax.OptState]:
     """These are what the optimizer changes, a pair of params for optax.lookahead, and its first state."""
 
+    with running("optimizer", NEEDS_MORE):
+        opt_state = optimizer.init(params)
+    return optax.LookaheadParams.init_synced(params) if _has_lookahead(opt_state) else params, opt_state
+
+
+def _has_lookahead(opt_state: optax.OptState) -> bool:
     def is_lookahead(state: object) -> bool:
         return isinstance(state, optax.LookaheadState)
 
-    with running("optimizer", NEEDS_MORE):
-        opt_state = optimizer.init(params)
-    states = jax.tree.leaves(opt_state, is_leaf=is_lookahead)
-    pair = optax.LookaheadParams.init_synced(params)
-    return pair if any(map(is_lookahead, states)) else params, opt_state
+    return any(map(is_lookahead, jax.tree.leaves(opt_state, is_leaf=is_lookahead)))
 
 
 def read_by_network(params: Trained) -> NetworkParams:
@@ -88,3 +90,6 @@ def check_opt_state(optimizer: optax.GradientTransformation, opt_state: object, 
         expected = jax.eval_shape(optimizer.init, params)
     fix = "use the optimizer and the network of init_train_state"
     check_like("state.opt_state", opt_state, expected, None, fix)
+    if _has_lookahead(opt_state) and not isinstance(params, optax.LookaheadParams):
+        expected_params = "the optax.LookaheadParams of optax.lookahead"
+        raise bad("state.params", expected_params, params, "pass optax.LookaheadParams.init_synced(params)")
