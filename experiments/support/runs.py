@@ -149,6 +149,7 @@ def _numbers() -> dict[str, Any]:
 
 def _of_its_own(folder: Path) -> Path:
     """The result folder. SystemExit if it holds other things, or if libraries read its name differently."""
+    folder = at_home(folder)
     if {folder.resolve(), folder} & {at_home(Path("~")), Path.cwd(), *Path.cwd().parents, Path()}:
         raise SystemExit(f'--out "{folder}" is not a folder of its own; name one such as results/first')
     name = str(folder.absolute())

@@ -129,8 +129,8 @@ def check_arrays(argument: str, tree: object) -> None:
 
 
 REUSED = (
-    "a training step reuses the memory of the state that it is given: go on from the one that it returned; to "
-    "keep a state, copy it by jax.tree.map(jnp.copy, state); to differentiate a step, make it with donate=False"
+    "a training step reuses the memory of the state that it is given: go on from the one that it returned; "
+    "to keep a state, copy it by jax.tree.map(jnp.copy, state); to differentiate a step, give it donate=False"
 )
 
 
@@ -138,9 +138,8 @@ def check_not_deleted(argument: str, tree: object) -> None:
     """A ValueError names an array in the tree whose memory a training step has reused."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
-            raise bad(
-                argument + jax.tree_util.keystr(path), "an array", f"a deleted {describe(leaf)}", REUSED
-            )
+            name = argument + jax.tree_util.keystr(path)
+            raise bad(name, "an array", f"a deleted {describe(leaf)}", REUSED)
 
 
 def is_floating(value: Foreign) -> bool:
