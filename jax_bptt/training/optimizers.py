@@ -19,6 +19,7 @@ from jax import Array
 
 from jax_bptt.base.checks import check_like
 from jax_bptt.base.errors import bad, running
+from jax_bptt.base.trees import wide
 from jax_bptt.base.types import Foreign
 from jax_bptt.networks.network import Network, NetworkParams
 
@@ -31,8 +32,7 @@ Trained: TypeAlias = Any  # what an optimizer changes: NetworkParams, or the two
 
 
 def begin(optimizer: optax.GradientTransformation, params: NetworkParams) -> tuple[Trained, optax.OptState]:
-    """These are what the optimizer changes, a pair of params for optax.lookahead, and its first state."""
-
+    """The result is what the optimizer changes, a pair of params for optax.lookahead, and its first state."""
     with running("optimizer", NEEDS_MORE):
         opt_state = optimizer.init(params)
     return optax.LookaheadParams.init_synced(params) if _has_lookahead(opt_state) else params, opt_state
@@ -79,7 +79,7 @@ def check_optimizer(optimizer: Foreign) -> None:
 def check_update(optimizer: optax.GradientTransformation, net: Network) -> None:
     """This raises a ValueError unless the optimizer can make an update of this network; nothing is run."""
     params = jax.eval_shape(net.init, jax.random.key(0))
-    error = jax.ShapeDtypeStruct((), jax.tree.leaves(params)[0].dtype)
+    error = jax.ShapeDtypeStruct((), wide(jax.tree.leaves(params)[0].dtype))
     trained, opt_state = jax.eval_shape(functools.partial(begin, optimizer), params)
     jax.eval_shape(functools.partial(update, optimizer), params, opt_state, trained, error)
 
