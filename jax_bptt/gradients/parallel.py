@@ -109,9 +109,11 @@ def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, states: State, d: Ou
     """The sweep returns λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
     with jax.named_scope("bptt/sweep_at_once"):
         chunks.fixed(run.sequence.steps)  # a parallel scan halves it again and again
-        _, mask, reset, cut, _ = run.sequence
+        marks = run.sequence.marks
         form = form_of(cell)
-        m = jacobians_with_marks(jacobians(cell, run.params, slopes, states, form), mask, reset, cut)
+        m = jacobians_with_marks(
+            jacobians(cell, run.params, slopes, states, form), marks.mask, marks.reset, marks.cut
+        )
         direct = only_h(d.hs, like=states)
         direct = jax.tree.map(lambda g, d: g.at[-1].add(d), direct, d.carry)
         gamma = form.pack(direct)  # (P1)
