@@ -20,20 +20,7 @@ os.environ["JAX_ENABLE_X64"] = "1"
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import (
-    CELLS,
-    H,
-    I,
-    _plain_elman,
-    _plain_gru,
-    _plain_gru_reset_before,
-    _plain_indrnn,
-    _plain_leaky,
-    _plain_lstm,
-    _plain_mgu,
-    _plain_norm,
-    _plain_peephole,
-)
+from cases import CELLS, H, I
 from support.roads import ONCE, PLAIN, PROGRAMS, ROADS, Problem, orders
 
 import jax_bptt as jb
@@ -58,20 +45,20 @@ def _layer_norm(size):
 _NormParams = collections.namedtuple("_NormParams", "w_x w_h gain b")
 
 KINDS = {
-    "elman": (lambda n: jb.elman(n, H), _plain_elman(lambda np, z: np.tanh(z))),
-    "lstm": (lambda n: jb.lstm(n, H), _plain_lstm),
-    "peephole": (lambda n: jb.lstm(n, H, peephole=True), _plain_peephole),
-    "learned lstm": (lambda n: jb.learn_carry(jb.lstm(n, H)), _plain_lstm),
-    "gru": (lambda n: jb.gru(n, H), _plain_gru),
+    "elman": (lambda n: jb.elman(n, H), CELLS["elman-tanh"].plain),
+    "lstm": (lambda n: jb.lstm(n, H), CELLS["lstm"].plain),
+    "peephole": (lambda n: jb.lstm(n, H, peephole=True), CELLS["lstm-peephole"].plain),
+    "learned lstm": (lambda n: jb.learn_carry(jb.lstm(n, H)), CELLS["lstm"].plain),
+    "gru": (lambda n: jb.gru(n, H), CELLS["gru"].plain),
     "gru, reset before": (
         lambda n: jb.learn_carry(jb.gru(n, H, reset_after=False)),
-        _plain_gru_reset_before,
+        CELLS["gru-reset-before"].plain,
     ),
-    "leaky": (lambda n: jb.leaky(n, H), _plain_leaky),
-    "mgu": (lambda n: jb.mgu(n, H), _plain_mgu),
-    "indrnn": (lambda n: jb.indrnn(n, H, activation="tanh"), _plain_indrnn),
+    "leaky": (lambda n: jb.leaky(n, H), CELLS["leaky"].plain),
+    "mgu": (lambda n: jb.mgu(n, H), CELLS["mgu"].plain),
+    "indrnn": (lambda n: jb.indrnn(n, H, activation="tanh"), CELLS["indrnn"].plain),
     "own": (lambda n: CELLS["own-pointwise"].cell, CELLS["own-pointwise"].plain),
-    "layer norm": (_layer_norm, _plain_norm),
+    "layer norm": (_layer_norm, CELLS["own-layer-norm"].plain),
 }
 
 

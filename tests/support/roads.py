@@ -99,17 +99,23 @@ def of_carry(problem, last):
     return sum(jax.tree.leaves(weights))
 
 
+def counted(problem):
+    """Which outputs count in the loss; None if all do."""
+    mask = problem.marks.get("mask")
+    return mask.any(0) if mask is not None and problem.net.readout.of_last else mask
+
+
+def run_loop(problem, params, program):
+    """The last carry and the outputs of the program, by the loop."""
+    return by_loop(problem.net, problem.plains, params, problem.carry, problem.xs, problem.marks, program)
+
+
 def looped(problem, loss, program, with_carry):
     """E of the program, by the loop, as a function of params."""
-    counts = problem.marks.get("mask")
-    if counts is not None and problem.net.readout.of_last:
-        counts = counts.any(0)
 
     def error(params):
-        last, ys = by_loop(
-            problem.net, problem.plains, params, problem.carry, problem.xs, problem.marks, program
-        )
-        e = loss(ys, problem.targets, counts)
+        last, ys = run_loop(problem, params, program)
+        e = loss(ys, problem.targets, counted(problem))
         return e + of_carry(problem, last) if with_carry else e
 
     return error
@@ -120,53 +126,48 @@ Road = Callable[[Problem, Any, Program], tuple[Any, Any]]  # (found, wanted), fu
 
 def applied(problem, method, program):
     """jax.grad around net.apply; the last carry counts, too."""
-    counts = problem.marks.get("mask")
-    if counts is not None and problem.net.readout.of_last:
-        counts = counts.any(0)
 
     def error(params):
         last, ys = problem.net.apply(params, problem.carry, problem.xs, gradient=method, **problem.marks)
-        return squares(ys, problem.targets, counts) + of_carry(problem, last)
+        return squares(ys, problem.targets, counted(problem)) + of_carry(problem, last)
 
     return jax.grad(error), jax.grad(looped(problem, squares, program, True))
 
 
-def _as_it_is(cell, problem):
-    """A readout that passes h through."""
+def first_of(problem, of_layers):
+    """The part of the first cell, of the params or the carry of all layers; None stays None."""
+    if of_layers is None:
+        return None
+    return of_layers[0].forward if problem.net.layers[0].backward is not None else of_layers[0]
+
+
+def alone(problem):
+    """The problem of the first cell alone, with outputs h_1..h_T; and its params, from those of the cell."""
+    cell = problem.net.layers[0].forward
+    net = jb.network([cell], jb.readout(cell.hidden_size, cell.hidden_size))
     eye = jnp.eye(cell.hidden_size, dtype=problem.xs.dtype)
-    return jb.ReadoutParams(eye, jnp.zeros_like(eye[0]))
+    passed_through = jb.ReadoutParams(eye, jnp.zeros_like(eye[0]))
+    carry = None if problem.carry is None else (first_of(problem, problem.carry),)
+    d_carry = (first_of(problem, problem.d_carry),)
+    of_cell = problem._replace(net=net, plains=problem.plains[:1], carry=carry, d_carry=d_carry)
+    return of_cell, lambda params: jb.NetworkParams((params,), passed_through)
 
 
 def unrolled(problem, method, program):
     """jax.grad around unroll, of the first cell."""
-    cell = problem.net.layers[0].forward
-    net = jb.network([cell], jb.readout(cell.hidden_size, cell.hidden_size))
+    of_cell, params_of = alone(problem)
+    s_0 = first_of(problem, problem.carry)
 
-    def parts(of_layers):
-        first = of_layers[0]
-        return (first.forward,) if problem.net.layers[0].backward is not None else (first,)
-
-    carry = None if problem.carry is None else parts(problem.carry)
-    alone = problem._replace(net=net, plains=problem.plains[:1], carry=carry, d_carry=parts(problem.d_carry))
-    readout = _as_it_is(cell, problem)
-
-    def hs_and_carry(params):
-        s = None if carry is None else carry[0]
-        last, hs = jb.unroll(cell, params, s, problem.xs, gradient=method, **problem.marks)
-        return jnp.sum(jnp.square(hs)) + of_carry(alone, (last,))
+    def found(params):
+        cell = of_cell.net.layers[0].forward
+        last, hs = jb.unroll(cell, params, s_0, problem.xs, gradient=method, **problem.marks)
+        return jnp.sum(jnp.square(hs)) + of_carry(of_cell, (last,))
 
     def wanted(params):
-        both = jb.NetworkParams((params,), readout)
-        last, hs = by_loop(net, alone.plains, both, carry, problem.xs, problem.marks, program)
-        return jnp.sum(jnp.square(hs)) + of_carry(alone, last)
+        last, hs = run_loop(of_cell, params_of(params), program)
+        return jnp.sum(jnp.square(hs)) + of_carry(of_cell, last)
 
-    def of_first(f):
-        def run(params):
-            return jax.grad(f)(parts(params.cells)[0])
-
-        return run
-
-    return of_first(hs_and_carry), of_first(wanted)
+    return tuple(lambda p, f=f: jax.grad(f)(first_of(problem, p.cells)) for f in (found, wanted))
 
 
 def built_in(loss, same):
@@ -202,7 +203,9 @@ def returned(problem, method, program):
 
 
 def trained(problem, method, program):
-    """The params after two training steps, the carry going on as a number."""
+    """These are the params after two training steps. The first step's last carry is a constant for the second
+    step's gradient.
+    """
     net, optimizer = problem.net, optax.sgd(0.05)
     step = jb.make_train_step(net, jb.squared_error, optimizer, gradient=method, donate=False)
     batch = jb.Batch(problem.xs, problem.targets, **problem.marks)
@@ -220,10 +223,9 @@ def trained(problem, method, program):
         for _ in range(2):
             # a cell that reads backwards begins every batch at its initial carry, which is trained
             carry = None if carry is None else net.next_carry(carry)
-            error = looped(problem._replace(carry=carry), squares, program, False)
-            last = by_loop(
-                net, problem.plains, params, carry, problem.xs, problem.marks, _of_values(program)
-            )[0]
+            here = problem._replace(carry=carry)
+            error = looped(here, squares, program, False)
+            last = run_loop(here, params, _of_values(program))[0]
             params = jax.tree.map(lambda p, g: p - 0.05 * g, params, jax.grad(error)(params))
             carry = None if carry is None else last
         return params
@@ -233,8 +235,8 @@ def trained(problem, method, program):
 
 def online(problem, method, program):
     """The sum of rtrl_gradient over the steps of a stream, from the initial carry."""
-    cell = problem.net.layers[0].forward
-    rows = problem.xs.shape[1:-1]
+    of_cell, params_of = alone(problem._replace(carry=None))
+    cell, rows = of_cell.net.layers[0].forward, problem.xs.shape[1:-1]
 
     def found(params):
         state, total = jb.rtrl_init(cell, params, rows), jax.tree.map(jnp.zeros_like, params)
@@ -244,23 +246,10 @@ def online(problem, method, program):
             total = jax.tree.map(jnp.add, total, jb.rtrl_gradient(params, state, 2 * h))
         return total
 
-    net = jb.network([cell], jb.readout(cell.hidden_size, cell.hidden_size))
-    readout = _as_it_is(cell, problem)
+    def error(params):
+        return jnp.sum(jnp.square(run_loop(of_cell, params_of(params), program)[1]))
 
-    def wanted(params):
-        both = jb.NetworkParams((params,), readout)
-        return jnp.sum(
-            jnp.square(by_loop(net, problem.plains[:1], both, None, problem.xs, problem.marks, program)[1])
-        )
-
-    def of_first(f):
-        def run(params):
-            first = params.cells[0]
-            return f(first.forward if problem.net.layers[0].backward is not None else first)
-
-        return run
-
-    return of_first(found), of_first(jax.grad(wanted))
+    return tuple(lambda p, f=f: f(first_of(problem, p.cells)) for f in (found, jax.grad(error)))
 
 
 ROADS: dict[str, Road] = {
