@@ -23,6 +23,24 @@ def zeros_like(tree: Tree) -> Tree:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
+def differentiable(tree: ArrayTree) -> Any:
+    """The tree with None in place of each leaf that has no derivative: integers, bools and PRNG keys."""
+    return jax.tree.map(lambda z: z if jnp.issubdtype(z.dtype, jnp.inexact) else None, tree)
+
+
+def fixed_part(tree: ArrayTree) -> Any:
+    """The tree with None in place of each leaf that has a derivative, the others of `differentiable`."""
+    return jax.tree.map(lambda z: None if jnp.issubdtype(z.dtype, jnp.inexact) else z, tree)
+
+
+def merged(tree: ArrayTree, others: Tree) -> Tree:
+    """The tree, with the leaf of others in place of each None."""
+    found: Tree = jax.tree.map(
+        lambda z, other: other if z is None else z, tree, others, is_leaf=lambda z: z is None
+    )
+    return found
+
+
 def plus(a: Tree, b: Tree) -> Tree:
     """The sum a + b is taken leaf by leaf."""
     return jax.tree.map(jnp.add, a, b)
