@@ -68,9 +68,9 @@ def select(where: Mark, chosen: Tree, other: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(trailing(where, a), a, b), chosen, other)
 
 
-def times_rows(weight: Array, tree: Tree) -> Tree:
-    """Each row of every leaf is multiplied by its weight."""
-    return jax.tree.map(lambda z: trailing(weight, z) * z, tree)
+def times_rows(factor: Array, tree: Tree) -> Tree:
+    """Each row of every leaf is multiplied by its factor."""
+    return jax.tree.map(lambda z: trailing(factor, z) * z, tree)
 
 
 def trailing(where: Array, like: Array) -> Array:

@@ -10,7 +10,7 @@ weights, so the chain rule gives a recursion backwards in t:
     sweep      λ_T = G_T + dE/ds_T                          sequential, linear in λ           (S1)
                λ̃_{t−1} = (ds_t/ds̃_{t−1})ᵀ λ_t where mask_t, λ_t elsewhere                      (S2)
                λ_{t−1} = G_{t−1} + λ̃_{t−1}, without it where reset_t or cut_t;
-                                            λ̃_{t−1} is weighted where a method says so        (S3)
+                                            λ̃_{t−1} times a factor where a method has one     (S3)
                dE/dstart = Σ_t λ̃_{t−1} where reset_t        into the initial carry            (S4)
                a step where mask is False read no weight: its λ_t counts as 0                 (S5)
 
@@ -138,8 +138,8 @@ def step_back_of(
             lam_prev = select(marks.reset, zeros_like(lam_prev), lam_prev)  # (S3)
         if marks.cut is not None:
             lam_prev = select(marks.cut, zeros_like(lam_prev), lam_prev)  # (S3)
-        if marks.weight is not None:
-            lam_prev = times_rows(marks.weight, lam_prev)  # (S3)
+        if marks.factor is not None:
+            lam_prev = times_rows(marks.factor, lam_prev)  # (S3)
         return StepBack(lam_prev if transform is None else transform(lam_prev), d_start, lam_step)
 
     return step_back
@@ -148,10 +148,10 @@ def step_back_of(
 def begin_of_step(marks: Marks, start: S | None, s_prev: S) -> S:
     """s̃_{t−1} is the initial carry where reset, s_{t−1} elsewhere, and a constant where cut.
 
-    The weight and stop_gradient matter only if JAX differentiates the passes themselves, as for a Hessian.
+    The factor and stop_gradient matter only if JAX differentiates the passes themselves, as for a Hessian.
     """
-    if marks.weight is not None:
-        s_prev = _weighted(marks.weight, s_prev)
+    if marks.factor is not None:
+        s_prev = _with_factor(marks.factor, s_prev)
     if marks.cut is not None:
         s_prev = select(marks.cut, jax.lax.stop_gradient(s_prev), s_prev)
     if marks.reset is not None:
@@ -160,10 +160,10 @@ def begin_of_step(marks: Marks, start: S | None, s_prev: S) -> S:
     return s_prev
 
 
-def _weighted(weight: Array, s: S) -> S:
-    """This is s, but its derivative is multiplied by the weight of each row."""
+def _with_factor(factor: Array, s: S) -> S:
+    """This is s, but its derivative is multiplied by the factor of each row."""
 
     def zero(z: Array) -> Array:  # with the derivative of z; infinity minus infinity would be NaN
         return jnp.where(jnp.isfinite(z), z - jax.lax.stop_gradient(z), jnp.zeros_like(z))
 
-    return plus(s, times_rows(weight - 1, jax.tree.map(zero, s)))
+    return plus(s, times_rows(factor - 1, jax.tree.map(zero, s)))

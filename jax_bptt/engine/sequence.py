@@ -7,8 +7,8 @@
               s̃_{t−1}             elsewhere: the carry is held
 
 Reset and cut come before the mask, so they act where mask is False, too. None means mask True, reset False
-or cut False at every step, and costs nothing. A gradient method can also weight the derivative of s_{t−1},
-while its value stays as it is (`artbp`).
+or cut False at every step, and costs nothing. A gradient method can also multiply the derivative of
+s_{t−1} by a factor, while its value stays as it is (`artbp`).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Marks(NamedTuple):
       mask: bool [T, ...] or None; False holds the carry.
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
-      weight: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
+      factor: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
     """
 
     mask: Mark
     reset: Mark
     cut: Mark
-    weight: Array | None = None
+    factor: Array | None = None
 
 
 class Sequence(NamedTuple):
@@ -50,14 +50,14 @@ class Sequence(NamedTuple):
       mask: bool [T, ...] or None; False holds the carry.
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
-      weight: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
+      factor: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
     """
 
     xs: Array
     mask: Mark = None
     reset: Mark = None
     cut: Mark = None
-    weight: Array | None = None
+    factor: Array | None = None
 
     @property
     def steps(self) -> int:
@@ -72,7 +72,7 @@ class Sequence(NamedTuple):
     @property
     def marks(self) -> Marks:
         """These are the marks without the inputs."""
-        return Marks(self.mask, self.reset, self.cut, self.weight)
+        return Marks(self.mask, self.reset, self.cut, self.factor)
 
 
 def ends_of(sequence: Sequence) -> Sequence:

@@ -74,5 +74,5 @@ def _forward(rate: float, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
     if sequence.cut is None:
         fix = f"pass cut=jax.random.bernoulli(key, {rate}, xs.shape[:-1])"
         raise bad("cut", "bool marks for gradient=jb.artbp", sequence.cut, fix)
-    weight = jnp.full_like(sequence.xs[..., 0], 1 / (1 - rate))  # (U1)
-    return full().forward(cell, run._replace(sequence=sequence._replace(weight=weight)))
+    factor = jnp.full_like(sequence.xs[..., 0], 1 / (1 - rate))  # (U1)
+    return full().forward(cell, run._replace(sequence=sequence._replace(factor=factor)))
