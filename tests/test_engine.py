@@ -41,8 +41,8 @@ def _backward_in_python(engine, cell, run, slopes, d, transform):
     CALLS.append("backward")
     step_back = step_back_of(engine, cell, run.params, transform)
     d_s, d_start, lams = d.carry, None if run.sequence.reset is None else zeros_like(d.carry), []
-    for t in reversed(range(len(d.hs))):
-        found = step_back(add_to_h(d_s, d.hs[t]), _at(slopes, t), _at(run.sequence.marks, t))
+    for t in reversed(range(len(d.ys))):
+        found = step_back(add_to_h(d_s, d.ys[t]), _at(slopes, t), _at(run.sequence.marks, t))
         d_s, d_start = found.carry, plus(d_start, found.start)
         lams.insert(0, found.lam)
     return Swept(d_s, d_start, _stacked(lams))

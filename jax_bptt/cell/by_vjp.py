@@ -35,7 +35,9 @@ class Point(NamedTuple):
     kept: tuple[Array, ...]
 
 
-def linearise_by_vjp(step: AnyStep, params: ArrayTree, s_prev: ArrayTree, u: ArrayTree, s: ArrayTree) -> Point:
+def linearise_by_vjp(
+    step: AnyStep, params: ArrayTree, s_prev: ArrayTree, u: ArrayTree, s: ArrayTree
+) -> Point:
     """Without a hand-derived linearise, this stores what jax.vjp with respect to s_{t−1} needs.
 
     Arrays that depend on the parameters alone, such as a weight matrix, are equal at every t and left out.

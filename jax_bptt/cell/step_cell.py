@@ -18,7 +18,6 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeAlias
 
-import jax
 from jax import Array
 
 from jax_bptt.base.caching import cached

@@ -8,11 +8,19 @@ So what a step hands out feeds no later step, unless it is a part of the state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol
 
 from jax_bptt.base.trees import add_to_h, plus
 from jax_bptt.base.types import ArrayTree
+
+
+class Emitting(Protocol):
+    """A cell, or the body of a scan."""
+
+    @property
+    def emission(self) -> Hashable | None:
+        """This is its `Emission`, or None."""
 
 
 class Emission(NamedTuple):
@@ -36,6 +44,12 @@ def _nothing(d_y: ArrayTree) -> tuple[()]:
 
 H = Emission(lambda s, own: s.h, add_to_h, _nothing)
 STATES = Emission(lambda s, own: s, plus, _nothing)
+
+
+def emission_of(cell: Emitting) -> Emission:
+    """What does a step of this cell hand out? h, if the cell says nothing else."""
+    found: Emission = cell.emission or H  # type: ignore[assignment]
+    return found
 
 
 def of_leaves(places: tuple[int | None, ...]) -> Emission:
