@@ -152,9 +152,8 @@ def leaves(size: Size, slots: int | None) -> tuple[int, int]:
     """K and n: the steps of a leaf of `checkpointed`, and how many leaves there are."""
     params, _, xs, _ = jax.eval_shape(lambda: problem(size)[1])
     root = math.isqrt(size.steps)
-    longest = (
-        root if slots is None else min(root, chunk_of(size.steps, rows_of_a_step(xs.shape[1:-1]), params))
-    )
+    of_full = chunk_of(size.steps, rows_of_a_step(xs.shape[1:-1]), params)
+    longest = root if slots is None else min(root, of_full)
     leaf = divisor_up_to(longest, size.steps)
     return leaf, size.steps // leaf
 

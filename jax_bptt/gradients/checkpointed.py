@@ -150,9 +150,8 @@ def _forward(plan_of: _PlanOf, cell: Runnable, run: Run) -> tuple[Outputs, Kept]
     plan, ys = plan_of(run.sequence.steps, chunks.chunk_of_run(run)), []
     s = run.carry
     if plan.head:
-        of_head = phases.outputs(
-            cell, phases.forward(cell, run._replace(sequence=plan.head_of(run.sequence)))
-        )
+        head = run._replace(sequence=plan.head_of(run.sequence))
+        of_head = phases.outputs(cell, phases.forward(cell, head))
         s = of_head.carry
         ys.append(of_head.ys)
 

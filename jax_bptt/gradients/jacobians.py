@@ -38,7 +38,6 @@ from jax_bptt.engine.devices import to_local
 from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
 from jax_bptt.engine.phases import backward_steps, is_pointwise
-from jax_bptt.engine.run import Run
 from jax_bptt.gradients.independence import check_independence
 
 
@@ -71,14 +70,15 @@ def form_of(cell: Runnable) -> Form:
     return UNITS if is_pointwise(cell) and not cell.layout.recurrent else WHOLE
 
 
-def jacobians(cell: Runnable, run: Run, slopes: Slopes, states: State, form: Form) -> Array:
+def jacobians(cell: Runnable, params: ArrayTree, slopes: Slopes, states: State, form: Form) -> Array:
     """The slopes a_1..a_T of `phases.linearise` give J_1..J_T, [T, ..., n, n]; states give the shapes."""
     if is_pointwise(cell):
-        return _of_pointwise_step(cell, run.params, slopes, states, form)
+        return _of_pointwise_step(cell, params, slopes, states, form)
     if form is WHOLE:
-        return _of_any_step(cell, run.params, slopes, states, 1 + len(run.sequence.rows))
+        axes = 1 if isinstance(cell, Body) else states.h.ndim - 1  # time, and the rows of a cell
+        return _of_any_step(cell, params, slopes, states, axes)
     assert not isinstance(cell, Body)  # its carry has no units, and Newton refuses `diagonal` for it
-    return _blocks_of_any_step(cell, run.params, slopes, states)
+    return _blocks_of_any_step(cell, params, slopes, states)
 
 
 def jacobians_with_marks(j: Array, mask: Mark, *ended: Mark) -> Array:

@@ -129,7 +129,7 @@ def _sweep_at_once(
         marks = run.sequence.marks
         form, axes = form_of(cell), 1 + len(run.sequence.rows)
         m = jacobians_with_marks(
-            jacobians(cell, run, slopes, states, form), marks.mask, marks.reset, marks.cut
+            jacobians(cell, run.params, slopes, states, form), marks.mask, marks.reset, marks.cut
         )
         direct = emission_of(cell).to_state(zeros_like(states), d.ys)
         direct = jax.tree.map(lambda g, d: g.at[-1].add(d), direct, d.carry)

@@ -81,8 +81,8 @@ def check_inputs(
         check_like("carry", whole, initial, dtype, fix)
     shape = sequence.xs.shape[:-1]
     given = {"mask": sequence.mask, "reset": sequence.reset, "cut": sequence.cut}
-    marks = {name: check_mark(name, mark, shape) for name, mark in given.items()}
-    return params, carry, sequence._replace(**marks)
+    mask, reset, cut = (check_mark(name, mark, shape) for name, mark in given.items())
+    return params, carry, sequence._replace(mask=mask, reset=reset, cut=cut)
 
 
 def fill_missing_carry(carry: object, initial: object) -> Any:

@@ -130,7 +130,8 @@ def rtrl_step(
     rows = _check_x(cell, params, x)
     _check_state(cell, params, state, rows)
     marks = {"mask": mask, "reset": reset, "cut": cut}
-    at_t = Sequence(x)._replace(**{name: check_mark(name, mark, rows) for name, mark in marks.items()})
+    mask, reset, cut = (check_mark(name, mark, rows) for name, mark in marks.items())
+    at_t = Sequence(x, mask, reset, cut)
     params, state, at_t = replicate((params, state, at_t))
     # without resets nothing goes back to the initial carry, so it is not computed
     start, d_start = None, None
