@@ -22,7 +22,7 @@ from jax_bptt.base.trees import differentiable, flipped
 from jax_bptt.base.types import ArrayTree, Mark, P, S, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
-from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of, to_local
+from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of, to_local, typed_as
 from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.run import Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
@@ -140,7 +140,9 @@ def run_with_gradient(cell: Runnable, gradient: GradientMethod) -> Callable[[Run
     def back(kept: Kept, d: Outputs) -> tuple[Run]:
         found = backward(cell, kept, d)
         # masks, resets and cuts are bools, which have no derivative: None stands for their cotangents
-        return (Run(found.params, found.carry, found.start, Sequence(found.xs, starts=found.starts)),)
+        by = Run(found.params, found.carry, found.start, Sequence(found.xs, starts=found.starts))
+        sequence = Sequence(kept.run.sequence.xs, starts=kept.run.sequence.starts)
+        return (typed_as(by, differentiable(kept.run._replace(sequence=sequence))),)
 
     unrolled.defvjp(forward, lambda kept, d: back(kept, differentiable(d)))
     return unrolled
