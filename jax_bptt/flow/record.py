@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import last_step, plus, zeros_like
+from jax_bptt.base.trees import differentiable, last_step, plus, zeros_like
 from jax_bptt.base.types import ArrayTree, PRNGKey, Slopes, State
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import loops, phases
@@ -40,7 +40,7 @@ class LayerRecord(NamedTuple):
       run: its parameters, s_0, its inputs, [T, ..., I], and its marks. If it begins from the initial carry,
         there is a reset at the first step.
       s_prev: s̃_0..s̃_{T−1}, leaves [T, ..., H].
-      states: s_1..s_T, leaves [T, ..., H].
+      states: s_1..s_T, leaves [T, ..., H]; None for leaves that have no derivative.
       slopes: a_1..a_T.
       d_start_to_params: a function from dE/dstart, leaves [..., H], to its part of dE/dparams.
       pullback: a function from dE/do_1..dE/do_T to (dE/dh_t, dE/dx_t); the latter is that of the residual
@@ -112,7 +112,8 @@ def record_of_layer(
     """This runs one layer that reads forward; a carry of None stands for the initial carry."""
     cell, rows = layer.forward, sequence.rows
     sequence = without_padding(sequence)
-    start, begin = jax.vjp(lambda p: cell.initial_carry(p, rows), params)
+    start = cell.initial_carry(params, rows)
+    _, begin = jax.vjp(lambda p: differentiable(cell.initial_carry(p, rows)), params)
     if carry is None:  # a reset at the first step, so that dE/ds_0 goes on into the params
         first = jnp.zeros(sequence.xs.shape[:-1], bool).at[0].set(True)
         # a cut at the first step stops the gradient into the initial carry, too
@@ -121,9 +122,10 @@ def record_of_layer(
         carry = start
     run = Run(params, carry, None if sequence.reset is None else start, sequence)
     run = to_local(run, run)
-    states = phases.forward(cell, run).states
-    s_prev = phases.previous(run, states)
-    slopes = phases.linearise(cell, run, s_prev, states)
+    every_leaf = phases.forward(cell, run).states
+    s_prev = phases.previous(run, every_leaf)
+    slopes = phases.linearise(cell, run, s_prev, every_leaf)
+    states: State = differentiable(every_leaf)
 
     def outputs(hs: Array, xs: Array) -> Array:
         return outputs_of(layer, hs, sequence._replace(xs=xs), keys)

@@ -213,7 +213,7 @@ def _stream(
     if plan.head:
         s = recurrence.advance(weights, s, plan.head_of(data))
     slots, reversal = _Slots(s, _empty_slots(plan, s)), _Reversal(recurrence, weights, carry, data)
-    return _execute(plan, plan.actions, reversal, slots, zeros_like(carry))
+    return _execute(plan, plan.actions, reversal, slots, zeros_like(differentiable(carry)))
 
 
 class _Reversal(NamedTuple):

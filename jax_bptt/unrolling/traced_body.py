@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from jax_bptt.base.checks import is_other_key
 from jax_bptt.base.errors import bad, describe, running, shown
 from jax_bptt.base.types import DType
 from jax_bptt.cell.body import Body, Leaves
@@ -128,9 +129,8 @@ _NOT_MAPPED = ("rng_bit_generator", "rng_uniform", "pure_callback", "io_callback
 
 
 def _is_other_key(v: Any) -> bool:
-    """Is it a PRNG key of another kind than threefry? Under jax.vmap such a key draws other numbers."""
-    dtype = getattr(v.aval, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) != "key<fry>"
+    """Does an operation read keys of another kind than threefry?"""
+    return hasattr(v.aval, "dtype") and is_other_key(v.aval.dtype)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
