@@ -293,8 +293,9 @@ def _carries(net: Network, inputs: Inputs, found: Result) -> tuple[NetworkCarry 
 def _check_state(state: object) -> None:
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    check_like("state.step", state.step, step, step.dtype, "make the state by jb.init_train_state")
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    for name, came in (("step", state.step), ("skipped", state.skipped)):
+        check_like(f"state.{name}", came, count, count.dtype, "make the state by jb.init_train_state")
 
 
 def _check_batches(net: Network, state: Foreign, batches: Foreign) -> None:
