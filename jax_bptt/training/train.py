@@ -79,8 +79,8 @@ class Batch(NamedTuple):
       targets: what the loss takes, as [T, *batch_shape, O] or integer classes [T, *batch_shape].
       mask, reset, cut: bool [T, *batch_shape] or None, see `unroll`.
       key: a key from jax.random.key, of its own for each batch, where the network has dropout.
-      weight: how much each output counts in the loss, [T, *batch_shape], in the dtype of xs, or None for 1.
-        A step of weight 0 is read, but not scored; see `value_and_grad`.
+      weight: how much each output counts in the loss, [T, *batch_shape], or [*batch_shape] with `last`, in
+        the dtype of xs; None for 1. A step of weight 0 is read, but not scored; see `value_and_grad`.
     """
 
     xs: Array
