@@ -109,7 +109,7 @@ MISTAKES = {
     "sample_weight": (
         lambda: RUN(NET_PARAMS, None, XS, TARGETS, sample_weight=TARGETS[..., 0]),
         TypeError,
-        r"^value_and_grad\(net, loss\)\(\) got .*; how much a step and row counts in the loss is called weight;",
+        r"^value_and_grad\(net, loss\)\(\) got .*; how much a step and row counts .* is called weight;",
     ),
     "batch_first": (
         lambda: jb.lstm(3, 5, batch_first=True),

@@ -1,10 +1,12 @@
 """Losses E(Y, d) have a derivative by the outputs, dE/dY_t, from which the backward pass begins.
 
-    squared error (the article's)     E = Σ_t w_t Σ (d_t − Y_t)²                              (D1)
-                                      dE/dY_t = −2 w_t (d_t − Y_t)                            (D2)
+    article                  E = Σ_t Σ (d_t − Y_t)²
 
-    softmax cross-entropy             E = −1/N Σ w log p[d],   p = softmax(Y),   N = Σ w      (D3)
-                                      dE/dY = w (p − onehot(d)) / N                           (D4)
+    squared error            E = Σ_t w_t Σ (d_t − Y_t)²                                       (D1)
+                             dE/dY_t = −2 w_t (d_t − Y_t)                                     (D2)
+
+    softmax cross-entropy    E = −1/N Σ w log p[d],   p = softmax(Y),   N = Σ w               (D3)
+                             dE/dY = w (p − onehot(d)) / N                                    (D4)
 
 The weight w of a step and row is 1 unless one is given, and 0 where the mask is False; see `judged`.
 
