@@ -25,10 +25,11 @@ from jax_bptt.engine.engine import Transform
 from jax_bptt.engine.loops import StepBack
 from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
+from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
 from jax_bptt.networks.losses import Loss, check_loss, count
 from jax_bptt.networks.network import Network, check_network, check_run
-from jax_bptt.networks.readout_and_loss import Judged, loss_and_grad
+from jax_bptt.networks.readout_and_loss import loss_and_grad
 from jax_bptt.networks.value_and_grad import Inputs, check_outputs, steps_that_count
 
 
@@ -70,7 +71,7 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     Args:
       net: from `network`; no layer may read backwards.
       loss: as for `value_and_grad`.
-      inputs: the parameters, carry, sequence, targets and key.
+      inputs: the parameters, carry, sequence, targets, key and weight.
 
     Returns:
       The `Record`.
@@ -81,11 +82,11 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     check_network(net)
     check_loss(loss)
     params, carry, sequence = check_run(net, inputs.params, inputs.carry, inputs.sequence, key=inputs.key)
-    targets = check_outputs(net, loss, sequence, inputs.targets)
-    if varying((params, carry, sequence, targets)):
+    targets, weight = check_outputs(net, loss, sequence, inputs.targets, inputs.weight)
+    if varying((params, carry, sequence, targets, weight)):
         came = "different rows on every device of a jax.shard_map"
         raise bad("xs", "the rows of all devices", came, "call it outside, on arrays placed on the mesh")
-    params, carry, sequence, targets = replicate((params, carry, sequence, targets))
+    params, carry, sequence, targets, weight = replicate((params, carry, sequence, targets, weight))
     keys, here, layers = dropout_keys(inputs.key, sequence), sequence, []
     for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
         if layer.backward is not None:
@@ -100,8 +101,8 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
         return at_last_step(net.layers[-1], outputs, sequence.mask) if net.readout.of_last else outputs
 
     hs, back = jax.vjp(read_by_readout, here.xs)
-    counted = steps_that_count(net, sequence.mask)
-    judged = Judged(targets, counted, count(loss, targets, counted))
+    judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
+    judged = judged._replace(n=count(loss, judged))
     found = loss_and_grad(net.readout, loss, params.readout, hs, judged)
     return Record(tuple(layers), found.error, back(found.hs)[0])
 
