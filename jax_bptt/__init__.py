@@ -52,7 +52,7 @@ from jax_bptt.training.train import (
 )
 from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, rtrl_step
 from jax_bptt.unrolling.scan import scan
-from jax_bptt.unrolling.unroll import unroll
+from jax_bptt.unrolling.unroll import unroll, unroll_states
 from jax_bptt.unrolling.unroll_by_newton import unroll_by_newton
 
 __version__ = "0.1.0"
@@ -137,6 +137,7 @@ __all__ = [
     "truncated",
     "unroll",
     "unroll_by_newton",
+    "unroll_states",
     "value_and_grad",
 ]
 

@@ -156,10 +156,11 @@ class Network(NamedTuple):
         mask: Mark = None,
         reset: Mark = None,
         cut: Mark = None,
+        starts: NetworkCarry | None = None,
         key: PRNGKey | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[NetworkCarry, Array]:
-        """This runs the network; the outputs Y_1..Y_T are differentiable by params, carry and xs.
+        """This runs the network; the outputs Y_1..Y_T are differentiable by params, carry, xs and starts.
 
         Y_t = g₂(h_t W_y (+ b_y))   (N1, N2)
 
@@ -172,6 +173,9 @@ class Network(NamedTuple):
           gradient: the gradient method of each layer, see `unroll`.
           mask, reset, cut: bool [T, ...] for all layers, see `unroll`. For a cell that reads backwards a
             reset or cut at step t also acts between t − 1 and t.
+          starts: the states to which resets go back, a carry with leaves [T, ..., H], see `unroll`; None,
+            for all layers or for one of them, stands for the initial carry. A cell that reads backwards
+            begins step t − 1 from starts_t.
           key: a key from jax.random.key for dropout; None turns dropout off, for evaluation.
           dtype: jnp.bfloat16 for mixed precision in every layer and the readout, see `unroll`.
 
@@ -181,7 +185,7 @@ class Network(NamedTuple):
         Raises:
           ValueError: at trace time; it names the argument, what was expected and what was passed.
         """
-        sequence = Sequence(xs, mask, reset, cut)
+        sequence = Sequence(xs, mask, reset, cut, starts=starts)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
         net = network_with_dtype(dtype, self, params)
         last, hs = features(net, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))

@@ -94,7 +94,7 @@ def _check_starts(owner: Foreign, params: ArrayTree, sequence: Sequence, dtype: 
         raise bad("starts", "resets, which go back to them", "no reset", "pass reset, bool [T, ...]")
     starts: Any = as_arrays("starts", sequence.starts)
     initial = jax.eval_shape(lambda: owner.initial_carry(params, sequence.xs.shape[:-1]))
-    fix = "pass a carry for each step, such as the states of jb.unroll_states; any numbers where reset is False"
+    fix = "pass a carry for each step, as jb.unroll_states returns; any numbers where reset is False"
     check_like("starts", fill_missing_carry(starts, initial), initial, dtype, fix)
     return starts
 
@@ -271,7 +271,7 @@ def check_initial_carry(cell: AnyCell, carry: object, rows: Shape, dtype: DType)
             fix = "put the batch axes first; every floating leaf of a carry has the dtype of params"
             raise bad(name, f"{dtype if is_number else leaf.dtype}[{shape}]", leaf, fix)
         if is_other_key(leaf.dtype):
-            fix = "make it by jax.random.key(seed, impl='threefry2x32'): others draw other numbers under jax.vmap"
+            fix = "jax.random.key(seed, impl='threefry2x32') makes one; others draw other numbers in jax.vmap"
             raise bad(name, "keys of the kind threefry", leaf, fix)
 
 
