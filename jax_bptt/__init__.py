@@ -51,6 +51,7 @@ from jax_bptt.training.train import (
     make_train_steps,
 )
 from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, rtrl_step
+from jax_bptt.unrolling.step import step
 from jax_bptt.unrolling.unroll import unroll
 from jax_bptt.unrolling.unroll_by_newton import unroll_by_newton
 
@@ -131,6 +132,7 @@ __all__ = [
     "rtrl_step",
     "softmax_cross_entropy",
     "squared_error",
+    "step",
     "step_cell",
     "truncated",
     "unroll",
