@@ -1,29 +1,24 @@
 """`step` takes one step of a cell, for agents and generators, where the next input depends on this output.
 
-    u_t = project(x_t)                   as one of many rows, see `many_rows`                 (ST1)
-    s_t = step(s̃_{t−1}, u_t, v_t)        where mask_t, s̃_{t−1} elsewhere                       (ST2)
+    s_t = step(s̃_{t−1}, x_t)             see `one_step`
 
-The derivative is that of JAX, in every mode.
+In a loop it gives the numbers of `unroll`.
 """
 
 from __future__ import annotations
 
 import functools
 
-import jax
 from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
-from jax_bptt.base.trees import select
 from jax_bptt.base.types import ArrayTree, Mark, P, S, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of
-from jax_bptt.engine.loops import begin_of_step
-from jax_bptt.engine.many_rows import as_of_many_rows
-from jax_bptt.engine.phases import engine_of
+from jax_bptt.engine.one_step import one_step
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.unrolling.arguments import (
     check_cell,
@@ -51,7 +46,7 @@ def step(
 
     s_t = step(s_{t−1}, x_t)
 
-    On a CPU they are the same bit for bit where the sequence multiplies at least 64 rows at a time (T·B; or
+    On a CPU they are the same bit for bit where the sequence multiplies at least 96 rows at a time (T·B; or
     K·B in chunks of K steps). For fewer rows XLA adds in another order, and `unroll` of a short sequence
     differs from `unroll` of a longer one by the same rounding. See experiments/MEASURED.md, "One step and
     the sequence".
@@ -95,12 +90,5 @@ def step_checked(
     cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Sequence
 ) -> tuple[State, Array]:
     """This is `step` for arguments that have been checked; sequence is that of the one step."""
-    engine = engine_of(cell)
-    run = begin(cell, params, carry, sequence)
-    x, *_ = run.sequence.xs
-    marks = jax.tree.map(lambda mark: mark[0], run.sequence.marks)
-    u = as_of_many_rows(functools.partial(engine.project, cell), run.params, x)  # (ST1)
-    s_prev = begin_of_step(marks, run.start, run.carry)
-    v = engine.recur(cell, run.params, s_prev)
-    s = select(marks.mask, engine.step(cell, run.params, s_prev, u, v), s_prev)  # (ST2)
+    s = one_step(cell, begin(cell, params, carry, sequence))
     return s, s.h
