@@ -57,7 +57,7 @@ class Stepper(NamedTuple):
 
 def ours(name: str, rows: int, inputs: int, hidden: int) -> Stepper:
     """`jb.step`, which is compiled inside."""
-    cell = {"gru": jb.gru, "lstm": jb.lstm}[name](inputs, hidden)
+    cell: Any = jb.gru(inputs, hidden) if name == "gru" else jb.lstm(inputs, hidden)
     params = cell.init(jax.random.key(0))
 
     def step(params: Any, carry: Any, x: Any) -> Any:

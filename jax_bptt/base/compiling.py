@@ -43,7 +43,8 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """
 
     def decorator(f: Callable[_P, _R]) -> Callable[_P, _R]:
-        parameters = inspect.signature(f).parameters
+        signature = inspect.signature(f)
+        parameters = signature.parameters
         by_place = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         settings = [name for name in parameters if name in static]
@@ -60,7 +61,7 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             given = {**defaults, **dict(zip(by_place, args, strict=False)), **kwargs}
             is_twice = not kwargs.keys().isdisjoint(by_place[: len(args)])
             if given.keys() != parameters.keys() or len(args) > len(by_place) or is_twice:
-                return f(*args, **kwargs)  # which raises the TypeError of this call
+                signature.bind(*args, **kwargs)  # raises the TypeError of this call
             data = [given[name] for name in arrays]
             if not all(map(_is_ready, jax.tree.leaves(data))):
                 return f(*args, **kwargs)
