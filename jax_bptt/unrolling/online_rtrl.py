@@ -7,7 +7,7 @@ carry, by the recursion of `gradients.rtrl`. So the gradient of the loss E_t is 
 
 The gradient is exact as long as the parameters stay constant. If they change at every step, P_t contains
 derivatives at the slightly older parameters of earlier steps (Williams & Zipser 1989): the smaller the
-learning rate, the smaller the error.
+learning rate, the smaller the error. Without a gradient, `step` takes one step.
 """
 
 from __future__ import annotations
