@@ -7,8 +7,9 @@ jax.jit, and inside a jitted jax.lax.scan. Beside it stand the cells of Flax (li
 under the jax.jit of its own users, where these packages are installed. All programs are compiled first, then
 called in turn: A B C A B C. The number is the median over the rounds.
 
-Expectation: with 64 rows `jb.step` takes in a Python loop at most 1.5 times as long as the fastest program. With
-one row it takes longer: to have the numbers of a sequence it multiplies as many rows as one.
+Expectation: with 64 rows `jb.step` takes in a Python loop at most 1.5 times as long as the fastest program.
+With one row it takes longer, because it multiplies one row as many, and runs a loop, to have the numbers of a
+sequence.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def measure(config: Config, name: str, size: tuple[int, int, int]) -> dict[tuple
 def main(config: Config) -> None:
     """Measure both cells at both sizes and show the table."""
     check_counts(config, steps=1, repeats=1)
-    worst = {size: 0.0 for size in SIZES}
+    worst = dict.fromkeys(SIZES, 0.0)
     with jax.enable_x64(False):
         for name in ("gru", "lstm"):
             for size in SIZES:
