@@ -52,6 +52,7 @@ from jax_bptt.training.train import (
 )
 from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, rtrl_step
 from jax_bptt.unrolling.scan import scan
+from jax_bptt.unrolling.step import step
 from jax_bptt.unrolling.unroll import unroll, unroll_states
 from jax_bptt.unrolling.unroll_by_newton import unroll_by_newton
 
@@ -133,6 +134,7 @@ __all__ = [
     "scan",
     "softmax_cross_entropy",
     "squared_error",
+    "step",
     "step_cell",
     "truncated",
     "unroll",

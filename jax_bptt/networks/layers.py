@@ -172,9 +172,8 @@ def _run_layer(
     starts: Any = Directions(None, None) if sequence.starts is None else sequence.starts
     of_right = sequence._replace(starts=starts.forward)
     right, ahead = run_checked(layer.forward, params.forward, to_right, of_right, gradient)  # (H1)
-    ends = ends_of(
-        sequence._replace(starts=starts.backward)
-    )  # read backwards, a mark between steps t − 1 and t is one of t − 1
+    # read backwards, a mark between steps t − 1 and t is one of t − 1
+    ends = ends_of(sequence._replace(starts=starts.backward))
     left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, reverse=True)  # (H2)
     return Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
 
