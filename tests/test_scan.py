@@ -1,0 +1,129 @@
+"""`jb.scan` is jax.lax.scan with another way to its gradient: every body, method and transform.
+
+The right values are those of jax.vjp of jax.lax.scan, with random cotangents on every floating leaf of the
+last carry and of ys, by every floating leaf of init, of xs and of the weights that the body closes over.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from support.bodies import BODIES
+from support.body import H, T, W, draw, tanh_step
+from support.device_meshes import ALL, MODES, ROWS, STEPS, spread_over_devices
+from support.scan_programs import EXACT, differences, found, orders
+
+import jax_bptt as jb
+
+
+def plain(f, init, xs, length=None, reverse=False):
+    return jax.lax.scan(f, init, xs, length=length, reverse=reverse)
+
+
+def by_methods(body, methods, transform=lambda run: run, **given):
+    """The result of lax.scan and that of each method."""
+
+    def run(*args):
+        ours = {m: found(jb.scan, body, args, gradient=EXACT[m], **given) for m in methods}
+        return found(plain, body, args, build=body.plain, **given), ours
+
+    return transform(run)(body.weights, body.init, body.xs)
+
+
+def assert_agreement(body, methods, transform=jax.jit, **given):
+    wanted, ours = by_methods(body, methods, transform, **given)
+    wrong = {m: differences(one, wanted, body.tolerance) for m, one in ours.items()}
+    assert not {m: which for m, which in wrong.items() if which}
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(BODIES)))
+def test_every_body(number, name):
+    """Every second one reads from the last step to the first."""
+    assert_agreement(BODIES[name], ["full", "checkpointed"], reverse=number % 2 == 1)
+
+
+def test_every_exact_method():
+    others = [name for name in EXACT if name not in ("full", "checkpointed")]
+    assert_agreement(BODIES["y reads both carries"], others, reverse=True)
+
+
+SOME = ["rtrl", "parallel", "full in chunks", "sliding over all steps"]
+
+
+@pytest.mark.parametrize(
+    "name", ["key in the carry", "root not taken", "complex", "length only", "nested carry", "counter"]
+)
+def test_other_ways_back_through_bodies_of_other_kinds(name):
+    assert_agreement(BODIES[name], SOME)
+
+
+@pytest.mark.parametrize("name", ["scalar carry", "nested carry"])
+def test_newton_with_other_carries(name):
+    assert_agreement(BODIES[name], ["newton"])
+
+
+def test_one_step():
+    body = BODIES["y reads both carries"]
+    assert_agreement(body._replace(xs=body.xs[:1]), ["full", "checkpointed", "newton", *SOME])
+
+
+@pytest.mark.parametrize("name", ["counter", "no output"])
+def test_without_jit(name):
+    assert_agreement(BODIES[name], ["full", "checkpointed", "parallel"], transform=lambda run: run)
+
+
+MAPPED = ["full", "checkpointed, few slots", "rtrl", "parallel", "newton"]
+
+
+@pytest.mark.parametrize("of", [0, 1, 2], ids=["weights", "init", "xs"])
+def test_vmap(of):
+    body = BODIES["y reads both carries"]
+    args = [body.weights, body.init, body.xs]
+    args[of] = jax.tree.map(lambda z: jnp.stack([z, -z, z / 2]), args[of])
+    mapped = body._replace(weights=args[0], init=args[1], xs=args[2])
+    axes = [0 if i == of else None for i in range(3)]
+    assert_agreement(mapped, MAPPED, lambda run: jax.jit(jax.vmap(run, axes)))
+
+
+TWICE = {
+    "y reads both carries": ["full", "full, slopes kept", "checkpointed, few slots", "rtrl", "parallel"],
+    "counter": ["full", "checkpointed"],
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_second_derivatives(name):
+    body = BODIES[name]
+
+    @jax.jit
+    def run(*args):
+        ours = {m: orders(jb.scan, body, args, gradient=EXACT[m]) for m in TWICE[name]}
+        return orders(plain, body, args), ours
+
+    wanted, ours = run(body.weights, body.init, body.xs)
+    assert not {m: wrong for m, one in ours.items() if (wrong := differences(one, wanted, 1e-12))}
+
+
+SPREAD = ["full", "full in chunks", "checkpointed", "rtrl", "parallel", "newton"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_are_spread_over_devices(mode):
+    """The rows of init and xs are split, the weights are on every device."""
+
+    def gradient(scan, **given):
+        def run(*args):
+            out, back = jax.vjp(lambda w, init, xs: scan(tanh_step(w), init, xs, **given), *args)
+            return back(jax.tree.map(jnp.cos, out))
+
+        return run
+
+    def all_of_them(*args):
+        return {m: gradient(jb.scan, gradient=EXACT[m])(*args) for m in SPREAD}
+
+    args = W, draw(50, 4, H), draw(51, T, 4, H)
+    wanted = jax.jit(gradient(jax.lax.scan))(*args)
+    spread, placed = spread_over_devices(
+        mode, all_of_them, (ALL, ROWS, STEPS), dict.fromkeys(SPREAD, (ALL, ROWS, STEPS)), args
+    )
+    found = jax.device_get(spread(*placed))
+    assert not {m: wrong for m, one in found.items() if (wrong := differences(one, wanted, 1e-12))}
