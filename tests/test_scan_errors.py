@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from support.bodies import BODIES
-from support.body import H, S, T, W, X, tanh_of, tanh_step
+from support.body import H, S, T, W, X, tanh_step
 from support.refusals import refused
 
 import jax_bptt as jb
@@ -22,6 +22,15 @@ def _of_body(name, **given):
     return jb.scan(body.build(body.weights), body.init, body.xs, length=body.length, **given)
 
 
+def _of_complex(gradient):
+    """A scan with complex numbers, as a function of real ones."""
+
+    def run(s):
+        return jb.scan(lambda s, x: (1j * s, s), jax.lax.complex(s, s), None, 3, gradient=gradient)[0].real
+
+    return run
+
+
 def _rows(**given):
     """A carry of 2 rows, and x of 2 rows."""
     return jb.scan(F, jnp.stack([S, S]), jnp.stack([X, X], 1), **given)
@@ -33,8 +42,8 @@ def _changes(new):
 
 
 BAD = {
-    "f is no function": (lambda: _scan(f=W), r"^scan: f: expected a function"),
-    "f is a cell": (lambda: _scan(f=jb.elman(3, 3)), r"^scan: f: expected a function"),
+    "f is no function": (lambda: _scan(f=W), r"^scan: f: expected a .*function"),
+    "f is a cell": (lambda: _scan(f=jb.elman(3, 3)), r"^scan: f: expected a .*function"),
     "f returns one array": (lambda: _scan(f=lambda s, x: s), r"^scan: f: .*\(carry, y\)"),
     "f returns three": (lambda: _scan(f=lambda s, x: (s, x, x)), r"^scan: f: .*\(carry, y\)"),
     "another dtype": (
@@ -44,7 +53,10 @@ BAD = {
     "another shape": (lambda: _changes(lambda s: s[:2]), r"^scan: f: .*float64\[3\].*float64\[2\]"),
     "another tree": (lambda: _changes(lambda s: (s, s)), r"^scan: f: .*float64\[3\].*tuple"),
     "no carry any more": (lambda: _changes(lambda s: None), r"^scan: f: .*float64\[3\].*None"),
-    "an integer init": (lambda: _scan(lambda s, x: (s + x[0], s), 0), r"^scan: f: .*int64\[\].*float64\[\]"),
+    "an integer init": (
+        lambda: _scan(lambda s, x: (x[0], s), jnp.zeros((), int)),
+        r"^scan: f: .*int64\[\].*float64\[\]",
+    ),
     "xs of two lengths": (lambda: _scan(lambda s, x: (s, s), xs=(X, X[:5])), r"^scan: xs: .*7.*5"),
     "xs without a time axis": (lambda: _scan(xs=jnp.array(1.0)), r"^scan: xs: "),
     "xs of another length": (lambda: _scan(length=5), r"^scan: length: .*(7.*5|5.*7)"),
@@ -57,11 +69,19 @@ BAD = {
     "newton": (lambda: _scan(gradient=jb.newton()), r"^scan: gradient: "),
     "newton with a counter": (
         lambda: _of_body("counter", gradient=jb.parallel(jb.newton())),
-        r"^scan: (gradient|init).*int",
+        r"^scan: newton: .*int64",
     ),
     "newton with a key": (
         lambda: _of_body("key in the carry", gradient=jb.parallel(jb.newton())),
-        r"^scan: (gradient|init).*key",
+        r"^scan: newton: .*key",
+    ),
+    "rtrl of complex numbers": (
+        lambda: jax.jacrev(_of_complex(jb.rtrl()))(jnp.ones(2)),
+        r"gradient: .*rtrl.*complex",
+    ),
+    "parallel of complex numbers": (
+        lambda: jax.jacrev(_of_complex(jb.parallel()))(jnp.ones(2)),
+        r"gradient: .*parallel.*complex",
     ),
     "artbp without cuts": (lambda: _scan(gradient=jb.artbp(0.1)), r"^scan: cut: .*artbp"),
     "reverse is no bool": (lambda: _scan(reverse="yes"), r"^scan: reverse: .*yes"),
@@ -95,8 +115,8 @@ test_messages = refused(BAD)
 
 
 def test_an_error_in_f_says_so():
-    with pytest.raises(ValueError, match=r"f at test_scan_errors\.py, line \d+: .*tanh_of"):
-        jb.scan(lambda s, x: (tanh_of(W, s, x[:2]), None), S, X)
+    with pytest.raises(ValueError, match=r"raised by f at test_scan_errors\.py, line \d+: .*@"):
+        jb.scan(lambda s, x: (s @ x[:2], None), S, X)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ BODIES: dict[str, Body] = {
     "counter": Body(_counter, {"n": jnp.array(0), "h": S}, X, W),
     "flag": Body(_flag, (S, jnp.array(True)), X, W),
     "key in the carry": Body(_noise_by_key, (S, jax.random.key(1)), X, W),
+    "key of another kind": Body(_noise_by_key, (S, jax.random.key(1, impl="rbg")), X, W),
     "keys as inputs": Body(_keys_as_inputs, S, {"key": jax.random.split(jax.random.key(2), T), "x": X}, W),
     "many weights": Body(
         _many_weights,

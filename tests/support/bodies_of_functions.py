@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jax_bptt as jb
 from support.body import Body, H, S, T, W, X, draw, returned, tanh_of, tanh_step
@@ -129,6 +130,18 @@ def _integers_and_a_key(w):
     return f
 
 
+def _callback(w):
+    """NumPy counts something at every step."""
+
+    def f(h, x):
+        read = jax.lax.stop_gradient(x)
+        n = jax.pure_callback(lambda x: np.sum(x > 0), jax.ShapeDtypeStruct((), "int64"), read)
+        h = jnp.tanh(h @ w["w_h"] + x / (1.0 + n.astype(float)))
+        return h, n
+
+    return f
+
+
 def _weight_as_integer(w):
     def f(h, x):
         best = jnp.argmax(w["b"])
@@ -202,6 +215,7 @@ BODIES: dict[str, Body] = {
     "integers and a key among the weights": Body(
         _integers_and_a_key, S, X, {"key": jax.random.key(3), "shift": jnp.array(1), **W}
     ),
+    "callback": Body(_callback, S, X, W),
     "weight as an integer": Body(_weight_as_integer, S, X, W),
     "in place": Body(_in_place, (S, jnp.array(0)), X, W),
     "double where": Body(_double_where, S, X.at[:, 0].set(0.0), W),

@@ -134,11 +134,11 @@ def zeros(tree):
 
 
 def where(mark, chosen, other):
-    """Leaf by leaf; by row where the mark has rows, and where the leaf has them."""
+    """Leaf by leaf, and by row where the mark has rows; a leaf without rows is `chosen`."""
 
     def leaf(a, b):
         if jnp.ndim(b) < mark.ndim:
-            return b
+            return a
         wide = jnp.broadcast_to(mark.reshape(mark.shape + (1,) * (jnp.ndim(b) - mark.ndim)), jnp.shape(b))
         return jnp.where(wide, a, b)
 
