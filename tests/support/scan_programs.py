@@ -196,7 +196,7 @@ def found(scan, body, args, seed=0, build=None, **given):
     return Found(merge(chosen, others, structures[-1]), back(cotangents)[0])
 
 
-def orders(scan, body, args, **given):
+def orders(scan, body, args, forward=True, **given):
     """The derivatives of the gradient: reverse over reverse, and forward over reverse."""
 
     def gradient(*args):
@@ -205,8 +205,10 @@ def orders(scan, body, args, **given):
     g, floats, _ = of_floats(gradient, *args)
     directions = [jnp.cos(z) for z in floats]
     _, back = jax.vjp(lambda z: g(z)[0], floats)
-    forward = jax.jvp(lambda z: g(z)[0], (floats,), (directions,))[1]
-    return {"reverse": back(directions)[0], "forward": forward}
+    derivatives = {"reverse": back(directions)[0]}
+    if forward:
+        derivatives["forward"] = jax.jvp(lambda z: g(z)[0], (floats,), (directions,))[1]
+    return derivatives
 
 
 def cotangent(numbers, z):
