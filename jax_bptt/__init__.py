@@ -51,6 +51,7 @@ from jax_bptt.training.train import (
     make_train_steps,
 )
 from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, rtrl_step
+from jax_bptt.unrolling.scan import scan
 from jax_bptt.unrolling.unroll import unroll
 from jax_bptt.unrolling.unroll_by_newton import unroll_by_newton
 
@@ -129,6 +130,7 @@ __all__ = [
     "rtrl_gradient",
     "rtrl_init",
     "rtrl_step",
+    "scan",
     "softmax_cross_entropy",
     "squared_error",
     "step_cell",

@@ -96,7 +96,7 @@ def _backward(
         if of_w_h is not _same:
             w_h = of_w_h(as_dict(run.params)["w_h"])
             swept_run = swept_run._replace(params=_replaced(run.params, w_h=w_h))
-        swept = phases.sweep(cell, swept_run, slopes, Outputs(of_d_carry(d.carry), of_d_hs(d.hs)))
+        swept = phases.sweep(cell, swept_run, slopes, Outputs(of_d_carry(d.carry), of_d_hs(d.ys)))
         d_start = swept.start if swept.start is not None else zeros_like(run.start)
         d_params, d_xs = phases.contract(cell, run, s_prev, slopes, swept.lam)
         if of_s_prev is not _same or of_xs is not _same:

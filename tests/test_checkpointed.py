@@ -231,7 +231,7 @@ def test_an_automatic_chunk_divides_the_sequence_if_it_can():
     from jax_bptt.engine.chunks import chunk_of
 
     def chosen(steps, rows, weights):
-        return chunk_of(Sequence(np.zeros((steps, rows, 1))), np.broadcast_to(0.0, weights))
+        return chunk_of(steps, rows, np.broadcast_to(0.0, weights))
 
     assert chosen(1000, 32, 10_000) == 25
     assert chosen(997, 32, 10_000) == 32

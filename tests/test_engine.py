@@ -31,21 +31,21 @@ def _forward_in_python(engine, cell, run, u, keep_slopes):
         marks, u_t = _at(run.sequence.marks, t), _at(u, t)
         s_prev = begin_of_step(marks, run.start, s)
         v = engine.recur(cell, run.params, s_prev)
-        s = select(marks.mask, engine.step(cell, run.params, s_prev, u_t, v), s_prev)
+        s = select(marks.mask, engine.step(cell, run.params, s_prev, u_t, v).state, s_prev)
         states.append(s)
         slopes.append(engine.linearise(cell, run.params, s_prev, u_t, v, s) if keep_slopes else None)
-    return Forward(s, _stacked(states), _stacked(slopes))
+    return Forward(s, _stacked(states), (), _stacked(slopes))
 
 
 def _backward_in_python(engine, cell, run, slopes, d, transform):
     CALLS.append("backward")
     step_back = step_back_of(engine, cell, run.params, transform)
     d_s, d_start, lams = d.carry, None if run.sequence.reset is None else zeros_like(d.carry), []
-    for t in reversed(range(len(d.hs))):
-        found = step_back(add_to_h(d_s, d.hs[t]), _at(slopes, t), _at(run.sequence.marks, t))
+    for t in reversed(range(len(d.ys))):
+        found = step_back(add_to_h(d_s, d.ys[t]), (), _at(slopes, t), _at(run.sequence.marks, t))
         d_s, d_start = found.carry, plus(d_start, found.start)
         lams.insert(0, found.lam)
-    return Swept(d_s, d_start, _stacked(lams))
+    return Swept(d_s, d_start, None, _stacked(lams))
 
 
 IN_PYTHON = POINTWISE._replace(forward_loop=_forward_in_python, backward_loop=_backward_in_python)

@@ -9,7 +9,7 @@ import jax_bptt as jb
 from experiments import gradient_methods as compared
 from experiments.support import gradient_costs, million_steps
 from experiments.support.comparisons import farthest
-from jax_bptt.engine.sequence import Sequence
+from jax_bptt.engine.chunks import chunk_of
 from jax_bptt.gradients.checkpointed import _plan
 
 TINY = {"steps": 40, "rows": 2, "inputs": 3, "hidden": 8, "outputs": 2, "cells": ("elman",)}
@@ -76,7 +76,7 @@ def test_the_closed_form_is_the_recursion():
 def test_forward_runs_are_those_of_the_schedule(steps, slots):
     size = compared.Size("lstm", steps, 32, 64, 128, 8)
     _, carry, xs, _ = jax.eval_shape(lambda: gradient_costs.problem(size)[1])
-    plan = _plan(slots, None, False, Sequence(xs), carry)
+    plan = _plan(slots, None, False, steps, chunk_of(steps, xs.shape[1], carry))
     assert gradient_costs.leaves(size, slots) == (plan.leaf, plan.leaves)
     name = repr(jb.checkpointed(slots=slots))
     runs = len(plan.actions) * plan.leaf + 2 * plan.head

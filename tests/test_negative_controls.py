@@ -161,7 +161,7 @@ def test_a_wrong_forward_pass_is_named():
 
     def forward(*args):
         outputs, kept = method.forward(*args)
-        return outputs._replace(hs=outputs.hs * (1 + 1e-9)), kept
+        return outputs._replace(ys=outputs.ys * (1 + 1e-9)), kept
 
     report = jb.check_gradient(jb.gru(3, 4), gradient=method._replace(name="wrong", forward=forward))
     assert report.wrong == ("outputs",)

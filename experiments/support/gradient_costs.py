@@ -20,7 +20,7 @@ import jax_bptt as jb
 from experiments.support.comparisons import farthest, seconds
 from experiments.support.gradient_costs_table import titled
 from experiments.support.runs import StopRequest
-from jax_bptt.engine.chunks import chunk_of, divisor_up_to
+from jax_bptt.engine.chunks import chunk_of, divisor_up_to, rows_of_a_step
 from jax_bptt.engine.run import Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.autodiff import plain_scan
@@ -152,7 +152,8 @@ def leaves(size: Size, slots: int | None) -> tuple[int, int]:
     """K and n: the steps of a leaf of `checkpointed`, and how many leaves there are."""
     params, _, xs, _ = jax.eval_shape(lambda: problem(size)[1])
     root = math.isqrt(size.steps)
-    longest = root if slots is None else min(root, chunk_of(Sequence(xs), params))
+    of_full = chunk_of(size.steps, rows_of_a_step(xs.shape[1:-1]), params)
+    longest = root if slots is None else min(root, of_full)
     leaf = divisor_up_to(longest, size.steps)
     return leaf, size.steps // leaf
 

@@ -6,11 +6,13 @@ Their types say that a function returns the kind of tree that it was given; the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jax_bptt.base.types import ArrayTree, DType, Mark, S, State, Tree
@@ -21,6 +23,24 @@ _R = TypeVar("_R")
 def zeros_like(tree: Tree) -> Tree:
     """The result has zeros in the shapes and dtypes of a tree."""
     return jax.tree.map(jnp.zeros_like, tree)
+
+
+def differentiable(tree: ArrayTree) -> Any:
+    """The tree with None in place of each leaf that has no derivative: integers, bools and PRNG keys."""
+    return jax.tree.map(lambda z: z if jnp.issubdtype(z.dtype, jnp.inexact) else None, tree)
+
+
+def fixed_part(tree: ArrayTree) -> Any:
+    """The tree with None in place of each leaf that has a derivative, the others of `differentiable`."""
+    return jax.tree.map(lambda z: None if jnp.issubdtype(z.dtype, jnp.inexact) else z, tree)
+
+
+def merged(tree: ArrayTree, others: Tree) -> Tree:
+    """The tree, with the leaf of others in place of each None."""
+    found: Tree = jax.tree.map(
+        lambda z, other: other if z is None else z, tree, others, is_leaf=lambda z: z is None
+    )
+    return found
 
 
 def plus(a: Tree, b: Tree) -> Tree:
@@ -50,9 +70,9 @@ def select(where: Mark, chosen: Tree, other: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(trailing(where, a), a, b), chosen, other)
 
 
-def times_rows(weight: Array, tree: Tree) -> Tree:
-    """Each row of every leaf is multiplied by its weight."""
-    return jax.tree.map(lambda z: trailing(weight, z) * z, tree)
+def times_rows(factor: Array, tree: Tree) -> Tree:
+    """Each row of every leaf is multiplied by its factor."""
+    return jax.tree.map(lambda z: trailing(factor, z).astype(z.dtype) * z, tree)
 
 
 def trailing(where: Array, like: Array) -> Array:
@@ -74,6 +94,33 @@ def apart(tree: Tree, others: ArrayTree) -> Tree:
 def flipped(tree: Tree) -> Tree:
     """Arrays [T, ...] are reversed in time: the last step comes first."""
     return jax.tree.map(lambda z: jnp.flip(z, 0), tree)
+
+
+def common_dtype(tree: ArrayTree) -> DType:
+    """This is the narrowest dtype that holds the numbers of all leaves; float32 without leaves."""
+    dtypes = [z.dtype for z in jax.tree.leaves(tree)] or [jnp.dtype(jnp.float32)]
+    return functools.reduce(jnp.promote_types, dtypes)
+
+
+def to_vector(tree: ArrayTree, axes: int = 0) -> Array:
+    """Leaves [..., *] with this many leading axes become one array [..., n] of their `common_dtype`."""
+    leaves, dtype = jax.tree.leaves(tree), common_dtype(tree)
+    if not leaves:
+        return jnp.zeros(0, dtype)
+    return jnp.concatenate([z.reshape(*z.shape[:axes], -1).astype(dtype) for z in leaves], -1)
+
+
+def from_vector(z: Array, like: Tree) -> Tree:
+    """An array [..., n] becomes a tree again; the leaves of like end in the shapes that they had."""
+    leaves, structure = jax.tree.flatten(like)
+    shapes = [leaf.shape[z.ndim - 1 :] for leaf in leaves]
+    parts = jnp.split(z, np.cumsum([math.prod(shape) for shape in shapes])[:-1], -1) if leaves else []
+    made = (
+        part.reshape(*z.shape[:-1], *shape).astype(leaf.dtype)
+        for part, shape, leaf in zip(parts, shapes, leaves, strict=True)
+    )
+    found: Tree = jax.tree.unflatten(structure, made)
+    return found
 
 
 def last_step(tree: Tree) -> Tree:
@@ -109,7 +156,9 @@ def norm_of(tree: ArrayTree, axes: int = 0) -> Array:
     Unlike z², the square of z/m neither overflows nor vanishes where ‖z‖ is a float. The norm of a dtype
     shorter than float32 is a float32. At zero its derivative is zero.
     """
-    leaves = [z.astype(wide(z.dtype)) for z in jax.tree.leaves(tree)]
+    parts = [p for z in jax.tree.leaves(tree) for p in ((z.real, z.imag) if jnp.iscomplexobj(z) else (z,))]
+    dtype = wide(common_dtype(parts))
+    leaves = [z.astype(dtype) for z in parts]
     inner = [tuple(range(axes, z.ndim)) for z in leaves]
     # the norm does not depend on m, so no derivative needs to go through it
     largest = [
@@ -123,7 +172,8 @@ def norm_of(tree: ArrayTree, axes: int = 0) -> Array:
 
 def norm_of_rows(state: State) -> Array:
     """The result is ‖s‖ of each row over all fields of the state: [...] from leaves [..., *]."""
-    return norm_of(state, state.h.ndim - 1)
+    # the carry of a scan's body is a plain tuple, and all of it counts as one row
+    return norm_of(state, state.h.ndim - 1 if hasattr(state, "h") else 0)
 
 
 def norm_of_both(a: Array, b: Array) -> Array:

@@ -121,6 +121,7 @@ class Cell(NamedTuple, Generic[P, S]):
         parameter h_0 [H] if there is one (see `learn_carry`), else zeros.
       dtype: the operands of its matrix products are rounded to this dtype; None for no rounding.
         `unroll` sets it.
+      emission: the `Emission` that says what a step hands out; None for h. `unroll_states` sets it.
       engine: the `Engine` that runs it, for example one whose loops are a kernel; None for the engine of
         all pointwise cells. A gradient method may set it.
       made_by: the call that made it, by which it is printed, copied and pickled.
@@ -135,7 +136,8 @@ class Cell(NamedTuple, Generic[P, S]):
     init: Callable[[PRNGKey], P]
     initial_carry: Callable[[P, Shape], S]
     dtype: DType | None = None
-    engine: Hashable | None = None  # an Engine; this folder may not import that type
+    emission: Hashable | None = None  # an Emission; this folder may not import that type
+    engine: Hashable | None = None  # an Engine
     made_by: Call | None = None
 
     @property

@@ -18,15 +18,14 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeAlias
 
-import jax
 from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import function, or_none, size
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
-from jax_bptt.base.trees import zeros_like
 from jax_bptt.base.types import ArrayTree, P, PRNGKey, S, Shape, Slopes
+from jax_bptt.cell.by_vjp import adjoint_by_vjp, linearise_by_vjp
 from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_gates
 
 Projected: TypeAlias = Any  # u_t: what `project` returns, any tree
@@ -48,7 +47,7 @@ class StepCell(NamedTuple, Generic[P, S]):
       init: key -> params, any pytree of floating arrays of one dtype.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, ...].
       gate_names: names of the blocks of H columns in its weights, if there are such blocks.
-      engine, made_by: as for `Cell`.
+      emission, engine, made_by: as for `Cell`.
     """
 
     input_size: int
@@ -61,6 +60,7 @@ class StepCell(NamedTuple, Generic[P, S]):
     init: Callable[[PRNGKey], P]
     initial_carry: Callable[[P, Shape], S]
     gate_names: tuple[str, ...] = ()
+    emission: Hashable | None = None
     engine: Hashable | None = None
     made_by: Call | None = None
 
@@ -151,51 +151,3 @@ def step_cell(
 def as_it_is(params: ArrayTree, x: Array) -> Array:
     """Without a `project` the step reads x itself."""
     return x
-
-
-def linearise_by_vjp(
-    step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected, s: S
-) -> tuple[Projected, tuple[Array, ...]]:
-    """Without a hand-derived linearise, this stores what jax.vjp with respect to the carry needs.
-
-    Arrays that depend on the parameters alone, such as a weight matrix, are equal at every t and left out.
-    """
-    kept, _ = _pullback(step, params, s_prev, u)
-    varies = _varies(step, params, s_prev, u)
-    return u, tuple(z for z, here in zip(kept, varies, strict=True) if here)
-
-
-def adjoint_by_vjp(
-    step: Callable[[P, S, Projected], S], params: P, a: tuple[Projected, tuple[Array, ...]], lam: S
-) -> S:
-    """This adjoint belongs to `linearise_by_vjp`: it rebuilds the function of jax.vjp and applies it to λ.
-
-    The arrays that depend on the parameters alone are equal at every point. So the step is traced at zeros
-    to get them and the structure; nothing else of that trace is used, and the compiler removes it.
-    """
-    u, at_point = a
-    zeros, zero_u = zeros_like((lam, u))
-    elsewhere, structure = _pullback(step, params, zeros, zero_u)
-    here, varies = iter(at_point), _varies(step, params, zeros, zero_u)
-    kept = [next(here) if v else z for z, v in zip(elsewhere, varies, strict=True)]
-    d_s_prev: S = jax.tree.unflatten(structure, kept)(lam)[0]
-    return d_s_prev
-
-
-def _pullback(
-    step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected
-) -> tuple[list[Array], jax.tree_util.PyTreeDef]:
-    """jax.vjp of one step with respect to the carry is split into its arrays and its structure."""
-    return jax.tree.flatten(jax.vjp(lambda s: step(params, s, u), s_prev)[1])
-
-
-def _varies(step: Callable[[P, S, Projected], S], params: P, s_prev: S, u: Projected) -> list[bool]:
-    """Which of these arrays depend on s_prev or u?"""
-    of_params, *of_point = (jax.tree.map(jax.typeof, tree) for tree in (params, s_prev, u))
-    jaxpr = jax.make_jaxpr(lambda p, *at: _pullback(step, p, *at)[0])(of_params, *of_point).jaxpr
-    varying = {id(v) for v in jaxpr.invars[len(jax.tree.leaves(params)) :]}
-    # an operation on a varying array gives varying arrays
-    for equation in jaxpr.eqns:
-        if any(id(v) in varying for v in equation.invars):
-            varying.update(map(id, equation.outvars))
-    return [id(v) in varying for v in jaxpr.outvars]

@@ -20,7 +20,7 @@ from jax_bptt.base.checks import is_known
 from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import num_parameters, wide
 from jax_bptt.base.types import ArrayTree, Shape, Tree
-from jax_bptt.engine.sequence import Sequence
+from jax_bptt.engine.run import Run
 
 First: TypeAlias = int | Array  # the number of a chunk's first step; traced inside a loop over chunks
 _Carry = TypeVar("_Carry")
@@ -105,7 +105,7 @@ def length(data: ArrayTree) -> int:
     return first.shape[0]
 
 
-def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
+def chunk_of(steps: int, rows: int, weights: ArrayTree) -> int:
     """If the user does not choose K, a chunk has as many steps as make a matrix product of 512 to 2048 rows.
 
     K B = T B / 4, but from 512 to 1024; T B if that is at most 1024
@@ -115,18 +115,25 @@ def chunk_of(sequence: Sequence, weights: ArrayTree) -> int:
     where it is larger than the caches (32 MiB). With more rows the arrays of a chunk do not fit the caches,
     and for a short sequence chunks would save no memory. See experiments/MEASURED.md, "Steps in a chunk".
     """
-    steps, batch, numbers = sequence.steps, rows_of_a_step(sequence.rows), num_parameters(weights)
+    numbers = num_parameters(weights)
     if not is_known(steps):
         return steps
-    rows_of_chunk = 1024 if steps * batch <= 1024 else min(max(steps * batch // 4, 512), 1024)
+    rows_of_chunk = 1024 if steps * rows <= 1024 else min(max(steps * rows // 4, 512), 1024)
     if numbers >= 1e6:
         rows_of_chunk = 2048 if numbers >= 4e6 else 512
-    return divisor_up_to(at_most(rows_of_chunk // batch, steps), steps)
+    return divisor_up_to(at_most(rows_of_chunk // rows, steps), steps)
 
 
 def at_most(longest: int, steps: int) -> int:
     """K is 1 to `longest` steps, not more than T; it is T where T is unknown: one chunk needs no divisor."""
     return min(max(1, longest), steps) if is_known(steps) else steps
+
+
+def chunk_of_run(run: Run) -> int:
+    """This is `chunk_of` for a run; 256 numbers in the carry of a scan's body count as a row."""
+    of_body = isinstance(run.sequence.xs, tuple)
+    rows = max(1, num_parameters(run.carry) // 256) if of_body else rows_of_a_step(run.sequence.rows)
+    return chunk_of(run.sequence.steps, rows, run.params)
 
 
 def rows_of_a_step(rows: Shape) -> int:

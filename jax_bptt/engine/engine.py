@@ -13,14 +13,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from jax import Array
-
-from jax_bptt.base.types import P, Slopes, State
+from jax_bptt.base.types import ArrayTree, P, Slopes, State
+from jax_bptt.cell.body import Body
 from jax_bptt.cell.step_cell import AnyCell, Projected
 from jax_bptt.engine.run import Outputs, Run
 
 C = TypeVar("C")  # the kind of cell that an engine runs
 Transform: TypeAlias = Callable[[Any], Any]  # changes λ̃ before the previous step gets it
+Runnable: TypeAlias = AnyCell | Body  # what an engine runs
+
+
+class Stepped(NamedTuple):
+    """This is the result of one step.
+
+    Attributes:
+      state: s_t.
+      own: the outputs that are no part of s_t (`emission`); () for a cell.
+    """
+
+    state: Any
+    own: ArrayTree
 
 
 class Forward(NamedTuple):
@@ -29,11 +41,13 @@ class Forward(NamedTuple):
     Attributes:
       carry: s_T, leaves [..., H].
       states: s_1..s_T, leaves [T, ..., H].
+      own: the outputs that are no part of the states, leaves [T, ...], zero where a step was masked.
       slopes: a_1..a_T, leaves [T, ...]; None if they were not asked for.
     """
 
-    carry: State
+    carry: Any
     states: State
+    own: ArrayTree
     slopes: Slopes | None
 
 
@@ -42,12 +56,15 @@ class Swept(NamedTuple):
 
     Attributes:
       carry: dE/ds_0, leaves [..., H].
-      start: dE/dstart, start being the initial carry of resets, leaves [..., H]; None without resets.
+      start: dE/dstart, start being the initial carry of resets, leaves [..., H]; None without resets, and
+        where each step has a state of its own to begin from.
+      starts: dE/dstarts, of the states that resets go back to step by step, leaves [T, ..., H], or None.
       lam: λ_1..λ_T, leaves [T, ..., H], zero where a step was masked.
     """
 
     carry: State
     start: State | None
+    starts: State | None
     lam: State
 
 
@@ -58,25 +75,28 @@ class Engine(NamedTuple, Generic[C, P]):
       pointwise: whether the step is pointwise over units, so that the engine does the matrix products.
       project: (cell, params, xs) -> u_1..u_T, the part of each step that reads only x_t, all t at once.
       recur: (cell, params, s_prev) -> v_t, the products of the step with s̃_{t−1}.
-      step: (cell, params, s_prev, u, v) -> s_t.
+      step: (cell, params, s_prev, u, v) -> `Stepped`.
       linearise: (cell, params, s_prev, u, v, s) -> a_t.
       before_sweep: (cell, params) -> prepared, which all backward steps share; made once before the loop.
-      backward_step: (cell, params, prepared, a, lam) -> (ds_t/ds̃_{t−1})ᵀ λ_t.
-      contract: (cell, params, s_prev, xs, a, lam) -> dE/dparams and dE/dxs, from all t at once.
+      backward_step: (cell, params, prepared, a, lam, d_own) -> (ds_t/ds̃_{t−1})ᵀ λ_t, and what comes from
+        the outputs that are no part of s_t.
+      contract: (cell, params, s_prev, xs, a, lam, d_own) -> dE/dparams and dE/dxs, from all t at once.
+      at_once: (cell, f) -> f, a function of one step, for all steps at once, arguments with leaves [T, ...].
       forward_loop: (engine, cell, run, u, keep_slopes) -> `Forward`.
       backward_loop: (engine, cell, run, slopes, d_outputs, transform) -> `Swept`.
     """
 
     pointwise: bool
-    project: Callable[[C, P, Array], Projected]
+    project: Callable[[C, P, Any], Projected]
     recur: Callable[[C, P, Any], Any]
-    step: Callable[[C, P, Any, Any, Any], Any]
+    step: Callable[[C, P, Any, Any, Any], Stepped]
     linearise: Callable[[C, P, Any, Any, Any, Any], Slopes]
     before_sweep: Callable[[C, P], Any]
-    backward_step: Callable[[C, P, Any, Any, Any], Any]
-    contract: Callable[[C, P, Any, Array, Any, Any], tuple[P, Array]]
-    forward_loop: Callable[[AnyEngine, AnyCell, Run, Projected, bool], Forward]
-    backward_loop: Callable[[AnyEngine, AnyCell, Run, Slopes, Outputs, Transform | None], Swept]
+    backward_step: Callable[[C, P, Any, Any, Any, Any], Any]
+    contract: Callable[[C, P, Any, Any, Any, Any, Any], tuple[P, Any]]
+    at_once: Callable[[C, Callable[..., Any]], Callable[..., Any]]
+    forward_loop: Callable[[AnyEngine, Runnable, Run, Projected, bool], Forward]
+    backward_loop: Callable[[AnyEngine, Runnable, Run, Slopes, Outputs, Transform | None], Swept]
 
 
 AnyEngine: TypeAlias = Engine[Any, Any]

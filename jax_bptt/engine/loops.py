@@ -10,8 +10,9 @@ weights, so the chain rule gives a recursion backwards in t:
     sweep      λ_T = G_T + dE/ds_T                          sequential, linear in λ           (S1)
                λ̃_{t−1} = (ds_t/ds̃_{t−1})ᵀ λ_t where mask_t, λ_t elsewhere                      (S2)
                λ_{t−1} = G_{t−1} + λ̃_{t−1}, without it where reset_t or cut_t;
-                                            λ̃_{t−1} is weighted where a method says so        (S3)
-               dE/dstart = Σ_t λ̃_{t−1} where reset_t        into the initial carry            (S4)
+                                            λ̃_{t−1} times a factor where a method has one     (S3)
+               dE/dstart = Σ_t λ̃_{t−1} where reset_t        into the initial carry; with a
+                                                            start of each step there is no sum   (S4)
                a step where mask is False read no weight: its λ_t counts as 0                 (S5)
 
 For a sequence without masks, resets and cuts the compiled loops have no operations for them. The work
@@ -21,16 +22,17 @@ before, between and after the loops is in `phases`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.trees import add_to_h, plus, select, times_rows, zeros_like
+from jax_bptt.base.trees import differentiable, merged, plus, select, times_rows, zeros_like
 from jax_bptt.base.types import ArrayTree, S, Slopes, State
-from jax_bptt.cell.step_cell import AnyCell, Projected
-from jax_bptt.engine.engine import AnyEngine, Forward, Swept, Transform
+from jax_bptt.cell.step_cell import Projected
+from jax_bptt.engine.emission import emission_of
+from jax_bptt.engine.engine import AnyEngine, Forward, Runnable, Swept, Transform
 from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Marks
 
@@ -49,10 +51,11 @@ class StepBack(NamedTuple):
     lam: State
 
 
-StepBackOf: TypeAlias = Callable[[State, Slopes, Marks], StepBack]  # takes λ_t, a_t and the marks at t
+# takes λ_t, the derivatives by the outputs that are no part of s_t, a_t and the marks at t
+StepBackOf: TypeAlias = Callable[[State, ArrayTree, Slopes, Marks], StepBack]
 
 
-def scan_forward(engine: AnyEngine, cell: AnyCell, run: Run, u: Projected, keep_slopes: bool) -> Forward:
+def scan_forward(engine: AnyEngine, cell: Runnable, run: Run, u: Projected, keep_slopes: bool) -> Forward:
     """jax.lax.scan computes the states of every step, and the slopes a_1..a_T if they are asked for.
 
     s_t = step(s̃_{t−1}, x_t)   (F4)
@@ -65,22 +68,25 @@ def scan_forward(engine: AnyEngine, cell: AnyCell, run: Run, u: Projected, keep_
       keep_slopes: whether a_1..a_T are stored.
 
     Returns:
-      s_T, s_1..s_T and a_1..a_T.
+      s_T, s_1..s_T, the outputs that are no part of them, and a_1..a_T.
     """
+    OfStep: TypeAlias = tuple[State, ArrayTree, Slopes | None]
 
-    def step(s_prev: State, at_t: tuple[Projected, Marks]) -> tuple[State, tuple[State, Slopes | None]]:
+    def step(s_prev: State, at_t: tuple[Projected, Marks]) -> tuple[State, OfStep]:
         u, marks = at_t
         s_prev = begin_of_step(marks, run.start, s_prev)
         v = engine.recur(cell, run.params, s_prev)
-        s = select(marks.mask, engine.step(cell, run.params, s_prev, u, v), s_prev)  # (F4)
-        return s, (s, engine.linearise(cell, run.params, s_prev, u, v, s) if keep_slopes else None)
+        stepped = engine.step(cell, run.params, s_prev, u, v)
+        s = select(marks.mask, stepped.state, s_prev)  # (F4)
+        own = select(marks.mask, stepped.own, zeros_like(stepped.own))
+        return s, (s, own, engine.linearise(cell, run.params, s_prev, u, v, s) if keep_slopes else None)
 
-    last, (states, slopes) = jax.lax.scan(step, run.carry, (u, run.sequence.marks))
-    return Forward(last, states, slopes)
+    last, (states, own, slopes) = jax.lax.scan(step, run.carry, (u, run.sequence.marks))
+    return Forward(last, states, own, slopes)
 
 
 def scan_backward(
-    engine: AnyEngine, cell: AnyCell, run: Run, slopes: Slopes, d: Outputs, transform: Transform | None
+    engine: AnyEngine, cell: Runnable, run: Run, slopes: Slopes, d: Outputs, transform: Transform | None
 ) -> Swept:
     """jax.lax.scan computes λ backwards through time.
 
@@ -95,41 +101,47 @@ def scan_backward(
       transform: see `step_back_of`.
 
     Returns:
-      dE/ds_0, dE/dstart and λ_1..λ_T.
+      dE/ds_0, dE/dstart or dE/dstarts, and λ_1..λ_T.
     """
-    step_back = step_back_of(engine, cell, run.params, transform)
-    d_start = None if run.sequence.reset is None else zeros_like(d.carry)
+    step_back, emission = step_back_of(engine, cell, run.params, transform), emission_of(cell)
+    one_start = run.start is not None
+    Towards: TypeAlias = tuple[State, State | None]
 
     def step(
-        towards: tuple[State, State | None], at_t: tuple[Array, Slopes, Marks]
-    ) -> tuple[tuple[State, State | None], State]:
+        towards: Towards, at_t: tuple[ArrayTree, Slopes, Marks]
+    ) -> tuple[Towards, tuple[State, State | None]]:
         d_s, d_start = towards
-        d_h, a, marks = at_t
-        found = step_back(add_to_h(d_s, d_h), a, marks)  # (S1), and G of (S3)
-        return (found.carry, plus(d_start, found.start)), found.lam  # (S4)
+        d_y, a, marks = at_t
+        lam = emission.to_state(d_s, d_y)  # (S1), and G of (S3)
+        found = step_back(lam, emission.to_own(d_y), a, marks)
+        if one_start:
+            return (found.carry, plus(d_start, found.start)), (found.lam, None)  # (S4)
+        return (found.carry, None), (found.lam, found.start)
 
-    at = d.hs, slopes, run.sequence.marks
-    (d_carry, d_start), lam = jax.lax.scan(step, (d.carry, d_start), at, reverse=True)
-    return Swept(d_carry, d_start, lam)
+    towards: Towards = d.carry, zeros_like(d.carry) if one_start else None
+    at = d.ys, slopes, run.sequence.marks
+    (d_carry, d_start), (lam, d_starts) = jax.lax.scan(step, towards, at, reverse=True)
+    return Swept(d_carry, d_start, d_starts, lam)
 
 
 def step_back_of(
-    engine: AnyEngine, cell: AnyCell, params: ArrayTree, transform: Transform | None = None
+    engine: AnyEngine, cell: Runnable, params: ArrayTree, transform: Transform | None = None
 ) -> StepBackOf:
-    """The result is one step of the sweep, as a function of λ_t, a_t and the marks at t.
+    """The result is one step of the sweep, as a function of λ_t, d_own, a_t and the marks at t.
 
     Args:
       engine, cell, params: they define the step.
       transform: changes λ̃ before step t − 1 gets it; None for no change. See `artbp` and `clipped`.
 
     Returns:
-      (λ_t, a_t, marks at t) -> `StepBack`. Values that all steps share are computed here, before the loop.
+      (λ_t, d_own, a_t, marks at t) -> `StepBack`, where d_own is dE/d of the outputs that are no part of
+      s_t, () for a cell. Values that all steps share are computed here, before the loop.
     """
     prepared = engine.before_sweep(cell, params)
 
-    def step_back(lam: State, a: Slopes, marks: Marks) -> StepBack:
-        lam_step = select(marks.mask, lam, zeros_like(lam))  # (S5)
-        back = engine.backward_step(cell, params, prepared, a, lam_step)
+    def step_back(lam: State, d_own: ArrayTree, a: Slopes, marks: Marks) -> StepBack:
+        lam_step, d_own = select(marks.mask, (lam, d_own), zeros_like((lam, d_own)))  # (S5)
+        back = engine.backward_step(cell, params, prepared, a, lam_step, d_own)
         lam_prev = select(marks.mask, back, lam)  # (S2)
         d_start = None
         # at a reset the gradient goes to the initial carry, at a cut it ends
@@ -138,8 +150,8 @@ def step_back_of(
             lam_prev = select(marks.reset, zeros_like(lam_prev), lam_prev)  # (S3)
         if marks.cut is not None:
             lam_prev = select(marks.cut, zeros_like(lam_prev), lam_prev)  # (S3)
-        if marks.weight is not None:
-            lam_prev = times_rows(marks.weight, lam_prev)  # (S3)
+        if marks.factor is not None:
+            lam_prev = times_rows(marks.factor, lam_prev)  # (S3)
         return StepBack(lam_prev if transform is None else transform(lam_prev), d_start, lam_step)
 
     return step_back
@@ -148,22 +160,23 @@ def step_back_of(
 def begin_of_step(marks: Marks, start: S | None, s_prev: S) -> S:
     """s̃_{t−1} is the initial carry where reset, s_{t−1} elsewhere, and a constant where cut.
 
-    The weight and stop_gradient matter only if JAX differentiates the passes themselves, as for a Hessian.
+    The factor and stop_gradient matter only if JAX differentiates the passes themselves, as for a Hessian.
     """
-    if marks.weight is not None:
-        s_prev = _weighted(marks.weight, s_prev)
+    if marks.factor is not None:
+        s_prev = _with_factor(marks.factor, s_prev)
     if marks.cut is not None:
         s_prev = select(marks.cut, jax.lax.stop_gradient(s_prev), s_prev)
     if marks.reset is not None:
-        assert start is not None  # a run with resets has an initial carry
-        s_prev = select(marks.reset, start, s_prev)
+        back_to: Any = start if marks.starts is None else marks.starts
+        s_prev = select(marks.reset, back_to, s_prev)
     return s_prev
 
 
-def _weighted(weight: Array, s: S) -> S:
-    """This is s, but its derivative is multiplied by the weight of each row."""
+def _with_factor(factor: Array, s: S) -> S:
+    """This is s, but its derivative is multiplied by the factor of each row."""
 
     def zero(z: Array) -> Array:  # with the derivative of z; infinity minus infinity would be NaN
         return jnp.where(jnp.isfinite(z), z - jax.lax.stop_gradient(z), jnp.zeros_like(z))
 
-    return plus(s, times_rows(weight - 1, jax.tree.map(zero, s)))
+    numbers = differentiable(s)
+    return merged(plus(numbers, times_rows(factor - 1, jax.tree.map(zero, numbers))), s)

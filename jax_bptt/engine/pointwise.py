@@ -28,13 +28,15 @@ and "Layout of the backward loop".
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import Array
 
 from jax_bptt.base.trees import add_to_h, with_fields, zeros_like
-from jax_bptt.base.types import Gates, PointwiseParams, S, Slopes, State
-from jax_bptt.engine.engine import Engine
+from jax_bptt.base.types import ArrayTree, Gates, PointwiseParams, S, Slopes, State
+from jax_bptt.engine.engine import Engine, Stepped
 from jax_bptt.engine.linear_maps import (
     PointwiseCell,
     input_gates,
@@ -59,10 +61,9 @@ def _recur(cell: PointwiseCell, params: PointwiseParams, s_prev: State) -> Gates
     return recurrent_gates(cell, params, s_prev.h)  # (F2)
 
 
-def _step(cell: PointwiseCell, params: PointwiseParams, s_prev: S, u: Gates, v: Gates) -> S:
+def _step(cell: PointwiseCell, params: PointwiseParams, s_prev: S, u: Gates, v: Gates) -> Stepped:
     """s_t is computed from s̃_{t−1}, leaves [..., H], u_t and v_t."""
-    s: S = cell.step(unit_wise(cell, params, s_prev.h.ndim), s_prev, u, v)  # (F3)
-    return s
+    return Stepped(cell.step(unit_wise(cell, params, s_prev.h.ndim), s_prev, u, v), ())  # (F3)
 
 
 def _linearise(
@@ -78,7 +79,7 @@ def _before_sweep(cell: PointwiseCell, params: PointwiseParams) -> Array | None:
 
 
 def _backward_step(
-    cell: PointwiseCell, params: PointwiseParams, prepared: Array | None, a: Slopes, lam: S
+    cell: PointwiseCell, params: PointwiseParams, prepared: Array | None, a: Slopes, lam: S, d_own: ArrayTree
 ) -> S:
     """The result is (ds_t/ds̃_{t−1})ᵀ λ_t, leaves [..., H]; prepared is W_hᵀ."""
     towards = cell.adjoint(unit_wise(cell, params, lam.h.ndim), a, lam)  # (S6)
@@ -87,7 +88,13 @@ def _backward_step(
 
 
 def _contract(
-    cell: PointwiseCell, params: PointwiseParams, s_prev: State, xs: Array, a: Slopes, lam: State
+    cell: PointwiseCell,
+    params: PointwiseParams,
+    s_prev: State,
+    xs: Array,
+    a: Slopes,
+    lam: State,
+    d_own: ArrayTree,
 ) -> tuple[PointwiseParams, Array]:
     """dE/dparams and dE/dxs, [T, ..., I], are computed from all steps at once."""
     every_t = jax.vmap(functools.partial(cell.adjoint, unit_wise(cell, params, xs.ndim - 1)))
@@ -106,6 +113,11 @@ def _contract(
     return d_params, towards_x(cell, params.w_x, towards.u)  # (C5)
 
 
+def _at_once(cell: PointwiseCell, f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one step is mapped over all steps."""
+    return jax.vmap(f)
+
+
 POINTWISE = Engine(
     pointwise=True,
     project=_project,
@@ -115,6 +127,7 @@ POINTWISE = Engine(
     before_sweep=_before_sweep,
     backward_step=_backward_step,
     contract=_contract,
+    at_once=_at_once,
     forward_loop=scan_forward,
     backward_loop=scan_backward,
 )

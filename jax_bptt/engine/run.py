@@ -2,15 +2,13 @@
 
 forward    Run      parameters, s_0, the initial carry, x_1..x_T with their marks
 between    Kept     the run, s_1..s_T, and what else a method stores for the backward pass
-outputs    Outputs  s_T and h_1..h_T; in the backward pass dE/ds_T and G_1..G_T
+outputs    Outputs  s_T and y_1..y_T, what the steps hand out; in the backward pass their derivatives
 back       Cotangents   dE/dparams, dE/ds_0, dE/dstart, dE/dx_1..dE/dx_T
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from jax import Array
+from typing import Any, NamedTuple
 
 from jax_bptt.base.types import ArrayTree, Slopes, State
 from jax_bptt.engine.sequence import Sequence
@@ -22,7 +20,8 @@ class Run(NamedTuple):
     Attributes:
       params: of the cell.
       carry: s_0 of the stretch, leaves [..., H].
-      start: the initial carry that resets go back to, like carry; None without resets.
+      start: the initial carry that resets go back to, like carry; None without resets, and where the
+        sequence says for each step where a reset goes back to.
       sequence: x_1..x_T, [T, ..., I], and the marks.
     """
 
@@ -37,11 +36,12 @@ class Outputs(NamedTuple):
 
     Attributes:
       carry: s_T, leaves [..., H]; in d it is dE/ds_T.
-      hs: h_1..h_T, [T, ..., H]; in d it is G_1..G_T.
+      ys: y_1..y_T, what the steps hand out (`emission`): h_1..h_T, [T, ..., H], of a cell; in d it is
+        G_1..G_T.
     """
 
     carry: State
-    hs: Array
+    ys: Any
 
 
 class Kept(NamedTuple):
@@ -68,9 +68,11 @@ class Cotangents(NamedTuple):
       carry: dE/ds_0, leaves [..., H].
       start: dE/dstart, like carry; None without resets.
       xs: dE/dx_1..dE/dx_T, [T, ..., I].
+      starts: dE/dstarts of the sequence, leaves [T, ..., H]; None where it has none.
     """
 
     params: ArrayTree
     carry: State
     start: State | None
-    xs: Array
+    xs: Any
+    starts: State | None = None

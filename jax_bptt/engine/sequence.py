@@ -1,19 +1,19 @@
 """A sequence is the inputs of a cell, with marks where the carry is held, reset or cut.
 
-    s̃_{t−1} = start              where reset_t
+    s̃_{t−1} = start              where reset_t; with `starts` it is start_t, of this step
               s_{t−1}, constant   where cut_t: the gradient ends there
               s_{t−1}             elsewhere
     s_t     = step(s̃_{t−1}, x_t)  where mask_t
               s̃_{t−1}             elsewhere: the carry is held
 
 Reset and cut come before the mask, so they act where mask is False, too. None means mask True, reset False
-or cut False at every step, and costs nothing. A gradient method can also weight the derivative of s_{t−1},
-while its value stays as it is (`artbp`).
+or cut False at every step, and costs nothing. A gradient method can also multiply the derivative of
+s_{t−1} by a factor, while its value stays as it is (`artbp`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jax import Array
 from jax_bptt.base.checks import check_arrays, is_known, size
 from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.trees import select
-from jax_bptt.base.types import Mark, Shape
+from jax_bptt.base.types import Mark, Shape, State, Tree
 
 
 class Marks(NamedTuple):
@@ -33,46 +33,52 @@ class Marks(NamedTuple):
       mask: bool [T, ...] or None; False holds the carry.
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
-      weight: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
+      factor: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
+      starts: like a carry, leaves [T, ..., H], or None; the step starts from it where reset.
     """
 
     mask: Mark
     reset: Mark
     cut: Mark
-    weight: Array | None = None
+    factor: Array | None = None
+    starts: State | None = None
 
 
 class Sequence(NamedTuple):
     """A sequence is the inputs of T steps, time first, with their marks.
 
     Attributes:
-      xs: [T, ..., I].
+      xs: [T, ..., I]; for the body of a scan a tuple of arrays [T, ...].
       mask: bool [T, ...] or None; False holds the carry.
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
-      weight: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
+      factor: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
+      starts: like a carry, leaves [T, ..., H], or None; the step starts from it where reset.
     """
 
-    xs: Array
+    xs: Any
     mask: Mark = None
     reset: Mark = None
     cut: Mark = None
-    weight: Array | None = None
+    factor: Array | None = None
+    starts: State | None = None
 
     @property
     def steps(self) -> int:
         """This is T, the number of steps; in jax.export it may be a symbol, for which len does not work."""
-        return self.xs.shape[0]
+        first: Array = jax.tree.leaves(self.xs)[0]
+        return first.shape[0]
 
     @property
     def rows(self) -> Shape:
-        """These are the batch axes of xs, such as (32,), or () for none."""
-        return self.xs.shape[1:-1]
+        """These are the batch axes of xs, such as (32,), or () for none; the body of a scan has none."""
+        shape: Shape = getattr(self.xs, "shape", ())
+        return shape[1:-1]
 
     @property
     def marks(self) -> Marks:
         """These are the marks without the inputs."""
-        return Marks(self.mask, self.reset, self.cut, self.weight)
+        return Marks(self.mask, self.reset, self.cut, self.factor, self.starts)
 
 
 def ends_of(sequence: Sequence) -> Sequence:
@@ -82,10 +88,12 @@ def ends_of(sequence: Sequence) -> Sequence:
     its reset is at t − 1. Resets and cuts move by one step, and the last step has none.
     """
 
-    def moved(mark: Mark) -> Mark:
-        return None if mark is None else jnp.concatenate([mark[1:], jnp.zeros_like(mark[:1])])
+    def moved(mark: Tree) -> Tree:
+        return jax.tree.map(lambda z: jnp.concatenate([z[1:], jnp.zeros_like(z[:1])]), mark)
 
-    return sequence._replace(reset=moved(sequence.reset), cut=moved(sequence.cut))
+    return sequence._replace(
+        reset=moved(sequence.reset), cut=moved(sequence.cut), starts=moved(sequence.starts)
+    )
 
 
 def without_padding(sequence: Sequence) -> Sequence:
@@ -95,13 +103,21 @@ def without_padding(sequence: Sequence) -> Sequence:
     at zero (x/‖x‖), and a zero cotangent times an infinite derivative is NaN. If mask is False everywhere,
     the replacement is a vector that is neither zero nor constant.
     """
-    if sequence.mask is None or not sequence.mask.size:
+    mask = sequence.mask
+    if mask is None or not mask.size:
         return sequence
-    all_x = sequence.xs.reshape(-1, sequence.xs.shape[-1])
-    valid = jax.lax.stop_gradient(all_x[jnp.argmax(sequence.mask)])  # the first step and row with mask True
-    valid = jnp.where(sequence.mask.any(), valid, jnp.sin(jnp.arange(1, 1 + valid.size, dtype=valid.dtype)))
-    everywhere = jnp.broadcast_to(valid, sequence.xs.shape)
-    return sequence._replace(xs=select(sequence.mask, sequence.xs, everywhere))
+
+    def filled(xs: Array) -> Array:
+        if xs.shape[: mask.ndim] != mask.shape:
+            return xs  # the rows share this input of a scan, so it cannot be padding of some of them
+        at_a_step = xs.reshape(-1, *xs.shape[mask.ndim :])
+        valid = jax.lax.stop_gradient(at_a_step[jnp.argmax(mask)])  # the first step and row with mask True
+        if jnp.issubdtype(xs.dtype, jnp.inexact):
+            numbers = jnp.sin(jnp.arange(1, 1 + valid.size, dtype=valid.dtype)).reshape(valid.shape)
+            valid = jnp.where(mask.any(), valid, numbers)
+        return select(mask, xs, jnp.broadcast_to(valid, xs.shape))
+
+    return sequence._replace(xs=jax.tree.map(filled, sequence.xs))
 
 
 @named()

@@ -11,15 +11,16 @@ computes the gradient of the weights once, for all t together, and not at every 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 from jax import Array
 
-from jax_bptt.base.trees import vmap_leading
+from jax_bptt.base.trees import differentiable, vmap_leading
 from jax_bptt.base.types import ArrayTree, S, Slopes, State
 from jax_bptt.cell.step_cell import Projected, StepCell
-from jax_bptt.engine.engine import Engine
+from jax_bptt.engine.engine import Engine, Stepped
 from jax_bptt.engine.loops import scan_backward, scan_forward
 
 AnyStepCell: TypeAlias = StepCell[Any, Any]
@@ -34,10 +35,9 @@ def _recur(cell: AnyStepCell, params: ArrayTree, s_prev: State) -> None:
     """The step itself does every product with s̃_{t−1}, so there is nothing to do here."""
 
 
-def _step(cell: AnyStepCell, params: ArrayTree, s_prev: S, u: Projected, v: None) -> S:
+def _step(cell: AnyStepCell, params: ArrayTree, s_prev: S, u: Projected, v: None) -> Stepped:
     """s_t is computed from s̃_{t−1} and u_t."""
-    s: S = vmap_leading(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u)
-    return s
+    return Stepped(vmap_leading(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u), ())
 
 
 def _linearise(
@@ -51,14 +51,22 @@ def _before_sweep(cell: AnyStepCell, params: ArrayTree) -> None:
     """A backward step reads only the parameters, so there is nothing to prepare."""
 
 
-def _backward_step(cell: AnyStepCell, params: ArrayTree, prepared: None, a: Slopes, lam: S) -> S:
+def _backward_step(
+    cell: AnyStepCell, params: ArrayTree, prepared: None, a: Slopes, lam: S, d_own: ArrayTree
+) -> S:
     """The result is (ds_t/ds̃_{t−1})ᵀ λ_t."""
     back: S = vmap_leading(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
     return back
 
 
 def _contract(
-    cell: AnyStepCell, params: ArrayTree, s_prev: State, xs: Array, a: Slopes, lam: State
+    cell: AnyStepCell,
+    params: ArrayTree,
+    s_prev: State,
+    xs: Array,
+    a: Slopes,
+    lam: State,
+    d_own: ArrayTree,
 ) -> tuple[ArrayTree, Array]:
     """dE/dparams and dE/dxs, [T, ..., I], are computed from all steps at once."""
     if cell.contract is not None:
@@ -67,11 +75,16 @@ def _contract(
     # each s̃_{t−1} is held fixed, so the steps do not depend on each other and run in parallel
     def every_t(params: ArrayTree, xs: Array) -> State:
         step = vmap_leading(xs.ndim - 1, functools.partial(cell.step, params))
-        states: State = step(s_prev, _project(cell, params, xs))
+        states: State = differentiable(step(s_prev, _project(cell, params, xs)))
         return states
 
     d_params, d_xs = jax.vjp(every_t, params, xs)[1](lam)  # (C6, C7)
     return d_params, d_xs
+
+
+def _at_once(cell: AnyStepCell, f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one step is mapped over all steps."""
+    return jax.vmap(f)
 
 
 STEPWISE = Engine(
@@ -83,6 +96,7 @@ STEPWISE = Engine(
     before_sweep=_before_sweep,
     backward_step=_backward_step,
     contract=_contract,
+    at_once=_at_once,
     forward_loop=scan_forward,
     backward_loop=scan_backward,
 )

@@ -88,7 +88,7 @@ def _of_pointwise_step(cell: PointwiseCell, params: PointwiseParams, slopes: Slo
 
 
 def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
-    shape = jax.eval_shape(WHOLE.pack, states)
+    shape = jax.eval_shape(lambda: WHOLE.pack(states, states.h.ndim - 1))
 
     def row(norm: Array, e_i: Array) -> tuple[Array, None]:
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, shape.shape), states)

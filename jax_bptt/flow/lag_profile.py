@@ -104,7 +104,7 @@ def lag_profile(
         lam = WHOLE.unpack(jnp.broadcast_to(e_i, (*states.h.shape[:-1], len(e_i))), states)
         return norm_of_both(norm, norms(lam)), None  # (LP2)
 
-    size = jax.eval_shape(WHOLE.pack, states).shape[-1]
+    size = jax.eval_shape(lambda: WHOLE.pack(states, states.h.ndim - 1)).shape[-1]
     directions = jnp.eye(size, dtype=states.h.dtype)
     begin = to_local(jnp.zeros((lags, len(steps), *rows), wide(states.h.dtype)), states)
     norm, _ = jax.lax.scan(of_direction, begin, directions)

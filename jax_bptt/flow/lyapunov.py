@@ -97,7 +97,7 @@ def lyapunov_spectrum(
     run = begin(cell, *replicate(check_unroll(cell, params, carry, Sequence(xs))))
     params, s_0, sequence = run.params, run.carry, run.sequence
     rows = sequence.rows
-    size = jax.eval_shape(WHOLE.pack, s_0).shape[-1]
+    size = jax.eval_shape(lambda: WHOLE.pack(s_0, len(rows))).shape[-1]
     k = size if exponents is None else integer("exponents", exponents, 1, size)
     skipped = integer("transient", transient, 0, len(sequence.xs) - 1)
     engine = engine_of(cell)
@@ -108,12 +108,12 @@ def lyapunov_spectrum(
         u, t = at_t
 
         def of_state(s: State) -> State:
-            stepped: State = engine.step(cell, params, s, u, engine.recur(cell, params, s))
+            stepped: State = engine.step(cell, params, s, u, engine.recur(cell, params, s)).state
             return stepped
 
         def times_j(z: Array) -> Array:
             along = WHOLE.unpack(z.astype(s_0.h.dtype), s_prev)
-            return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1]).astype(q.dtype)  # (L1)
+            return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1], len(rows)).astype(q.dtype)  # (L1)
 
         turned = jax.vmap(times_j, -1, -1)(q)
         q, r = _qr(turned)  # (L2)

@@ -155,5 +155,5 @@ def contracted(layer: LayerRecord, lam: State, d_start: State | None) -> tuple[A
 def every_step_back(layer: LayerRecord, params: ArrayTree, lam: State) -> StepBack:
     """Every λ_t, leaves [T, ..., H], goes one step back, all at once, which gives a `StepBack` for each t."""
     step_back = loops.step_back_of(phases.engine_of(layer.cell), layer.cell, params)
-    found: StepBack = jax.vmap(step_back)(lam, layer.slopes, layer.run.sequence.marks)
+    found: StepBack = jax.vmap(step_back)(lam, (), layer.slopes, layer.run.sequence.marks)
     return found

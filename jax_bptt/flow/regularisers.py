@@ -55,7 +55,7 @@ def omega(
 
     Ω = Σ_t ( ‖J_tᵀ λ_t‖ / ‖λ_t‖ − 1 )²   (O1)
 
-    Multiply its gradient, `jax.grad(jb.omega, argnums=2)(net, loss, params, ...)`, by a weight and add it to
+    Multiply its gradient, `jax.grad(jb.omega, argnums=2)(net, loss, params, ...)`, by a factor and add it to
     that of the loss. The norms are taken over rows and state together, as in equation (9) of the paper; the
     paper's code squares the ratio before it subtracts one.
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
-from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.run import Kept, Outputs, Run
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
@@ -69,10 +69,10 @@ def artbp(rate: float) -> GradientMethod:
     return GradientMethod("artbp", functools.partial(_forward, rate), full().backward)
 
 
-def _forward(rate: float, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+def _forward(rate: float, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
     sequence = run.sequence
     if sequence.cut is None:
-        fix = f"pass cut=jax.random.bernoulli(key, {rate}, xs.shape[:-1])"
+        fix = f"pass cut=jax.random.bernoulli(key, {rate}, (T, *batch_shape))"
         raise bad("cut", "bool marks for gradient=jb.artbp", sequence.cut, fix)
-    weight = jnp.full_like(sequence.xs[..., 0], 1 / (1 - rate))  # (U1)
-    return full().forward(cell, run._replace(sequence=sequence._replace(weight=weight)))
+    factor = jnp.full_like(sequence.cut, 1 / (1 - rate), dtype=float)  # (U1)
+    return full().forward(cell, run._replace(sequence=sequence._replace(factor=factor)))

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.trees import select
+from jax_bptt.base.trees import select, zeros_like
 from jax_bptt.base.types import ArrayTree, Gates, PointwiseParams, State
+from jax_bptt.cell.body import Body
 from jax_bptt.cell.cell import Cell
-from jax_bptt.cell.step_cell import AnyCell, StepCell
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.engine.emission import emission_of
+from jax_bptt.engine.engine import Runnable, Stepped
 from jax_bptt.engine.phases import is_pointwise
 from jax_bptt.engine.run import Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
@@ -42,7 +45,7 @@ def autodiff() -> GradientMethod:
     return GradientMethod("autodiff", _forward, None)
 
 
-def plain_scan(cell: AnyCell, run: Run) -> Outputs:
+def plain_scan(cell: Runnable, run: Run) -> Outputs:
     """The recurrence is one jax.lax.scan over the steps, in its simplest form.
 
     Args:
@@ -50,19 +53,30 @@ def plain_scan(cell: AnyCell, run: Run) -> Outputs:
       run: its parameters, s_0, the initial carry for resets, x_1..x_T and the marks.
 
     Returns:
-      s_T, leaves [..., H], and h_1..h_T, [T, ..., H].
+      s_T, leaves [..., H], and what the steps hand out, h_1..h_T of a cell, [T, ..., H].
     """
-    one_step: Callable[..., State] = _pointwise_step if is_pointwise(cell) else _any_step
+    one_step = _one_step_of(cell)
+    emission = emission_of(cell)
 
-    def step(s_prev: State, at_t: Sequence) -> tuple[State, Array]:
+    def step(s_prev: State, at_t: Sequence) -> tuple[State, Any]:
         if at_t.cut is not None:
             s_prev = select(at_t.cut, jax.lax.stop_gradient(s_prev), s_prev)
-        if at_t.reset is not None and run.start is not None:
-            s_prev = select(at_t.reset, run.start, s_prev)
-        s = select(at_t.mask, one_step(cell, run.params, s_prev, at_t.xs), s_prev)
-        return s, s.h
+        if at_t.reset is not None:
+            back_to: Any = run.start if at_t.starts is None else at_t.starts
+            s_prev = select(at_t.reset, back_to, s_prev)
+        stepped = one_step(run.params, s_prev, at_t.xs)
+        s = select(at_t.mask, stepped.state, s_prev)
+        return s, emission.read(s, select(at_t.mask, stepped.own, zeros_like(stepped.own)))
 
     return Outputs(*jax.lax.scan(step, run.carry, run.sequence))
+
+
+def _one_step_of(cell: Runnable) -> Callable[..., Stepped]:
+    """This is the step of any cell, as a function of its params, s_prev and x."""
+    if isinstance(cell, Body):
+        return lambda params, s_prev, x: Stepped(*cell.step(params, s_prev, x))
+    step: Callable[..., State] = _pointwise_step if is_pointwise(cell) else _any_step
+    return lambda params, s_prev, x: Stepped(step(cell, params, s_prev, x), ())
 
 
 def _pointwise_step(cell: Cell[Any, Any], params: PointwiseParams, s_prev: State, x: Array) -> State:
@@ -98,5 +112,5 @@ def _any_step(cell: StepCell[Any, Any], params: ArrayTree, s_prev: State, x: Arr
     return s
 
 
-def _forward(cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
     return plain_scan(cell, run), Kept(run, None)

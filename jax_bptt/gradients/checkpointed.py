@@ -32,11 +32,11 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag, or_none, size
-from jax_bptt.base.trees import zeros_like
+from jax_bptt.base.trees import differentiable, zeros_like
 from jax_bptt.base.types import ArrayTree, State, Tree
-from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.chunks import take_steps
+from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients import host_memory
@@ -120,14 +120,14 @@ class _Plan(NamedTuple):
         return take_steps(data, self.head + number * self.leaf, self.leaf)
 
 
-_PlanOf = Callable[[Sequence, ArrayTree], _Plan]
+_PlanOf = Callable[[int, int], _Plan]  # of T, and of the steps in a chunk of `full`
 
 
-def _plan(slots: int | None, chunk: int | None, host: bool, sequence: Sequence, weights: ArrayTree) -> _Plan:
-    steps = chunks.fixed(sequence.steps)
+def _plan(slots: int | None, chunk: int | None, host: bool, steps: int, chunk_of_full: int) -> _Plan:
+    steps = chunks.fixed(steps)
     about_sqrt = max(1, math.isqrt(steps))
     if slots is not None:
-        about_sqrt = min(about_sqrt, chunks.chunk_of(sequence, weights))
+        about_sqrt = min(about_sqrt, chunk_of_full)
     leaf = min(steps, chunk or chunks.divisor_up_to(about_sqrt, steps))
     leaves, head = divmod(steps, leaf)  # (M1)
     kept = min(leaves, slots or leaves)
@@ -146,55 +146,58 @@ class _Slots(NamedTuple):
     kept: State  # the states in the slots, leaves [m + 1, ..., H]
 
 
-def _forward(plan_of: _PlanOf, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
-    plan, hs = plan_of(run.sequence, run.params), []
+def _forward(plan_of: _PlanOf, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    plan, ys = plan_of(run.sequence.steps, chunks.chunk_of_run(run)), []
     s = run.carry
     if plan.head:
-        s, states, _ = phases.forward(cell, run._replace(sequence=plan.head_of(run.sequence)))
-        hs.append(states.h)
+        head = run._replace(sequence=plan.head_of(run.sequence))
+        of_head = phases.outputs(cell, phases.forward(cell, head))
+        s = of_head.carry
+        ys.append(of_head.ys)
 
-    def over_leaf(state: tuple[State, _Slots], at: tuple[Array, Array]) -> tuple[tuple[State, _Slots], Array]:
+    def over_leaf(state: tuple[State, _Slots], at: tuple[Array, Array]) -> tuple[tuple[State, _Slots], Any]:
         s, (_, slots) = state
         number, keep = at
         here = run._replace(carry=s, sequence=plan.leaf_of(run.sequence, number))
-        last, states, _ = phases.forward(cell, here)
-        return (last, _Slots(s, _put(plan, slots, keep, s))), states.h  # (M2)
+        of_leaf = phases.outputs(cell, phases.forward(cell, here))
+        return (of_leaf.carry, _Slots(s, _put(plan, slots, keep, s))), of_leaf.ys  # (M2)
 
     # actions 0 to n − 2 advance; action n − 1 reverses the last leaf, and its state is stored here too
     ats = jnp.arange(plan.leaves), jnp.asarray(plan.actions[: plan.leaves, _KEEP])
-    (last, slots), h = jax.lax.scan(over_leaf, (s, _Slots(s, _empty_slots(plan, s))), ats)
-    hs.append(jax.lax.collapse(h, 0, 2))
-    return Outputs(last, jnp.concatenate(hs)), Kept(run, None, extra=slots)
+    (last, slots), of_leaves = jax.lax.scan(over_leaf, (s, _Slots(s, _empty_slots(plan, s))), ats)
+    ys.append(_joined(of_leaves))
+    return Outputs(last, _concatenated(ys)), Kept(run, None, extra=slots)
 
 
-def _backward(plan_of: _PlanOf, cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+def _backward(plan_of: _PlanOf, cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
     run = kept.run
     assert isinstance(kept.extra, _Slots)
-    plan = plan_of(run.sequence, run.params)
+    plan = plan_of(run.sequence.steps, chunks.chunk_of_run(run))
 
     def run_of(weights: Weights, s: State, part: Sequence) -> Run:
         params, start = weights
         return Run(params, s, start, part)
 
-    def advance(weights: Weights, s: State, here: tuple[Sequence, Array]) -> State:
+    def advance(weights: Weights, s: State, here: tuple[Sequence, ArrayTree]) -> State:
         return phases.forward(cell, run_of(weights, s, here[0])).carry
 
-    def reverse(weights: Weights, s: State, here: tuple[Sequence, Array], d_s: State) -> Reversed:
-        part, d_h = here
+    def reverse(weights: Weights, s: State, here: tuple[Sequence, ArrayTree], d_s: State) -> Reversed:
+        part, d_y = here
         stretch = run_of(weights, s, part)
-        last, states, _ = phases.forward(cell, stretch)
-        found = phases.backward(cell, Kept(stretch, states), Outputs(d_s, d_h))
-        return Reversed(last, (found.params, found.start), found.carry, found.xs)
+        forward = phases.forward(cell, stretch)
+        found = phases.backward(cell, Kept(stretch, forward.states), Outputs(d_s, d_y))
+        out = found.xs, found.starts
+        return Reversed(forward.carry, (found.params, found.start), found.carry, out)
 
     reversal = _Reversal(
-        Recurrence(advance, reverse), (run.params, run.start), run.carry, (run.sequence, d.hs)
+        Recurrence(advance, reverse), (run.params, run.start), run.carry, (run.sequence, d.ys)
     )
     actions = plan.actions[plan.leaves - 1 :]  # the forward pass did the actions before these
     done = _execute(plan, actions, reversal, kept.extra, d.carry)
     d_params, d_start = done.d_weights
     of_leaves, *of_head = done.out
-    d_xs = jnp.concatenate([*of_head, jax.lax.collapse(of_leaves, 0, 2)])
-    return Cotangents(d_params, done.d_carry, d_start, d_xs)
+    d_xs, d_starts = _concatenated([*of_head, _joined(of_leaves)])
+    return Cotangents(d_params, done.d_carry, d_start, d_xs, d_starts)
 
 
 def _stream(
@@ -205,7 +208,8 @@ def _stream(
     sequence: Sequence,
     data: Data,
 ) -> Streamed:
-    plan, s = plan_of(sequence, weights), carry
+    chunk_of_full = chunks.chunk_of(sequence.steps, chunks.rows_of_a_step(sequence.rows), weights)
+    plan, s = plan_of(sequence.steps, chunk_of_full), carry
     if plan.head:
         s = recurrence.advance(weights, s, plan.head_of(data))
     slots, reversal = _Slots(s, _empty_slots(plan, s)), _Reversal(recurrence, weights, carry, data)
@@ -261,14 +265,24 @@ def _execute(
         return _Executed(found.carry, end, slots, outs, found.d_weights, found.d_carry), None
 
     s, outs = slots.current, jax.tree.map(lambda z: jnp.zeros_like(z, shape=(plan.leaves, *z.shape)), out)
-    begin = _Executed(s, s, slots.kept, outs, chunks.zero_sums(weights), d_carry)
+    begin = _Executed(s, s, slots.kept, outs, chunks.zero_sums(differentiable(weights)), d_carry)
     done, _ = jax.lax.scan(execute, begin, jnp.asarray(actions))
     d_weights, d_carry, outs = done.d_weights, done.d_carry, [done.outs]
     if plan.head:
         found = recurrence.reverse(weights, s_0, plan.head_of(data), d_carry)
         d_weights, d_carry = chunks.add_to(d_weights, found.d_weights), found.d_carry
         outs.append(found.out)
-    return Streamed(done.end, chunks.sums_as(d_weights, weights), d_carry, outs)
+    return Streamed(done.end, chunks.sums_as(d_weights, differentiable(weights)), d_carry, outs)
+
+
+def _joined(of_leaves: Tree) -> Tree:
+    """Arrays [n, K, ...], an entry for each leaf, become arrays [n K, ...]."""
+    return jax.tree.map(lambda z: jax.lax.collapse(z, 0, 2), of_leaves)
+
+
+def _concatenated(parts: list[Tree]) -> Tree:
+    """The steps of the parts follow each other."""
+    return jax.tree.map(lambda *z: jnp.concatenate(z), *parts)
 
 
 def _empty_slots(plan: _Plan, like: Tree) -> Tree:

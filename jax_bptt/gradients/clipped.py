@@ -14,6 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
@@ -67,7 +68,12 @@ def clip(max_norm: float, lam: S) -> S:
     c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
     above = norm > c  # the inner `where` below avoids a division by zero, also in a derivative of this
     scale = jnp.where(above, c / jnp.where(above, norm, one), one)
-    return jax.tree.map(lambda z: (z.astype(norm.dtype) * trailing(scale, z)).astype(z.dtype), lam)  # (CL1)
+
+    def scaled(z: Array) -> Array:
+        dtype = jnp.promote_types(z.dtype, norm.dtype)
+        return (z.astype(dtype) * trailing(scale, z).astype(dtype)).astype(z.dtype)  # (CL1)
+
+    return jax.tree.map(scaled, lam)
 
 
 def as_held(max_norm: float, dtype: DType) -> float:

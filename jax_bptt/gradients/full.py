@@ -24,21 +24,20 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number, or_none, size
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import num_parameters
+from jax_bptt.base.trees import differentiable, num_parameters
 from jax_bptt.base.types import ArrayTree, Foreign, Slopes, State
-from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import chunks, phases
-from jax_bptt.engine.engine import Forward, Transform
+from jax_bptt.engine.engine import Forward, Runnable, Transform
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.method import GradientMethod
 
 _Towards: TypeAlias = tuple[State, tuple[ArrayTree, State | None]]  # dE/ds; sums of dE/dparams, dE/dstart
+_OfSteps: TypeAlias = tuple[ArrayTree, State | None]  # dE/dxs, dE/dstarts
 
 
 def _share_of_steps(argument: str, share: Foreign) -> float | None:
@@ -89,13 +88,13 @@ def full(chunk: int | None = None, recompute: float | None = None) -> GradientMe
     )
 
 
-def full_with(transform: Transform) -> Callable[[AnyCell, Kept, Outputs], Cotangents]:
+def full_with(transform: Transform) -> Callable[[Runnable, Kept, Outputs], Cotangents]:
     """This is the backward pass of `full`, but λ̃ is transformed on its way to the previous step."""
     return functools.partial(backward, None, transform)
 
 
-def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
-    steps, total = chunk or chunks.chunk_of(run.sequence, run.params), run.sequence.steps
+def _forward(chunk: int | None, recompute: float | None, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    steps, total = chunk or chunks.chunk_of_run(run), run.sequence.steps
     share = _share(steps, run) if recompute is None else recompute
     if share in (0, 1):
         kept_from = total if share else 0
@@ -103,23 +102,24 @@ def _forward(chunk: int | None, recompute: float | None, cell: AnyCell, run: Run
         kept_from = min(math.ceil(share * chunks.fixed(total) / steps) * steps, total)
 
     def run_steps(carry: State, keep_slopes: bool, begin: int, end: int) -> Forward:
-        def run_chunk(
-            s: State, first: chunks.First, here: Sequence
-        ) -> tuple[State, tuple[State, Slopes | None]]:
+        def run_chunk(s: State, first: chunks.First, here: Sequence) -> tuple[State, Forward]:
             stretch = run._replace(carry=s, sequence=here)
             found = phases.forward(cell, stretch, keep_slopes)  # (B1)
-            return found.carry, (found.states, found.slopes)
+            return found.carry, found._replace(carry=None)  # the last carry comes from the loop
 
-        last, (states, slopes) = chunks.scan(run_chunk, carry, run.sequence, steps, begin=begin, end=end)
-        return Forward(last, states, slopes)
+        last, found = chunks.scan(run_chunk, carry, run.sequence, steps, begin=begin, end=end)
+        of_all: Forward = found._replace(carry=last)
+        return of_all
 
     if kept_from in (0, total):
-        last, states, slopes = run_steps(run.carry, kept_from == 0, 0, total)
+        found = run_steps(run.carry, kept_from == 0, 0, total)
     else:
         early = run_steps(run.carry, False, 0, kept_from)
-        last, late, slopes = run_steps(early.carry, True, kept_from, total)
-        states = jax.tree.map(lambda z, y: jnp.concatenate([z, y]), early.states, late)
-    return Outputs(last, states.h), Kept(run, states, slopes)
+        late = run_steps(early.carry, True, kept_from, total)
+        both = (early.states, early.own), (late.states, late.own)
+        states, own = jax.tree.map(lambda z, y: jnp.concatenate([z, y]), *both)
+        found = late._replace(states=states, own=own)
+    return phases.outputs(cell, found), Kept(run, found.states, found.slopes)
 
 
 def _share(steps: int, run: Run) -> float:
@@ -130,37 +130,41 @@ def _share(steps: int, run: Run) -> float:
 
 
 def backward(
-    chunk: int | None, transform: Transform | None, cell: AnyCell, kept: Kept, d: Outputs
+    chunk: int | None, transform: Transform | None, cell: Runnable, kept: Kept, d: Outputs
 ) -> Cotangents:
     """The chunks go back one by one, the last one first (B2-B5); for transform see `loops.step_back_of`."""
     run, states, slopes = kept.run, kept.states, kept.slopes
     assert states is not None  # the forward pass keeps them
-    steps, total = chunk or chunks.chunk_of(run.sequence, run.params), run.sequence.steps
+    steps, total = chunk or chunks.chunk_of_run(run), run.sequence.steps
     kept_from = total if slopes is None else total - chunks.length(slopes)
 
     def back_through_chunk(
-        slopes: Slopes | None, towards: _Towards, first: chunks.First, here: tuple[Sequence, Array, State]
-    ) -> tuple[_Towards, Array]:
+        slopes: Slopes | None, towards: _Towards, first: chunks.First, here: tuple[Sequence, ArrayTree, State]
+    ) -> tuple[_Towards, _OfSteps]:
         d_s, sums = towards
-        part, d_h, s = here
+        part, d_y, s = here
         stretch = run._replace(carry=_state_before(first, run.carry, states), sequence=part)
         if slopes is not None:
             slopes = chunks.take_steps(slopes, first - kept_from, part.steps)
-        found = phases.backward(cell, Kept(stretch, s, slopes), Outputs(d_s, d_h), transform)  # (B2, B3, B4)
-        return (found.carry, chunks.add_to(sums, (found.params, found.start))), found.xs  # (B5)
+        found = phases.backward(cell, Kept(stretch, s, slopes), Outputs(d_s, d_y), transform)  # (B2, B3, B4)
+        sums = chunks.add_to(sums, (found.params, found.start))  # (B5)
+        return (found.carry, sums), (found.xs, found.starts)
 
-    like = run.params, run.start
+    like = differentiable((run.params, run.start))
     towards: _Towards = d.carry, chunks.zero_sums(like)
-    d_xs: list[Array] = []
+    of_steps: list[_OfSteps] = []
     # the late steps, whose slopes are stored, come first: a backward pass runs from the end
     for of_these, begin, end in ((slopes, kept_from, total), (None, 0, kept_from)):
         if begin < end:
-            back, data = functools.partial(back_through_chunk, of_these), (run.sequence, d.hs, states)
-            towards, d_x = chunks.scan(back, towards, data, steps, reverse=True, begin=begin, end=end)
-            d_xs.insert(0, d_x)
+            back, data = functools.partial(back_through_chunk, of_these), (run.sequence, d.ys, states)
+            towards, of_these_steps = chunks.scan(
+                back, towards, data, steps, reverse=True, begin=begin, end=end
+            )
+            of_steps.insert(0, of_these_steps)
     d_carry, sums = towards
     d_params, d_start = chunks.sums_as(sums, like)
-    return Cotangents(d_params, d_carry, d_start, jnp.concatenate(d_xs))
+    d_xs, d_starts = jax.tree.map(lambda *z: jnp.concatenate(z), *of_steps)
+    return Cotangents(d_params, d_carry, d_start, d_xs, d_starts)
 
 
 def _state_before(first: chunks.First, carry: State, states: State) -> State:

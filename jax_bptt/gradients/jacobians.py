@@ -23,19 +23,19 @@ ones in field f of every unit:
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from jax_bptt.base.trees import select
+from jax_bptt.base.trees import from_vector, select, to_vector
 from jax_bptt.base.types import ArrayTree, Mark, PointwiseParams, S, Slopes, State
+from jax_bptt.cell.body import Body
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.devices import to_local
+from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
 from jax_bptt.engine.phases import backward_steps, is_pointwise
 from jax_bptt.gradients.independence import check_independence
@@ -45,30 +45,15 @@ class Form(NamedTuple):
     """A form says how a carry is written as vectors.
 
     Attributes:
-      pack: a carry, leaves [..., *], becomes one array [..., n].
-      unpack: (an array [..., n], a carry whose leaves end in the right shapes) -> a carry.
+      pack: (a carry, leaves [..., *], the number of its leading axes) -> one array [..., n].
+      unpack: (an array [..., n], a carry whose leaves have the right shapes) -> a carry.
     """
 
-    pack: Callable[[State], Array]
+    pack: Callable[[State, int], Array]
     unpack: Callable[[Array, S], S]
 
 
-def _pack_whole(carry: State) -> Array:
-    rows = carry.h.shape[:-1]
-    leaves = jax.tree.leaves(carry)
-    return jnp.concatenate([z.reshape(*rows, math.prod(z.shape[len(rows) :])) for z in leaves], -1)
-
-
-def _unpack_whole(z: Array, like: S) -> S:
-    leaves, structure = jax.tree.flatten(like)
-    shapes = [leaf.shape[like.h.ndim - 1 :] for leaf in leaves]
-    parts = jnp.split(z, np.cumsum([math.prod(shape) for shape in shapes])[:-1], -1)
-    reshaped = [part.reshape(*z.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
-    unpacked: S = jax.tree.unflatten(structure, reshaped)
-    return unpacked
-
-
-def _pack_units(carry: State) -> Array:
+def _pack_units(carry: State, axes: int) -> Array:
     return jnp.stack(jax.tree.leaves(carry), -1)
 
 
@@ -77,19 +62,23 @@ def _unpack_units(z: Array, like: S) -> S:
     return unpacked
 
 
-WHOLE, UNITS = Form(_pack_whole, _unpack_whole), Form(_pack_units, _unpack_units)
+WHOLE, UNITS = Form(to_vector, from_vector), Form(_pack_units, _unpack_units)
 
 
-def form_of(cell: AnyCell) -> Form:
+def form_of(cell: Runnable) -> Form:
     """This is the smallest form in which the Jacobians of this cell are exact."""
     return UNITS if is_pointwise(cell) and not cell.layout.recurrent else WHOLE
 
 
-def jacobians(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State, form: Form) -> Array:
+def jacobians(cell: Runnable, params: ArrayTree, slopes: Slopes, states: State, form: Form) -> Array:
     """The slopes a_1..a_T of `phases.linearise` give J_1..J_T, [T, ..., n, n]; states give the shapes."""
     if is_pointwise(cell):
         return _of_pointwise_step(cell, params, slopes, states, form)
-    return (_of_any_step if form is WHOLE else _blocks_of_any_step)(cell, params, slopes, states)
+    if form is WHOLE:
+        axes = 1 if isinstance(cell, Body) else states.h.ndim - 1  # time, and the rows of a cell
+        return _of_any_step(cell, params, slopes, states, axes)
+    assert not isinstance(cell, Body)  # its carry has no units, and Newton refuses `diagonal` for it
+    return _blocks_of_any_step(cell, params, slopes, states)
 
 
 def jacobians_with_marks(j: Array, mask: Mark, *ended: Mark) -> Array:
@@ -115,7 +104,7 @@ def adjoints_of_fields(
     def of_field(e_f: Array) -> tuple[Array, Array | None]:
         lam = UNITS.unpack(jnp.broadcast_to(e_f, (*states.h.shape, fields)), states)
         towards = jax.vmap(functools.partial(cell.adjoint, units))(slopes, lam)  # (J1)
-        return UNITS.pack(towards.carry), jnp.stack(towards.v, -1) if towards.v else None
+        return UNITS.pack(towards.carry, 0), jnp.stack(towards.v, -1) if towards.v else None
 
     return jax.vmap(of_field, out_axes=-2)(to_local(jnp.eye(fields, dtype=states.h.dtype), states))
 
@@ -138,14 +127,14 @@ def _of_pointwise_step(
     return j.reshape(*states.h.shape[:-1], fields * hidden, fields * hidden)
 
 
-def _of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
-    shape = jax.eval_shape(WHOLE.pack, states).shape
+def _of_any_step(cell: Runnable, params: ArrayTree, slopes: Slopes, states: State, axes: int) -> Array:
+    packed = jax.eval_shape(lambda: WHOLE.pack(states, axes))
 
     def row(e_i: Array) -> Array:
-        lam = WHOLE.unpack(jnp.broadcast_to(e_i, shape), states)
-        return WHOLE.pack(backward_steps(cell, params, slopes, lam))  # (J4)
+        lam = WHOLE.unpack(jnp.broadcast_to(e_i, packed.shape), states)
+        return WHOLE.pack(backward_steps(cell, params, slopes, lam), axes)  # (J4)
 
-    return jax.vmap(row, out_axes=-2)(to_local(jnp.eye(shape[-1], dtype=states.h.dtype), states))
+    return jax.vmap(row, out_axes=-2)(to_local(jnp.eye(packed.shape[-1], dtype=packed.dtype), states))
 
 
 def _blocks_of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states: State) -> Array:
@@ -156,7 +145,7 @@ def _blocks_of_any_step(cell: AnyCell, params: ArrayTree, slopes: Slopes, states
     def of_unit(e_k: Array, k: Array) -> Array:
         def row(e_f: Array) -> Array:
             lam = UNITS.unpack(jnp.broadcast_to(jnp.outer(e_k, e_f), (*shape, fields)), states)
-            return jnp.take(UNITS.pack(backward_steps(cell, params, slopes, lam)), k, -2)  # (J4)
+            return jnp.take(UNITS.pack(backward_steps(cell, params, slopes, lam), 0), k, -2)  # (J4)
 
         return jax.vmap(row, out_axes=-2)(every_field)
 

@@ -11,8 +11,7 @@ from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import ArrayTree
 from jax_bptt.cell.cell import Cell
-from jax_bptt.cell.step_cell import AnyCell
-from jax_bptt.engine.engine import AnyEngine, Engine
+from jax_bptt.engine.engine import AnyEngine, Engine, Runnable
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 
@@ -106,13 +105,13 @@ class GradientMethod(NamedTuple):
     """
 
     name: str
-    forward: Callable[[AnyCell, Run], tuple[Outputs, Kept]]
-    backward: Callable[[AnyCell, Kept, Outputs], Cotangents] | None
+    forward: Callable[[Runnable, Run], tuple[Outputs, Kept]]
+    backward: Callable[[Runnable, Kept, Outputs], Cotangents] | None
     stream: Callable[[Recurrence, Weights, Carry, Sequence, Data], Streamed] | None = None
-    engine: Callable[[AnyCell], AnyEngine] | None = None
+    engine: Callable[[Runnable], AnyEngine] | None = None
     made_by: Call | None = None
 
-    def on_engine(self, cell: AnyCell) -> AnyCell:
+    def on_engine(self, cell: Runnable) -> Runnable:
         """The cell is returned with the engine on which this method runs it.
 
         Args:

@@ -32,11 +32,12 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag, number, size
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
-from jax_bptt.base.trees import select
+from jax_bptt.base.trees import common_dtype, select
 from jax_bptt.base.types import State
-from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.cell.body import Body
 from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.devices import to_local
+from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.run import Run
 from jax_bptt.gradients.jacobians import UNITS, WHOLE, form_of, jacobians, jacobians_with_marks, small_matmul
 from jax_bptt.gradients.method import differentiated_once
@@ -136,7 +137,7 @@ def newton(
     return Newton(iterations, tolerance, diagonal, damping)
 
 
-def states_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
+def states_by_newton(newton: Newton, cell: Runnable, run: Run) -> tuple[State, NewtonInfo]:
     """The states of the whole sequence are found at once by Newton's method.
 
     s_t = F_t(s_{t−1}), t = 1..T   (Q1 to Q8)
@@ -150,8 +151,15 @@ def states_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, Ne
       s_1..s_T, leaves [T, ..., H], and the `NewtonInfo`.
 
     Raises:
-      ValueError: `diagonal` with a carry that has other shapes than h; or the iteration is differentiated.
+      ValueError: `diagonal` with a carry that has other shapes than h; a carry that holds anything but real
+        numbers; or the iteration is differentiated.
     """
+    if not all(jnp.issubdtype(z.dtype, jnp.floating) for z in jax.tree.leaves(run.carry)):
+        fix = "use jb.parallel() without newton, or jb.full()"
+        raise bad("newton", "a carry of real numbers", run.carry, fix)
+    if newton.diagonal and isinstance(cell, Body):
+        fix = "pass diagonal=False: only the units of a cell have blocks of their own"
+        raise bad("newton", "diagonal=False for the body of a scan", "diagonal=True", fix)
     if newton.diagonal and {z.shape for z in jax.tree.leaves(run.carry)} != {run.carry.h.shape}:
         fix = "pass diagonal=False, or a cell whose carry has only fields of shape [..., H]"
         raise bad("newton", "diagonal=False for this cell", "diagonal=True", fix)
@@ -170,20 +178,21 @@ class _Iterate(NamedTuple):
     change: Array
 
 
-def _solve(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
+def _solve(newton: Newton, cell: Runnable, run: Run) -> tuple[State, NewtonInfo]:
     engine, carry = phases.engine_of(cell), run.carry
-    eps = float(jnp.finfo(carry.h.dtype).eps)  # type: ignore[no-untyped-call]
+    dtype, axes = common_dtype(carry), 1 + len(run.sequence.rows)
+    eps = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
     tolerance = newton.tolerance or min(_ROUNDING * eps, 1e-3)
     u = engine.project(cell, run.params, run.sequence.xs)
-    every_step = jax.vmap(functools.partial(engine.step, cell, run.params))
+    every_step = engine.at_once(cell, functools.partial(engine.step, cell, run.params))
 
     def next_of(states: State) -> State:
         s_prev = phases.previous(run, states)
-        stepped: State = every_step(s_prev, u, engine.recur(cell, run.params, s_prev))
+        stepped: State = every_step(s_prev, u, engine.recur(cell, run.params, s_prev)).state
         return select(run.sequence.mask, stepped, s_prev)  # (Q1)
 
     def converged(at: _Iterate) -> Array:
-        residual = _relative(carry, at.s, at.f)
+        residual = _relative(axes, carry, at.s, at.f)
         return (residual == 0) | ((residual < tolerance) & (at.change < tolerance**0.5))  # (Q7)
 
     def goes_on(at: _Iterate) -> Array:
@@ -191,24 +200,24 @@ def _solve(newton: Newton, cell: AnyCell, run: Run) -> tuple[State, NewtonInfo]:
 
     def iterate(at: _Iterate) -> _Iterate:
         new = _updated(newton, cell, run, at.s, at.f)
-        return _Iterate(at.k + 1, new, next_of(new), _relative(carry, new, at.s))
+        return _Iterate(at.k + 1, new, next_of(new), _relative(axes, carry, new, at.s))
 
     with jax.named_scope("bptt/newton"):
         steps = chunks.fixed(run.sequence.steps)
         s = jax.tree.map(lambda s_0: jnp.broadcast_to(s_0, (steps, *s_0.shape)), carry)
-        begin = _Iterate(jnp.int32(0), s, next_of(s), jnp.full((), jnp.inf, carry.h.dtype))
+        begin = _Iterate(jnp.int32(0), s, next_of(s), jnp.full((), jnp.inf, dtype))
         # each device has rows and iterations of its own, so everything that begins the loop must vary
         end = jax.lax.while_loop(goes_on, iterate, to_local(begin, run))
-        return end.s, NewtonInfo(end.k, _relative(carry, end.s, end.f), converged(end))
+        return end.s, NewtonInfo(end.k, _relative(axes, carry, end.s, end.f), converged(end))
 
 
-def _updated(newton: Newton, cell: AnyCell, run: Run, s: State, f: State) -> State:
+def _updated(newton: Newton, cell: Runnable, run: Run, s: State, f: State) -> State:
     """One iteration makes s^{k+1} from s^k and f = F(s^k)."""
-    form = UNITS if newton.diagonal else form_of(cell)
+    form, axes = UNITS if newton.diagonal else form_of(cell), 1 + len(run.sequence.rows)
     slopes = phases.linearise(cell, run, phases.previous(run, s), f)
     slope = newton.damping * jacobians(cell, run.params, slopes, s, form)
     slope = jacobians_with_marks(slope, run.sequence.mask, run.sequence.reset)  # (Q2)
-    r = form.pack(f) - form.pack(s)  # (Q1)
+    r = form.pack(f, axes) - form.pack(s, axes)  # (Q1)
     _, z = jax.lax.associative_scan(_composed, (slope, r))  # (Q3)
     through = form.unpack(z - r, s)
 
@@ -225,14 +234,14 @@ def _composed(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[
     return small_matmul(n, m), small_matmul(n, b[..., None])[..., 0] + c  # (Q4)
 
 
-def _relative(carry: State, s: State, other: State) -> Array:
+def _relative(axes: int, carry: State, s: State, other: State) -> Array:
     """This is the largest difference over steps and rows, relative to s; a NaN counts as infinite.
 
     Each step has its own scale, because with a global scale one huge iterate would hide errors at earlier
     steps. A NaN must not reach the maximum, because XLA:CPU ignores it in a maximum over three or more axes.
     """
-    gap = jnp.abs(WHOLE.pack(other) - WHOLE.pack(s)).max(-1)
-    sizes = [jnp.abs(WHOLE.pack(z)).max(-1) for z in (jax.tree.map(lambda s_0: s_0[None], carry), s)]
+    gap = jnp.abs(WHOLE.pack(other, axes) - WHOLE.pack(s, axes)).max(-1)
+    sizes = [jnp.abs(WHOLE.pack(z, axes)).max(-1) for z in (jax.tree.map(lambda s_0: s_0[None], carry), s)]
     scale = jax.lax.cummax(jnp.concatenate(sizes))[1:]  # (Q8)
     ratios = jnp.where(gap == 0, jnp.zeros_like(gap), gap / scale)
     return jnp.where(jnp.isfinite(ratios), ratios, jnp.inf).max(initial=0)

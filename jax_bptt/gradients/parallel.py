@@ -7,7 +7,8 @@ scan (also called parallel prefix) of depth log₂ T computes all T compositions
 without the term γ_t that is added at step t itself:
 
     sweep      γ_t = G_t,  γ_T = G_T + dE/ds_T                                                    (P1)
-               μ_{t−1} = M_tᵀ μ_t + M_tᵀ γ_t,  μ_T = 0        an affine map for each t            (P2)
+               μ_{t−1} = M_tᵀ μ_t + M_tᵀ γ_t,  μ_T = 0        an affine map for each t; what a step
+                                                              hands out beside its state adds a term (P2)
                (N, c) after (M, b):  μ → Nᵀ (Mᵀ μ + b) + c    is (M N, Nᵀ b + c)                  (P3)
                λ_t = μ_t + γ_t,  dE/ds_0 = μ_0                                                    (P4)
                dE/dstart = Σ_t λ̃_{t−1} where reset_t          λ̃: before the marks close the way   (P5)
@@ -25,10 +26,11 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import last_step, only_h, select, sum_over_first_axis, zeros_like
+from jax_bptt.base.trees import differentiable, last_step, select, sum_over_first_axis, zeros_like
 from jax_bptt.base.types import Slopes, State
-from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import chunks, phases
+from jax_bptt.engine.emission import emission_of
+from jax_bptt.engine.engine import Forward, Runnable
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.gradients.jacobians import form_of, jacobians, jacobians_with_marks, small_matmul
 from jax_bptt.gradients.method import GradientMethod
@@ -77,47 +79,69 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
     return GradientMethod("parallel", forward, _backward)
 
 
-def _forward(cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
-    last, states, _ = phases.forward(cell, run)
-    return Outputs(last, states.h), Kept(run, states)
+def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    found = phases.forward(cell, run)
+    return phases.outputs(cell, found), Kept(run, found.states)
 
 
-def _forward_by_newton(newton: Newton, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+def _forward_by_newton(newton: Newton, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
     found, info = states_by_newton(newton, cell, run)
     states: State = jax.lax.cond(info.converged, lambda: found, lambda: phases.forward(cell, run).states)
-    return Outputs(last_step(states), states.h), Kept(run, states)
+    own = phases.own_of(cell, run, states)
+    return phases.outputs(cell, Forward(last_step(states), states, own, None)), Kept(run, states)
 
 
-def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+def _backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
     run, states = kept.run, kept.states
     assert states is not None  # both forward passes keep them
+    _check_real(run.carry)
     mask, reset = run.sequence.mask, run.sequence.reset
     s_prev = phases.previous(run, states)
     slopes = phases.linearise(cell, run, s_prev, states)
-    lam, d_carry = _sweep_at_once(cell, run, slopes, states, d)
+    d_own = phases.derivatives_by_own(cell, run, d)
+    lam, d_carry = _sweep_at_once(cell, run, slopes, differentiable(states), d)
     # the scan gives λ only; a step that the mask skips reads no weight, so it must not contribute to dE/dW
     lam_step = select(mask, lam, zeros_like(lam))  # (P6)
-    d_start = None
+    d_start = d_starts = None
     if reset is not None:
-        lam_prev = select(mask, phases.backward_steps(cell, run.params, slopes, lam_step), lam)
-        d_start = sum_over_first_axis(select(reset, lam_prev, zeros_like(lam_prev)))  # (P5)
-    d_params, d_xs = phases.contract(cell, run, s_prev, slopes, lam_step)
-    return Cotangents(d_params, d_carry, d_start, d_xs)
+        lam_prev = select(mask, phases.backward_steps(cell, run.params, slopes, lam_step, d_own), lam)
+        at_resets = select(reset, lam_prev, zeros_like(lam_prev))  # (P5)
+        if run.start is None:
+            d_starts = at_resets
+        else:
+            d_start = sum_over_first_axis(at_resets)
+    d_params, d_xs = phases.contract(cell, run, s_prev, slopes, lam_step, d_own)
+    return Cotangents(d_params, d_carry, d_start, d_xs, d_starts)
 
 
-def _sweep_at_once(cell: AnyCell, run: Run, slopes: Slopes, states: State, d: Outputs) -> tuple[State, State]:
+def _check_real(carry: State) -> None:
+    """A Jacobian of complex numbers is no matrix of theirs, so complex numbers raise a ValueError."""
+    if any(jnp.issubdtype(z.dtype, jnp.complexfloating) for z in jax.tree.leaves(carry)):
+        raise bad("gradient", "a carry of real numbers for jb.parallel", carry, "use jb.full()")
+
+
+def _sweep_at_once(
+    cell: Runnable, run: Run, slopes: Slopes, states: State, d: Outputs
+) -> tuple[State, State]:
     """The sweep returns λ_1..λ_T, leaves [T, ..., H], and dE/ds_0."""
     with jax.named_scope("bptt/sweep_at_once"):
         chunks.fixed(run.sequence.steps)  # a parallel scan halves it again and again
         marks = run.sequence.marks
-        form = form_of(cell)
+        form, axes = form_of(cell), 1 + len(run.sequence.rows)
         m = jacobians_with_marks(
             jacobians(cell, run.params, slopes, states, form), marks.mask, marks.reset, marks.cut
         )
-        direct = only_h(d.hs, like=states)
+        direct = emission_of(cell).to_state(zeros_like(states), d.ys)
         direct = jax.tree.map(lambda g, d: g.at[-1].add(d), direct, d.carry)
-        gamma = form.pack(direct)  # (P1)
-        _, mu = jax.lax.associative_scan(_composed, (m, _back(m, gamma)), reverse=True)  # (P2)
+        gamma = form.pack(direct, axes)  # (P1)
+        back = _back(m, gamma)
+        d_own = phases.derivatives_by_own(cell, run, d)
+        if jax.tree.leaves(d_own):
+            of_own = phases.backward_steps(cell, run.params, slopes, zeros_like(states), d_own)
+            for mark in (marks.reset, marks.cut):
+                of_own = of_own if mark is None else select(mark, zeros_like(of_own), of_own)
+            back = back + form.pack(of_own, axes)  # (P2)
+        _, mu = jax.lax.associative_scan(_composed, (m, back), reverse=True)  # (P2)
         lam = jnp.concatenate([mu[1:], jnp.zeros_like(mu[:1])]) + gamma  # (P4)
         return form.unpack(lam, states), form.unpack(mu[0], d.carry)  # (P4)
 

@@ -25,15 +25,24 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.flatten_util import ravel_pytree
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.trees import only_h, select, zeros_like
+from jax_bptt.base.errors import bad
+from jax_bptt.base.trees import (
+    common_dtype,
+    differentiable,
+    from_vector,
+    merged,
+    select,
+    to_vector,
+    zeros_like,
+)
 from jax_bptt.base.types import ArrayTree, State
-from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import phases
 from jax_bptt.engine.chunks import add_to, sums_as, zero_sums
 from jax_bptt.engine.devices import to_local
+from jax_bptt.engine.emission import Emission, emission_of
+from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.loops import begin_of_step
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
@@ -46,25 +55,28 @@ class Influenced(NamedTuple):
     Attributes:
       carry: s_t, leaves [H] or as the cell has them.
       influence: P_t = ds_t/dθ, [S, C].
+      own: d/dθ of the outputs that are no part of s_t, [O, C]; None between two steps.
     """
 
     carry: State
     influence: Array
+    own: Array | None = None
 
 
 class Direct(NamedTuple):
-    """These are the derivatives of one step with s̃_{t−1} held fixed.
+    """These are the derivatives of one step, s_t and its O other outputs, with s̃_{t−1} held fixed.
 
     Attributes:
-      by_params: ∂s_t/∂params, [S, P].
-      by_x: ∂s_t/∂x_t, [S, I].
+      by_params: ∂s_t/∂params, [S + O, P].
+      by_x: ∂s_t/∂x_t, [S + O, I].
     """
 
     by_params: Array
     by_x: Array
 
 
-OfTheta: TypeAlias = Callable[[Array, Direct], Array]  # (t, the derivatives of step t) -> M_t [S, C]
+OfTheta: TypeAlias = Callable[[Array, Direct], Array]  # (t, the derivatives of step t) -> M_t [S + O, C]
+OfStart: TypeAlias = Callable[[Array], Array]  # t -> d/dθ of the state that a reset at step t goes back to
 
 
 @cached()
@@ -93,7 +105,7 @@ def rtrl() -> GradientMethod:
 
 
 def advance(
-    cell: AnyCell,
+    cell: Runnable,
     run: Run,
     d_start_d_theta: Array | None,
     before: Influenced,
@@ -110,10 +122,10 @@ def advance(
       d_start_d_theta: dstart/dθ, [S, C]; None without resets.
       before: s_{t−1} and P_{t−1}.
       at_t: x_t [I] and the marks, bool [] or None.
-      of_theta: a function from the derivatives of the step to M_t, [S, C].
+      of_theta: a function from the derivatives of the step to M_t, [S + O, C].
 
     Returns:
-      s_t and P_t.
+      s_t, P_t, and the derivatives of the other outputs.
     """
     influence = before.influence
     if at_t.cut is not None:
@@ -123,83 +135,115 @@ def advance(
         influence = select(at_t.reset, d_start_d_theta, influence)  # (R1)
     s_prev = begin_of_step(at_t.marks, run.start, before.carry)
     s, j, direct = _linearised(cell, run.params, s_prev, at_t.xs)
-    through = j @ influence + of_theta(direct)  # (R3)
-    return Influenced(select(at_t.mask, s, s_prev), select(at_t.mask, through, influence))  # (R3)
+    through, own = jnp.split(j @ influence + of_theta(direct), [len(influence)])  # (R3)
+    after = select(at_t.mask, (s, through), (s_prev, influence))  # (R3)
+    return Influenced(*after, select(at_t.mask, own, zeros_like(own)))
 
 
-def loss_term(d_h: Array, at_t: Influenced) -> Array:
-    """The derivative of the loss by h_t, [H], gives G_t P_t of one row, [C]."""
-    along: Array = ravel_pytree(only_h(d_h, like=at_t.carry))[0]
-    return along @ at_t.influence
+def loss_term(emission: Emission, d_y: ArrayTree, at_t: Influenced) -> Array:
+    """The derivative of the loss by what the step hands out gives G_t P_t of one row, [C]."""
+    by_state = emission.to_state(zeros_like(differentiable(at_t.carry)), d_y)
+    found: Array = to_vector(by_state) @ at_t.influence
+    return found if at_t.own is None else found + to_vector(emission.to_own(d_y)) @ at_t.own
 
 
-def _linearised(cell: AnyCell, params: ArrayTree, s_prev: State, x: Array) -> tuple[State, Array, Direct]:
-    """One step of one row gives s_t, J_t [S, S], and the derivatives by params [S, P] and x_t [S, I]."""
+def _linearised(
+    cell: Runnable, params: ArrayTree, s_prev: State, x: ArrayTree
+) -> tuple[State, Array, Direct]:
+    """One step of one row gives s_t, J_t [S + O, S], and the derivatives by params and x_t."""
     engine = phases.engine_of(cell)
-    theta, params_of = ravel_pytree(params)
-    z_prev, carry_of = ravel_pytree(s_prev)
+    point = tuple(map(differentiable, (params, s_prev, x)))
 
-    def step(theta: Array, z_prev: Array, x: Array) -> tuple[Array, State]:
-        params, s_prev = params_of(theta), carry_of(z_prev)
-        u, v = engine.project(cell, params, x), engine.recur(cell, params, s_prev)
-        s = engine.step(cell, params, s_prev, u, v)
-        return ravel_pytree(s)[0], s
+    def step(*vectors: Array) -> tuple[Array, State]:
+        p, s, x_t = (
+            merged(from_vector(z, like), given)
+            for z, like, given in zip(vectors, point, (params, s_prev, x), strict=True)
+        )
+        u, v = engine.project(cell, p, x_t), engine.recur(cell, p, s)
+        stepped = engine.step(cell, p, s, u, v)
+        made = jnp.concatenate([to_vector(differentiable(z)).astype(dtype) for z in stepped])
+        return made, stepped.state
 
-    (by_params, j, by_x), s = jax.jacrev(step, (0, 1, 2), has_aux=True)(theta, z_prev, x)  # (R2)
+    dtype = common_dtype(point[1])
+    (by_params, j, by_x), s = jax.jacrev(step, (0, 1, 2), has_aux=True)(*map(to_vector, point))  # (R2)
     return s, j, Direct(by_params, by_x)
 
 
-def _forward(cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
-    last, states, _ = phases.forward(cell, run)
-    return Outputs(last, states.h), Kept(run, None)
+def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run)):
+        raise bad("gradient", "real numbers for jb.rtrl", "complex numbers", "use jb.full()")
+    return phases.outputs(cell, phases.forward(cell, run)), Kept(run, None)
 
 
-def _backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+def _backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
     back = functools.partial(_of_a_row, cell)
     for _ in kept.run.sequence.rows:  # time is first in the sequence and in G
-        axes: Any = Run(None, 0, 0, sequence=1), Outputs(0, hs=1)  # type: ignore[arg-type]
-        back = jax.vmap(back, in_axes=axes, out_axes=Cotangents(0, 0, 0, xs=1))  # type: ignore[arg-type]
+        axes: Any = Run(None, 0, 0, sequence=1), Outputs(0, ys=1)  # type: ignore[arg-type]
+        of_rows: Any = Cotangents(0, 0, 0, xs=1, starts=1)  # type: ignore[arg-type]
+        back = jax.vmap(back, in_axes=axes, out_axes=of_rows)
     with jax.named_scope("bptt/rtrl"):
         found = back(kept.run, d)
-    theta, params_of = ravel_pytree(kept.run.params)
-    return found._replace(params=params_of(found.params.reshape(-1, theta.size).sum(0)))
+    like = differentiable(kept.run.params)
+    by_row = found.params.reshape(-1, found.params.shape[-1])
+    return found._replace(params=from_vector(by_row.sum(0), like))
 
 
-def _of_a_row(cell: AnyCell, run: Run, d: Outputs) -> Cotangents:
-    """These are the gradients of one row, with dE/dparams as a vector [P] and dE/dxs [T, I]."""
-    z_0, carry_of = ravel_pytree(run.carry)
-    p, s, (steps, inputs) = ravel_pytree(run.params)[0].size, z_0.size, run.sequence.xs.shape
-    columns = p + s + (0 if run.start is None else s)  # params, s_0, start
-    no_influence = jnp.zeros_like(z_0, shape=(s, steps * inputs))  # s_0 and start do not depend on xs
+def _of_a_row(cell: Runnable, run: Run, d: Outputs) -> Cotangents:
+    """These are the gradients of one row, with dE/dparams as a vector [P]."""
+    marks = run.sequence.marks
+    s_0, first_x = differentiable((run.carry, jax.tree.map(lambda z: z[0], run.sequence.xs)))
+    z_0 = to_vector(s_0)
+    p, s, inputs = (to_vector(differentiable(z)).size for z in (run.params, run.carry, first_x))
+    steps, one_start = run.sequence.steps, run.start is not None
+    columns = p + s + (s if one_start else 0)  # params, s_0, start
+    # s_0 and the states of resets do not depend on what later steps read
+    no_influence = functools.partial(jnp.zeros_like, z_0)
     follow = functools.partial(_follow, cell, run, d)
 
     def of_params(t: Array, direct: Direct) -> Array:
         return jnp.pad(direct.by_params, ((0, 0), (0, columns - p)))
 
+    def at_columns(t: Array, matrix: Array, width: int) -> Array:
+        everywhere = no_influence(shape=(len(matrix), steps * width))
+        return jax.lax.dynamic_update_slice_in_dim(everywhere, matrix.astype(z_0.dtype), t * width, axis=1)
+
     def of_xs(t: Array, direct: Direct) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(no_influence, direct.by_x, t * inputs, axis=1)
+        return at_columns(t, direct.by_x, inputs)
+
+    def nothing(t: Array, direct: Direct) -> Array:
+        return no_influence(shape=(len(direct.by_x), steps * s))
 
     # ds_0/dθ and dstart/dθ: the identity in the columns of s_0 and of start, which follow those of params
     at_s_0, at_start = (to_local(jnp.eye(s, columns, k, dtype=z_0.dtype), z_0) for k in (p, p + s))
-    d_params, d_s_0, d_start = jnp.split(follow(at_s_0, at_start, of_params), (p, p + s))
-    d_xs = follow(no_influence, no_influence, of_xs).reshape(steps, inputs)
-    return Cotangents(d_params, carry_of(d_s_0), None if run.start is None else carry_of(d_start), d_xs)
+    d_params, d_s_0, d_start = jnp.split(follow(at_s_0, lambda t: at_start, of_params), (p, p + s))
+    no_x = no_influence(shape=(s, steps * inputs))
+    d_xs = follow(no_x, lambda t: no_x, of_xs).reshape(steps, inputs)
+    d_starts = None
+    if marks.starts is not None:
+        one = to_local(jnp.eye(s, dtype=z_0.dtype), z_0)
+        by_starts = follow(no_influence(shape=(s, steps * s)), lambda t: at_columns(t, one, s), nothing)
+        d_starts = from_vector(by_starts.reshape(steps, s), differentiable(marks.starts))
+    like = differentiable(run.sequence.xs)
+    d_of_start = from_vector(d_start, s_0) if one_start else None
+    return Cotangents(d_params, from_vector(d_s_0, s_0), d_of_start, from_vector(d_xs, like), d_starts)
 
 
 def _follow(
-    cell: AnyCell, run: Run, d: Outputs, d_carry_d_theta: Array, d_start_d_theta: Array, of_theta: OfTheta
+    cell: Runnable, run: Run, d: Outputs, d_carry_d_theta: Array, of_start: OfStart, of_theta: OfTheta
 ) -> Array:
     """The forward loop gives dE/dθ of one row, [C], from P_0 = ds_0/dθ, dstart/dθ and M_t."""
+    emission = emission_of(cell)
 
     def step(
-        state: tuple[Influenced, Array], at_t: tuple[Array, Sequence, Array]
+        state: tuple[Influenced, Array], at_t: tuple[Array, Sequence, ArrayTree]
     ) -> tuple[tuple[Influenced, Array], None]:
         before, d_theta = state
-        t, marked, d_h = at_t
-        after = advance(cell, run, d_start_d_theta, before, marked, functools.partial(of_theta, t))
-        return (after, add_to(d_theta, loss_term(d_h, after))), None  # (R4)
+        t, marked, d_y = at_t
+        after = advance(cell, run, of_start(t), before, marked, functools.partial(of_theta, t))
+        d_theta = add_to(d_theta, loss_term(emission, d_y, after))  # (R4)
+        return (after._replace(own=None), d_theta), None
 
     begin = Influenced(run.carry, d_carry_d_theta), zero_sums(d_carry_d_theta[0])
-    every_t = jnp.arange(run.sequence.steps), run.sequence, d.hs
+    every_t = jnp.arange(run.sequence.steps), run.sequence, d.ys
     (end, d_theta), _ = jax.lax.scan(step, begin, every_t)
-    return sums_as(add_to(d_theta, ravel_pytree(d.carry)[0] @ end.influence), d_carry_d_theta[0])  # (R4)
+    return sums_as(add_to(d_theta, to_vector(d.carry) @ end.influence), d_carry_d_theta[0])  # (R4)

@@ -38,11 +38,11 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import is_known, or_none, size
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import add_to_h, plus, select, sum_over_first_axis, zeros_like
-from jax_bptt.base.types import Slopes, State
-from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.base.trees import differentiable, plus, select, sum_over_first_axis, trailing, zeros_like
+from jax_bptt.base.types import Slopes, State, Tree
 from jax_bptt.engine import chunks, loops, phases
-from jax_bptt.engine.engine import Swept
+from jax_bptt.engine.emission import emission_of
+from jax_bptt.engine.engine import Runnable, Swept
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
@@ -107,23 +107,23 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     came = f"a second derivative through jb.truncated({window}, stride={stride})"
     once = functools.partial(differentiated_once, came, f"use jb.truncated({window}) or jb.full()")
 
-    def forward(cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+    def forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
         return once(functools.partial(full(recompute=True).forward, cell))(run)
 
-    def backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+    def backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
         return once(functools.partial(_backward, window, stride, cell))(kept, d)
 
     return GradientMethod("truncated", forward, backward)
 
 
-def _forward_with_cuts(window: int, cell: AnyCell, run: Run) -> tuple[Outputs, Kept]:
+def _forward_with_cuts(window: int, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
     sequence = run.sequence
     steps = sequence.steps
     if is_known(steps) and steps <= window:
         return full().forward(cell, run)
-    t = jnp.arange(1, 1 + steps).reshape(-1, *[1] * len(sequence.rows))
+    t = jnp.arange(1, 1 + steps)
     between = ((t - 1) % window == 0) & (t > 1)  # (W2)
-    cut = between if sequence.cut is None else between | sequence.cut
+    cut = between if sequence.cut is None else trailing(between, sequence.cut) | sequence.cut
     return full().forward(cell, run._replace(sequence=sequence._replace(cut=cut)))
 
 
@@ -144,42 +144,46 @@ def _stream(
         out = jax.tree.map(lambda z: z[None], found.out)
         return (found.carry, chunks.add_to(d_weights, found.d_weights), d_carry), out
 
-    state = carry, chunks.zero_sums(weights), zeros_like(carry)
+    state = carry, chunks.zero_sums(differentiable(weights)), zeros_like(carry)
     steps = min(window, chunks.fixed(sequence.steps))
     (carry, d_weights, d_carry), out = chunks.scan(piece, state, data, steps)
     return Streamed(carry, chunks.sums_as(d_weights, weights), d_carry, [out])
 
 
-def _backward(window: int, stride: int, cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
+def _backward(window: int, stride: int, cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
     run, states = kept.run, kept.states
     assert states is not None  # `full` keeps them
     s_prev = phases.previous(run, states)
     slopes = phases.linearise(cell, run, s_prev, states)
     swept = _sweep_of_blocks(window, stride, cell, run, slopes, d)
-    d_params, d_xs = phases.contract(cell, run, s_prev, slopes, swept.lam)
-    return Cotangents(d_params, swept.carry, swept.start, d_xs)
+    d_own = phases.derivatives_by_own(cell, run, d)
+    d_params, d_xs = phases.contract(cell, run, s_prev, slopes, swept.lam, d_own)
+    return Cotangents(d_params, swept.carry, swept.start, d_xs, swept.starts)
 
 
 class _Sums(NamedTuple):
-    """These are sums over the lags so far: λ_1..λ_T (W4), and dE/dstart."""
+    """These are sums over the lags so far: λ_1..λ_T (W4), and dE/dstart or dE/dstarts."""
 
     lam: State
     start: State | None
+    starts: State | None
 
 
-def _sweep_of_blocks(window: int, stride: int, cell: AnyCell, run: Run, slopes: Slopes, d: Outputs) -> Swept:
+def _sweep_of_blocks(window: int, stride: int, cell: Runnable, run: Run, slopes: Slopes, d: Outputs) -> Swept:
     """This replaces `phases.sweep`: all blocks of losses go back side by side and their λ are summed."""
     steps, marks = chunks.fixed(run.sequence.steps), run.sequence.marks
     firsts = jnp.arange(0, steps, stride)  # the first step of each block, counted from 0
     ends = jnp.minimum(firsts + stride, steps) - 1  # (W1)
     step_back = loops.step_back_of(phases.engine_of(cell), cell, run.params)
+    emission = emission_of(cell)
 
     def block_back(lam: State, first: Array, t: Array) -> loops.StepBack:
         # a block that has passed the first step (t < 0) reads step 0, and the result is dropped
-        d_h, a, marks_t = jax.tree.map(lambda z: z[jnp.maximum(t, 0)], (d.hs, slopes, marks))
-        d_s = add_to_h(select(t == steps - 1, d.carry, zeros_like(d.carry)), d_h)
-        lam = plus(lam, select((t >= first) & (t >= 0), d_s, zeros_like(d_s)))  # (W3)
-        back = step_back(lam, a, marks_t)
+        d_y, a, marks_t = jax.tree.map(lambda z: z[jnp.maximum(t, 0)], (d.ys, slopes, marks))
+        d_y = select((t >= first) & (t >= 0), d_y, zeros_like(d_y))  # the losses of the block
+        of_end = select((t >= first) & (t == steps - 1), d.carry, zeros_like(d.carry))
+        lam = emission.to_state(plus(lam, of_end), d_y)  # (W3)
+        back = step_back(lam, emission.to_own(d_y), a, marks_t)
         return select(t >= 0, back, zeros_like(back)._replace(carry=lam))  # (W5)
 
     def back_one_lag(state: tuple[State, _Sums], lag: Array) -> tuple[tuple[State, _Sums], None]:
@@ -187,13 +191,21 @@ def _sweep_of_blocks(window: int, stride: int, cell: AnyCell, run: Run, slopes: 
         t = ends - lag
         back = jax.vmap(block_back)(lam, firsts, t)
         at = jnp.where(t >= 0, t, steps)  # before the first step: out of range, dropped
-        sum_lam = jax.tree.map(lambda z, new: z.at[at].add(new, mode="drop"), sums.lam, back.lam)  # (W4)
-        return (back.carry, _Sums(sum_lam, plus(sums.start, sum_over_first_axis(back.start)))), None
+
+        def added(so_far: Tree, new: Tree) -> Tree:
+            return jax.tree.map(lambda z, new: z.at[at].add(new, mode="drop"), so_far, new)
+
+        sum_lam, start, starts = added(sums.lam, back.lam), sums.start, sums.starts  # (W4)
+        if starts is not None:
+            starts = added(starts, back.start)
+        elif start is not None:
+            start = plus(start, sum_over_first_axis(back.start))
+        return (back.carry, _Sums(sum_lam, start, starts)), None
 
     lam = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(len(ends), *z.shape)), d.carry)
     sum_lam = jax.tree.map(lambda z: jnp.zeros_like(z, shape=(steps, *z.shape)), d.carry)
-    sums = _Sums(sum_lam, None if marks.reset is None else zeros_like(d.carry))
+    sums = _Sums(sum_lam, zeros_like(differentiable(run.start)), zeros_like(differentiable(marks.starts)))
     lags = min(window, steps)
     (lam, sums), _ = jax.lax.scan(back_one_lag, (lam, sums), jnp.arange(lags))
     lam = select(ends < lags, lam, zeros_like(lam))  # other blocks end before they reach s_0
-    return Swept(sum_over_first_axis(lam), sums.start, sums.lam)  # (W6)
+    return Swept(sum_over_first_axis(lam), sums.start, sums.starts, sums.lam)  # (W6)

@@ -80,8 +80,9 @@ def check_inputs(
             fix = f"make it by {name}.initial_carry(params, {rows})"
         check_like("carry", whole, initial, dtype, fix)
     shape = sequence.xs.shape[:-1]
-    marks = (check_mark(name, mark, shape) for name, mark in sequence.marks._asdict().items())
-    return params, carry, Sequence(sequence.xs, *marks)
+    given = {"mask": sequence.mask, "reset": sequence.reset, "cut": sequence.cut}
+    mask, reset, cut = (check_mark(name, mark, shape) for name, mark in given.items())
+    return params, carry, sequence._replace(mask=mask, reset=reset, cut=cut)
 
 
 def fill_missing_carry(carry: object, initial: object) -> Any:
@@ -217,7 +218,7 @@ def _check_step(
             u = engine.project(cell, params, x)
         v = engine.recur(cell, params, s_prev)
         with running("step"):
-            s = engine.step(cell, params, s_prev, u, v)
+            s = engine.step(cell, params, s_prev, u, v).state
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
         # s_prev stands in for every later state and λ: only the shapes count here
         with running("linearise"):
@@ -226,11 +227,11 @@ def _check_step(
             check_adjoint(cell, params, a, s_prev)
         prepared = engine.before_sweep(cell, params)
         with running("adjoint"):
-            towards = engine.backward_step(cell, params, prepared, a, s_prev)
+            towards = engine.backward_step(cell, params, prepared, a, s_prev, ())
         check_like("adjoint", towards, s_prev, dtype, "return the cotangent of s_prev, like the carry")
         every, every_a = jax.tree.map(lambda z: jnp.asarray(z)[None], (s_prev, a))
         with running("contract"):
-            d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every)
+            d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every, ())
         check_like("contract", d_params, params, dtype, "return the gradient of params, like params")
         return towards, d_params, d_x
 

@@ -29,6 +29,7 @@ from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, S, Shape, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.devices import replicate
+from jax_bptt.engine.emission import H
 from jax_bptt.engine.run import Run
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.rtrl import Influenced, advance, loss_term
@@ -129,7 +130,8 @@ def rtrl_step(
     rows = _check_x(cell, params, x)
     _check_state(cell, params, state, rows)
     marks = {"mask": mask, "reset": reset, "cut": cut}
-    at_t = Sequence(x, **{name: check_mark(name, mark, rows) for name, mark in marks.items()})
+    mask, reset, cut = (check_mark(name, mark, rows) for name, mark in marks.items())
+    at_t = Sequence(x, mask, reset, cut)
     params, state, at_t = replicate((params, state, at_t))
     # without resets nothing goes back to the initial carry, so it is not computed
     start, d_start = None, None
@@ -138,7 +140,8 @@ def rtrl_step(
 
     def one_row(carry: State, influence: Array, at_t: Sequence) -> RTRLState:
         run, before = Run(params, carry, start, at_t), Influenced(carry, influence)
-        return RTRLState(*advance(cell, run, d_start, before, at_t, lambda direct: direct.by_params))
+        after = advance(cell, run, d_start, before, at_t, lambda direct: direct.by_params)
+        return RTRLState(after.carry, after.influence)
 
     state = vmap_leading(len(rows), one_row)(state.carry, state.influence, at_t)
     return state, state.carry.h
@@ -181,7 +184,7 @@ def rtrl_gradient(params: P, state: RTRLState, d_h: Array) -> P:
     params, state, d_h = replicate((params, state, d_h))
 
     def one_row(d_h: Array, carry: State, influence: Array) -> Array:
-        return loss_term(d_h, Influenced(carry, influence))
+        return loss_term(H, d_h, Influenced(carry, influence))
 
     by_row = vmap_leading(len(rows), one_row)(d_h, state.carry, state.influence)
     gradient: P = ravel_pytree(params)[1](by_row.reshape(-1, numbers).sum(0))

@@ -18,11 +18,12 @@ from jax.typing import DTypeLike
 from jax_bptt.base.caching import cached
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
-from jax_bptt.base.trees import flipped
+from jax_bptt.base.trees import differentiable, flipped
 from jax_bptt.base.types import ArrayTree, Mark, P, S, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of, to_local
+from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.run import Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
 from jax_bptt.gradients.full import full
@@ -105,13 +106,8 @@ def run_checked(
     reverse: bool = False,
 ) -> tuple[State, Array]:
     """This is `unroll` for arguments that have been checked, on one device or inside a jax.shard_map."""
-    cell = gradient.on_engine(cell)
     run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
-    if gradient.backward is None:  # JAX differentiates: without a custom_vjp, forward mode (jvp) works too
-        outputs, _ = _forward(cell, gradient)(run)
-    else:
-        outputs = _with_gradient(cell, gradient)(run)
-    last, hs = outputs
+    last, hs = _of_cell(gradient.on_engine(cell), gradient)(run)
     return last, flipped(hs) if reverse else hs
 
 
@@ -127,27 +123,27 @@ def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Seque
     return to_local(run, run)
 
 
-@cached()
-def _forward(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], tuple[Outputs, Kept]]:
-    return jax.jit(functools.partial(gradient.forward, cell), inline=True)
+def run_with_gradient(cell: Runnable, gradient: GradientMethod) -> Callable[[Run], Outputs]:
+    """The result runs a cell, or the body of a scan, and has the backward pass of a gradient method."""
+    forward, backward = jax.jit(functools.partial(gradient.forward, cell), inline=True), gradient.backward
 
+    def plain(run: Run) -> Outputs:
+        outputs, _ = forward(run)
+        return outputs
 
-@cached()
-def _with_gradient(cell: AnyCell, gradient: GradientMethod) -> Callable[[Run], Outputs]:
-    assert gradient.backward is not None  # `run_checked` has checked it
-    backward = gradient.backward
+    if backward is None:  # JAX differentiates: without a custom_vjp, forward mode (jvp) works too
+        return plain
+    unrolled = jax.custom_vjp(plain)
 
-    forward = _forward(cell, gradient)
-
-    @jax.custom_vjp
-    def unrolled(run: Run) -> Outputs:
-        return forward(run)[0]
-
+    # compiled, since jax.grad outside jax.jit runs both rules as they stand, operation by operation
+    @functools.partial(jax.jit, inline=True)
     def back(kept: Kept, d: Outputs) -> tuple[Run]:
         found = backward(cell, kept, d)
         # masks, resets and cuts are bools, which have no derivative: None stands for their cotangents
-        return (Run(found.params, found.carry, found.start, Sequence(found.xs)),)
+        return (Run(found.params, found.carry, found.start, Sequence(found.xs, starts=found.starts)),)
 
-    # compiled, since jax.grad outside jax.jit runs both rules as they stand, operation by operation
-    unrolled.defvjp(forward, jax.jit(back, inline=True))
+    unrolled.defvjp(forward, lambda kept, d: back(kept, differentiable(d)))
     return unrolled
+
+
+_of_cell = cached()(run_with_gradient)

@@ -1,0 +1,134 @@
+"""The body of a scan is traced once; the engine then runs its operations, and not the user's function.
+
+What the function reads from outside, such as weights, becomes an argument of the body. So its gradient is
+contracted for many steps together, and under jax.vmap or jax.grad of the caller it is what it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+
+from jax_bptt.base.errors import bad, running, shown
+from jax_bptt.base.types import DType
+from jax_bptt.cell.body import Body, Leaves
+from jax_bptt.engine.emission import of_leaves
+
+
+class TracedBody(NamedTuple):
+    """This is a body that was traced, with the arrays that it is called with.
+
+    Attributes:
+      jaxpr: f as operations on arrays.
+      consts: what f reads from outside, in the order of the constants of jaxpr.
+      init: the carry before the first step, in the dtypes that f returns.
+      made: the shapes and dtypes of (carry, y).
+    """
+
+    jaxpr: Jaxpr
+    consts: tuple[Any, ...]
+    init: Any
+    made: tuple[Any, Any]
+
+    @property
+    def carries(self) -> int:
+        """This is the number of leaves of the carry."""
+        return len(jax.tree.leaves(self.init))
+
+    @property
+    def params(self) -> Leaves:
+        """Only what is being traced can be differentiated by; the rest stays in the body."""
+        return tuple(c for c in self.consts if isinstance(c, jax.core.Tracer))
+
+    def body(self, is_masked: bool) -> Body:
+        """The body reads its params in place of traced constants; outputs that are states come from them."""
+        n, number_of_xs = self.carries, len(self.jaxpr.invars) - self.carries
+        of_state = {id(v): place for place, v in enumerate(self.jaxpr.outvars[:n])}
+        # where a step is masked its outputs are zero, but the states are held
+        places = tuple(None if is_masked else of_state.get(id(v)) for v in self.jaxpr.outvars[n:])
+
+        def step(params: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
+            given = iter(params)
+            consts = [next(given) if isinstance(c, jax.core.Tracer) else c for c in self.consts]
+            closed = ClosedJaxpr(self.jaxpr, consts)
+            made = jaxpr_as_fun(closed)(*carry, *x[:number_of_xs])
+            own = (y for y, place in zip(made[n:], places, strict=True) if place is None)
+            return tuple(made[:n]), tuple(own)
+
+        return Body(step, _branches(self.jaxpr, [True] * len(self.jaxpr.invars)), of_leaves(places))
+
+
+def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:
+    """f is traced at the types of the carry and of one step."""
+    x = jax.make_jaxpr(lambda xs: jax.tree.map(lambda z: z[0], xs))(jax.tree.map(jax.typeof, xs)).out_avals
+    type_of_x = jax.tree.unflatten(jax.tree.structure(xs), x)
+    while True:
+        with running("f"):
+            closed, made = jax.make_jaxpr(f, return_shape=True)(jax.tree.map(jax.typeof, init), type_of_x)
+        if not isinstance(made, tuple) or len(made) != 2:
+            fix = "return carry, None where there is no y"
+            raise bad("f", "a function that returns a pair (carry, y)", made, fix)
+        promoted = _promoted(init, made[0])
+        if promoted is None:
+            return TracedBody(closed.jaxpr, tuple(closed.consts), init, made)
+        init = promoted
+
+
+def _promoted(init: Any, carry: Any) -> Any:
+    """None if f returns the type of carry that it gets; else init with Python numbers in the dtypes of f."""
+    expected = "a function that returns a carry like the one it gets"
+    came_in: Any = jax.tree.structure(init)
+    came_out: Any = jax.tree.structure(carry)
+    if came_in != came_out:
+        raise bad("f", expected, f"{came_in} in and {came_out} out", "return the same pytree")
+    is_new, leaves = False, []
+    for (path, z), out in zip(jax.tree_util.tree_leaves_with_path(init), jax.tree.leaves(carry), strict=True):
+        is_weak = jax.typeof(z).weak_type
+        if is_weak and (out.dtype != z.dtype or not out.weak_type) and _rank(out.dtype) >= _rank(z.dtype):
+            z, is_new = z.astype(out.dtype), True
+        elif z.shape != out.shape or z.dtype != out.dtype:
+            types = [f"{t.dtype}[{shown(t.shape)}]" for t in (z, out)]
+            came = f"{types[0]} in and {types[1]} out for carry{jax.tree_util.keystr(path)}"
+            raise bad("f", expected, came, "cast or reshape it in f, or change init")
+        leaves.append(z)
+    return jax.tree.unflatten(came_in, leaves) if is_new else None
+
+
+def _rank(dtype: DType) -> int:
+    """Bools, integers, real and complex numbers, in this order: a Python number takes the later kind."""
+    kinds = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
+    return next((rank for rank, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
+
+
+def _branches(jaxpr: Jaxpr, varies: list[bool]) -> bool:
+    """Does it hold a jax.lax.cond whose predicate depends on those of its inputs that vary?"""
+    varying = {id(v) for v, here in zip(jaxpr.invars, varies, strict=True) if here}
+    for equation in jaxpr.eqns:
+        here = [id(v) in varying for v in equation.invars]
+        if not any(here):
+            continue
+        name = equation.primitive.name
+        if name == "cond" and here[0]:
+            return True
+        # the carry of an inner loop depends on all that it reads
+        inside = [True] * len(here) if name in ("scan", "while") else here[1:] if name == "cond" else here
+        for inner in _inner(equation.params):
+            fits = len(inner.invars) == len(inside)
+            if _branches(inner, inside if fits else [True] * len(inner.invars)):
+                return True
+        varying.update(map(id, equation.outvars))
+    return False
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The operations of an equation, such as those of an inner loop."""
+    for value in params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, Jaxpr):
+                yield one
