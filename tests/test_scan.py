@@ -10,7 +10,7 @@ import pytest
 from support.bodies import BODIES
 from support.body import H, T, W, draw, tanh_of, tanh_step
 from support.device_meshes import ALL, MODES, ROWS, STEPS, spread_over_devices
-from support.scan_programs import EXACT, differences, found, orders
+from support.scan_programs import EXACT, differences, orders, result_of
 
 import jax_bptt as jb
 
@@ -23,8 +23,8 @@ def by_methods(body, methods, transform=lambda run: run, **given):
     """The result of lax.scan and that of each method."""
 
     def run(*args):
-        ours = {m: found(jb.scan, body, args, gradient=EXACT[m], **given) for m in methods}
-        return found(plain, body, args, build=body.plain, **given), ours
+        ours = {m: result_of(jb.scan, body, args, gradient=EXACT[m], **given) for m in methods}
+        return result_of(plain, body, args, build=body.plain, **given), ours
 
     return transform(run)(body.weights, body.init, body.xs)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.bodies import BODIES
-from support.body import Body, H, T, W, draw, tanh_of
-from support.scan_programs import EXACT, INEXACT, PLAIN, differences, found, orders, scan_of
+from support.body import OF_ALL, Body, H, T, W, draw, tanh_of
+from support.scan_programs import EXACT, INEXACT, PLAIN, differences, orders, result_of, scan_of
 
 import jax_bptt as jb
 
@@ -35,11 +35,6 @@ ROWS = Body(
 )
 _PATTERN = np.arange(T * B).reshape(T, B)
 BY_ROW = {"mask": _PATTERN % 5 != 3, "reset": _PATTERN % 7 == 4, "cut": _PATTERN % 4 == 2}
-OF_ALL = {
-    "mask": np.arange(T) % 5 != 1,
-    "reset": np.arange(T) % 4 == 3,
-    "cut": np.array([False, False, False, False, True, True, False]),
-}
 
 
 def with_nan(body, mask):
@@ -55,8 +50,8 @@ def assert_agreement(body, cases, **given):
 
     @jax.jit
     def run(*args):
-        wanted = [found(scan_of(p), body, args, **given) for p in programs]
-        return wanted, {n: found(jb.scan, body, args, gradient=m, **given) for n, (m, _) in cases.items()}
+        wanted = [result_of(scan_of(p), body, args, **given) for p in programs]
+        return wanted, {n: result_of(jb.scan, body, args, gradient=m, **given) for n, (m, _) in cases.items()}
 
     wanted, ours = run(body.weights, body.init, body.xs)
     wanted = dict(zip(programs, wanted, strict=True))
@@ -109,8 +104,8 @@ def test_a_masked_step_divides_by_nothing():
 
     @jax.jit
     def run(*args):
-        methods = {m: found(jb.scan, body, args, gradient=EXACT[m], mask=mask) for m in WAYS}
-        return found(with_cond, body, args, mask=mask), methods
+        methods = {m: result_of(jb.scan, body, args, gradient=EXACT[m], mask=mask) for m in WAYS}
+        return result_of(with_cond, body, args, mask=mask), methods
 
     wanted, ours = run(body.weights, body.init, body.xs)
     assert not {m: wrong for m in WAYS if (wrong := differences(ours[m], wanted, 1e-12))}

@@ -176,14 +176,14 @@ def of_floats(f, *args):
     return g, floats, outs
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     """The outputs of a scan, and its gradient by the floating leaves of weights, init and xs."""
 
     out: Any
     gradient: list
 
 
-def found(scan, body, args, seed=0, build=None, **given):
+def result_of(scan, body, args, seed=0, build=None, **given):
     """One scan over the body with random cotangents on every floating leaf; args are weights, init, xs."""
 
     def run(weights, init, xs):
@@ -193,14 +193,14 @@ def found(scan, body, args, seed=0, build=None, **given):
     chosen, back, others = jax.vjp(f, floats, has_aux=True)
     numbers = np.random.default_rng(seed)
     cotangents = [cotangent(numbers, z) for z in chosen]
-    return Found(merge(chosen, others, structures[-1]), back(cotangents)[0])
+    return Result(merge(chosen, others, structures[-1]), back(cotangents)[0])
 
 
 def orders(scan, body, args, forward=True, **given):
     """The derivatives of the gradient: reverse over reverse, and forward over reverse."""
 
     def gradient(*args):
-        return found(scan, body, args, **given).gradient
+        return result_of(scan, body, args, **given).gradient
 
     g, floats, _ = of_floats(gradient, *args)
     directions = [jnp.cos(z) for z in floats]
