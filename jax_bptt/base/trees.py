@@ -70,6 +70,11 @@ def select(where: Mark, chosen: Tree, other: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(trailing(where, a), a, b), chosen, other)
 
 
+def spread(mark: Array, like: Tree) -> Tree:
+    """A mark of rows becomes one for each number of a tree."""
+    return jax.tree.map(lambda z: jnp.broadcast_to(trailing(mark, z), z.shape), like)
+
+
 def times_rows(factor: Array, tree: Tree) -> Tree:
     """Each row of every leaf is multiplied by its factor."""
     return jax.tree.map(lambda z: trailing(factor, z).astype(z.dtype) * z, tree)
@@ -102,9 +107,9 @@ def common_dtype(tree: ArrayTree) -> DType:
     return functools.reduce(jnp.promote_types, dtypes)
 
 
-def to_vector(tree: ArrayTree, axes: int = 0) -> Array:
-    """Leaves [..., *] with this many leading axes become one array [..., n] of their `common_dtype`."""
-    leaves, dtype = jax.tree.leaves(tree), common_dtype(tree)
+def to_vector(tree: ArrayTree, axes: int = 0, dtype: DType | None = None) -> Array:
+    """Leaves [..., *] with this many leading axes become one array [..., n], of their `common_dtype`."""
+    leaves, dtype = jax.tree.leaves(tree), dtype or common_dtype(tree)
     if not leaves:
         return jnp.zeros(0, dtype)
     return jnp.concatenate([z.reshape(*z.shape[:axes], -1).astype(dtype) for z in leaves], -1)

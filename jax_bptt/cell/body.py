@@ -21,13 +21,14 @@ class Body(NamedTuple):
 
     Attributes:
       step: (params, s_prev, x) -> (s, own); own are those outputs that are not leaves of s.
-      branches: whether it chooses between branches by what differs from step to step (jax.lax.cond). Mapped
-        over steps it would run all of them, and a derivative of a branch not taken may be infinite.
+      in_order: whether its steps must run one at a time and not mapped over steps. Of a jax.lax.cond on what
+        differs from step to step jax.vmap would run all branches, and a derivative of one not taken may be
+        infinite; keys of another kind than threefry would draw other numbers.
       emission: the `Emission` that says which outputs are leaves of s.
       engine: as for `Cell`.
     """
 
     step: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
-    branches: bool
+    in_order: bool
     emission: Hashable
     engine: Hashable | None = None

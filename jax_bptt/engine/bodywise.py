@@ -6,9 +6,8 @@ A body is not mapped over rows. What it hands out beside its state, y_t, has cot
     contract   dE/dparams = (∂(s_1..s_T, y_1..y_T)/∂params)ᵀ (λ, G), every s̃_{t−1} held fixed        (BW2)
                dE/dxs     = (∂(s_1..s_T, y_1..y_T)/∂xs)ᵀ (λ, G)                                      (BW3)
 
-A body with branches (jax.lax.cond) takes only one of them at a step. Mapped over steps it would take all,
-and a derivative of a branch not taken may be infinite, so it is differentiated one step at a time; the sum
-of (BW2) is then in a loop.
+A body that must run one step at a time (see `Body.in_order`) is differentiated so as well; the sum of (BW2)
+is then in a loop.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jax_bptt.base.trees import differentiable, merged, plus, zeros_like
 from jax_bptt.base.types import ArrayTree
@@ -55,15 +53,14 @@ def _backward_step(body: Body, params: Leaves, prepared: None, a: Point, lam: An
     """The result is (BW1), with None for leaves that have no derivative; d_own of None stands for zeros."""
     if d_own is None:
         s_prev = merged(zeros_like(lam), a.fixed)
-        own = jax.eval_shape(body.step, params, s_prev, a.u)[1]
-        d_own = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), differentiable(own))
+        d_own = zeros_like(differentiable(body.step(params, s_prev, a.u)[1]))
     return back_by_vjp(body.step, params, a, (lam, d_own), lam)  # (BW1)
 
 
 def _contract(
     body: Body, params: Leaves, s_prev: Leaves, xs: Leaves, a: Point, lam: Any, d_own: Any
 ) -> tuple[Any, Any]:
-    """dE/dparams and dE/dxs are computed from all steps at once, or in a loop where there are branches."""
+    """dE/dparams and dE/dxs are computed from all steps at once, or in a loop if they must run in order."""
 
     def back(at_steps: Callable[..., Any], s_prev: Leaves, xs: Leaves, d: ArrayTree) -> tuple[Any, Any]:
         # each s̃_{t−1} is held fixed, so the steps do not depend on each other and run in parallel
@@ -77,14 +74,14 @@ def _contract(
         d_params, d_x = back(body.step, *at_t)
         return plus(sums, d_params), d_x
 
-    if body.branches:
+    if body.in_order:
         return jax.lax.scan(add_step, zeros_like(differentiable(params)), (s_prev, xs, (lam, d_own)))
     return back(jax.vmap(body.step, (None, 0, 0)), s_prev, xs, (lam, d_own))  # (BW2, BW3)
 
 
 def _at_once(body: Body, f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one step is mapped over all steps, or runs in a loop where there are branches."""
-    return functools.partial(_in_a_loop, f) if body.branches else jax.vmap(f)
+    """A function of one step is mapped over all steps, or runs in a loop where they must run in order."""
+    return functools.partial(_in_a_loop, f) if body.in_order else jax.vmap(f)
 
 
 def _in_a_loop(f: Callable[..., Any], *every_t: Any) -> Any:

@@ -149,6 +149,20 @@ def reduce_axes(rows: ArrayTree, params: ArrayTree) -> tuple[str, ...]:
     return tuple(sorted(varying(rows) - varying(params)))
 
 
+def typed_as(tree: Tree, like: Tree) -> Tree:
+    """In a jax.shard_map of the caller, derivatives get the types of what they are derivatives by.
+
+    Where each device has a part of a derivative by an array that is the same on all devices, the parts are
+    summed (G1).
+    """
+
+    def one(z: Array, other: Array) -> Array:
+        axes = tuple(sorted(varying(z) - varying(other)))
+        return to_local(jax.lax.psum(z, axes) if axes else z, other)
+
+    return jax.tree.map(one, tree, like)
+
+
 def sum_over_devices(tree: Tree, axes: tuple[str, ...]) -> Tree:
     """Σ_d is computed over these axes; a value that is equal on all devices counts once for each."""
     if not axes:

@@ -213,7 +213,7 @@ def _stream(
     if plan.head:
         s = recurrence.advance(weights, s, plan.head_of(data))
     slots, reversal = _Slots(s, _empty_slots(plan, s)), _Reversal(recurrence, weights, carry, data)
-    return _execute(plan, plan.actions, reversal, slots, zeros_like(carry))
+    return _execute(plan, plan.actions, reversal, slots, zeros_like(differentiable(carry)))
 
 
 class _Reversal(NamedTuple):
@@ -287,7 +287,8 @@ def _concatenated(parts: list[Tree]) -> Tree:
 
 def _empty_slots(plan: _Plan, like: Tree) -> Tree:
     """There is room for m states and for one more: a state that is not stored is written there."""
-    slots = jax.tree.map(lambda s: jnp.zeros_like(s, shape=(plan.slots + 1, *s.shape)), like)
+    # a copy of the state in each, so that on a mesh they lie where the state does
+    slots = jax.tree.map(lambda s: jnp.broadcast_to(s, (plan.slots + 1, *s.shape)), like)
     return jax.tree.map(host_memory.to_host, slots) if plan.host else slots
 
 

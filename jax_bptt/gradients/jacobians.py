@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.trees import from_vector, select, to_vector
+from jax_bptt.base.trees import from_vector, spread, to_vector
 from jax_bptt.base.types import ArrayTree, Mark, PointwiseParams, S, Slopes, State
 from jax_bptt.cell.body import Body
 from jax_bptt.cell.step_cell import AnyCell
@@ -81,11 +81,19 @@ def jacobians(cell: Runnable, params: ArrayTree, slopes: Slopes, states: State, 
     return _blocks_of_any_step(cell, params, slopes, states)
 
 
-def jacobians_with_marks(j: Array, mask: Mark, *ended: Mark) -> Array:
-    """M_t is J_t, but the identity where the carry is held and zero where a mark stops the gradient."""
-    m = select(mask, j, jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape))  # (J5)
+def jacobians_with_marks(j: Array, form: Form, states: State, axes: int, mask: Mark, *ended: Mark) -> Array:
+    """M_t is J_t, but the identity where the carry is held and zero where a mark stops the gradient.
+
+    states give the shapes, and axes is the number of their leading axes, as for `Form.pack`.
+    """
+    m = j
+    if mask is not None:
+        held = jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape)
+        m = jnp.where(form.pack(spread(mask, states), axes)[..., :, None], j, held)  # (J5)
     for mark in ended:
-        m = m if mark is None else select(mark, jnp.zeros_like(m), m)  # (J5)
+        if mark is not None:
+            stops = form.pack(spread(mark, states), axes)[..., None, :]
+            m = jnp.where(stops, jnp.zeros_like(m), m)  # (J5)
     return m
 
 

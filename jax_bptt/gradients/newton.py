@@ -216,7 +216,7 @@ def _updated(newton: Newton, cell: Runnable, run: Run, s: State, f: State) -> St
     form, axes = UNITS if newton.diagonal else form_of(cell), 1 + len(run.sequence.rows)
     slopes = phases.linearise(cell, run, phases.previous(run, s), f)
     slope = newton.damping * jacobians(cell, run.params, slopes, s, form)
-    slope = jacobians_with_marks(slope, run.sequence.mask, run.sequence.reset)  # (Q2)
+    slope = jacobians_with_marks(slope, form, s, axes, run.sequence.mask, run.sequence.reset)  # (Q2)
     r = form.pack(f, axes) - form.pack(s, axes)  # (Q1)
     _, z = jax.lax.associative_scan(_composed, (slope, r))  # (Q3)
     through = form.unpack(z - r, s)

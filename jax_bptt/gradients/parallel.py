@@ -80,6 +80,8 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
 
 
 def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run.carry)):  # their Jacobian is no complex matrix
+        raise bad("gradient", "a carry of real numbers for jb.parallel", run.carry, "use jb.full()")
     found = phases.forward(cell, run)
     return phases.outputs(cell, found), Kept(run, found.states)
 
@@ -94,7 +96,6 @@ def _forward_by_newton(newton: Newton, cell: Runnable, run: Run) -> tuple[Output
 def _backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
     run, states = kept.run, kept.states
     assert states is not None  # both forward passes keep them
-    _check_real(run.carry)
     mask, reset = run.sequence.mask, run.sequence.reset
     s_prev = phases.previous(run, states)
     slopes = phases.linearise(cell, run, s_prev, states)
@@ -114,12 +115,6 @@ def _backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
     return Cotangents(d_params, d_carry, d_start, d_xs, d_starts)
 
 
-def _check_real(carry: State) -> None:
-    """A Jacobian of complex numbers is no matrix of theirs, so complex numbers raise a ValueError."""
-    if any(jnp.issubdtype(z.dtype, jnp.complexfloating) for z in jax.tree.leaves(carry)):
-        raise bad("gradient", "a carry of real numbers for jb.parallel", carry, "use jb.full()")
-
-
 def _sweep_at_once(
     cell: Runnable, run: Run, slopes: Slopes, states: State, d: Outputs
 ) -> tuple[State, State]:
@@ -128,9 +123,8 @@ def _sweep_at_once(
         chunks.fixed(run.sequence.steps)  # a parallel scan halves it again and again
         marks = run.sequence.marks
         form, axes = form_of(cell), 1 + len(run.sequence.rows)
-        m = jacobians_with_marks(
-            jacobians(cell, run.params, slopes, states, form), marks.mask, marks.reset, marks.cut
-        )
+        j = jacobians(cell, run.params, slopes, states, form)
+        m = jacobians_with_marks(j, form, states, axes, marks.mask, marks.reset, marks.cut)
         direct = emission_of(cell).to_state(zeros_like(states), d.ys)
         direct = jax.tree.map(lambda g, d: g.at[-1].add(d), direct, d.carry)
         gamma = form.pack(direct, axes)  # (P1)

@@ -34,15 +34,16 @@ from jax_bptt.base.trees import (
     from_vector,
     merged,
     select,
+    spread,
     to_vector,
     zeros_like,
 )
-from jax_bptt.base.types import ArrayTree, State
+from jax_bptt.base.types import ArrayTree, Mark, State
 from jax_bptt.engine import phases
 from jax_bptt.engine.chunks import add_to, sums_as, zero_sums
 from jax_bptt.engine.devices import to_local
 from jax_bptt.engine.emission import Emission, emission_of
-from jax_bptt.engine.engine import Runnable
+from jax_bptt.engine.engine import Runnable, Stepped
 from jax_bptt.engine.loops import begin_of_step
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
@@ -127,46 +128,53 @@ def advance(
     Returns:
       s_t, P_t, and the derivatives of the other outputs.
     """
-    influence = before.influence
+    influence, numbers = before.influence, differentiable(before.carry)
     if at_t.cut is not None:
-        influence = select(at_t.cut, zeros_like(influence), influence)  # (R1)
+        influence = select(_of_numbers(at_t.cut, numbers), zeros_like(influence), influence)  # (R1)
     if at_t.reset is not None:
         assert d_start_d_theta is not None  # a run with resets has it
-        influence = select(at_t.reset, d_start_d_theta, influence)  # (R1)
+        influence = select(_of_numbers(at_t.reset, numbers), d_start_d_theta, influence)  # (R1)
     s_prev = begin_of_step(at_t.marks, run.start, before.carry)
-    s, j, direct = _linearised(cell, run.params, s_prev, at_t.xs)
+    stepped, j, direct = _linearised(cell, run.params, s_prev, at_t.xs)
     through, own = jnp.split(j @ influence + of_theta(direct), [len(influence)])  # (R3)
-    after = select(at_t.mask, (s, through), (s_prev, influence))  # (R3)
-    return Influenced(*after, select(at_t.mask, own, zeros_like(own)))
+    through = select(_of_numbers(at_t.mask, numbers), through, influence)  # (R3)
+    own = select(_of_numbers(at_t.mask, differentiable(stepped.own)), own, zeros_like(own))
+    return Influenced(select(at_t.mask, stepped.state, s_prev), through, own)
+
+
+def _of_numbers(mark: Mark, tree: ArrayTree) -> Mark:
+    """A mark of rows becomes one for each number of a tree, in the order of its vector."""
+    return None if mark is None else to_vector(spread(mark, tree), dtype=mark.dtype)
 
 
 def loss_term(emission: Emission, d_y: ArrayTree, at_t: Influenced) -> Array:
     """The derivative of the loss by what the step hands out gives G_t P_t of one row, [C]."""
+    dtype = at_t.influence.dtype
     by_state = emission.to_state(zeros_like(differentiable(at_t.carry)), d_y)
-    found: Array = to_vector(by_state) @ at_t.influence
-    return found if at_t.own is None else found + to_vector(emission.to_own(d_y)) @ at_t.own
+    found: Array = to_vector(by_state, dtype=dtype) @ at_t.influence
+    return found if at_t.own is None else found + to_vector(emission.to_own(d_y), dtype=dtype) @ at_t.own
 
 
 def _linearised(
     cell: Runnable, params: ArrayTree, s_prev: State, x: ArrayTree
-) -> tuple[State, Array, Direct]:
-    """One step of one row gives s_t, J_t [S + O, S], and the derivatives by params and x_t."""
+) -> tuple[Stepped, Array, Direct]:
+    """One step of one row gives s_t and y_t, J_t [S + O, S], and the derivatives by params and x_t."""
     engine = phases.engine_of(cell)
     point = tuple(map(differentiable, (params, s_prev, x)))
 
-    def step(*vectors: Array) -> tuple[Array, State]:
+    def step(*vectors: Array) -> tuple[Array, Stepped]:
         p, s, x_t = (
             merged(from_vector(z, like), given)
             for z, like, given in zip(vectors, point, (params, s_prev, x), strict=True)
         )
         u, v = engine.project(cell, p, x_t), engine.recur(cell, p, s)
         stepped = engine.step(cell, p, s, u, v)
-        made = jnp.concatenate([to_vector(differentiable(z)).astype(dtype) for z in stepped])
-        return made, stepped.state
+        return jnp.concatenate([to_vector(differentiable(z), dtype=dtype) for z in stepped]), stepped
 
-    dtype = common_dtype(point[1])
-    (by_params, j, by_x), s = jax.jacrev(step, (0, 1, 2), has_aux=True)(*map(to_vector, point))  # (R2)
-    return s, j, Direct(by_params, by_x)
+    dtype = common_dtype(point)
+    at = (to_vector(z, dtype=dtype) for z in point)
+    (by_params, j, by_x), stepped = jax.jacrev(step, (0, 1, 2), has_aux=True)(*at)  # (R2)
+    return stepped, j, Direct(by_params, by_x)
 
 
 def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
@@ -192,7 +200,7 @@ def _of_a_row(cell: Runnable, run: Run, d: Outputs) -> Cotangents:
     """These are the gradients of one row, with dE/dparams as a vector [P]."""
     marks = run.sequence.marks
     s_0, first_x = differentiable((run.carry, jax.tree.map(lambda z: z[0], run.sequence.xs)))
-    z_0 = to_vector(s_0)
+    z_0 = to_vector(s_0, dtype=common_dtype(differentiable((run.params, s_0, first_x))))
     p, s, inputs = (to_vector(differentiable(z)).size for z in (run.params, run.carry, first_x))
     steps, one_start = run.sequence.steps, run.start is not None
     columns = p + s + (s if one_start else 0)  # params, s_0, start
@@ -232,7 +240,7 @@ def _follow(
     cell: Runnable, run: Run, d: Outputs, d_carry_d_theta: Array, of_start: OfStart, of_theta: OfTheta
 ) -> Array:
     """The forward loop gives dE/dθ of one row, [C], from P_0 = ds_0/dθ, dstart/dθ and M_t."""
-    emission = emission_of(cell)
+    emission, dtype = emission_of(cell), d_carry_d_theta.dtype
 
     def step(
         state: tuple[Influenced, Array], at_t: tuple[Array, Sequence, ArrayTree]
@@ -246,4 +254,5 @@ def _follow(
     begin = Influenced(run.carry, d_carry_d_theta), zero_sums(d_carry_d_theta[0])
     every_t = jnp.arange(run.sequence.steps), run.sequence, d.ys
     (end, d_theta), _ = jax.lax.scan(step, begin, every_t)
-    return sums_as(add_to(d_theta, to_vector(d.carry) @ end.influence), d_carry_d_theta[0])  # (R4)
+    d_theta = add_to(d_theta, to_vector(d.carry, dtype=dtype) @ end.influence)  # (R4)
+    return sums_as(d_theta, d_carry_d_theta[0])

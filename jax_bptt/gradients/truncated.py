@@ -138,16 +138,16 @@ def _stream(
         s, d_weights, d_carry = state
         # constants for a derivative of this gradient, too
         s = jax.tree.map(lambda z: jnp.where(first == 0, z, jax.lax.stop_gradient(z)), s)
-        found = recurrence.reverse(weights, s, here, zeros_like(s))
+        found = recurrence.reverse(weights, s, here, zeros_like(differentiable(s)))
         # only the first piece begins from s_0; the carries of the others are constants
         d_carry = jax.tree.map(lambda z, new: jnp.where(first == 0, new, z), d_carry, found.d_carry)
         out = jax.tree.map(lambda z: z[None], found.out)
         return (found.carry, chunks.add_to(d_weights, found.d_weights), d_carry), out
 
-    state = carry, chunks.zero_sums(differentiable(weights)), zeros_like(carry)
+    state = carry, chunks.zero_sums(differentiable(weights)), zeros_like(differentiable(carry))
     steps = min(window, chunks.fixed(sequence.steps))
     (carry, d_weights, d_carry), out = chunks.scan(piece, state, data, steps)
-    return Streamed(carry, chunks.sums_as(d_weights, weights), d_carry, [out])
+    return Streamed(carry, chunks.sums_as(d_weights, differentiable(weights)), d_carry, [out])
 
 
 def _backward(window: int, stride: int, cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:

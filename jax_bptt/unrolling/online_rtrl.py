@@ -24,7 +24,7 @@ from jax_bptt.base.checks import as_arrays, check_batch_shape, check_like, is_ar
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named, shown
 from jax_bptt.base.made import by_shape
-from jax_bptt.base.trees import vmap_leading
+from jax_bptt.base.trees import differentiable, to_vector, vmap_leading
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, S, Shape, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
@@ -201,7 +201,11 @@ def _beginning(cell: AnyCell, params: ArrayTree, rows: Shape) -> RTRLState:
 def _initial_influence(cell: AnyCell, params: ArrayTree) -> Array:
     """ds_0/dparams of one row is [S, P]; it is zero unless the initial carry is trained."""
     theta, params_of = ravel_pytree(params)
-    return jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(params_of(theta), ()))[0])(theta)
+
+    def start(theta: Array) -> Array:
+        return to_vector(differentiable(cell.initial_carry(params_of(theta), ())))
+
+    return jax.jacrev(start)(theta)
 
 
 def _check_cell(cell: Foreign, params: Foreign) -> Any:
@@ -232,10 +236,11 @@ def _check_after(state: Foreign) -> Shape:
         raise bad("state.carry", "a carry with h [..., H]", state.carry, fix)
     rows: Shape = h.shape[:-1]
     leaves = jax.tree.leaves(state.carry)
-    alike = (is_array(s) and s.dtype == h.dtype and s.shape[: len(rows)] == rows for s in leaves)
-    if not all(alike):
+    alike = (is_array(s) and s.shape[: len(rows)] == rows for s in leaves)
+    numbers = [s for s in leaves if is_array(s) and jnp.issubdtype(s.dtype, jnp.inexact)]
+    if not all(alike) or {s.dtype for s in numbers} != {h.dtype}:
         raise bad("state.carry", f"leaves of {h.dtype} and of the rows of h", state.carry, fix)
-    size = sum(math.prod(s.shape[len(rows) :]) for s in leaves)
+    size = sum(math.prod(s.shape[len(rows) :]) for s in numbers)
     influence, wanted = state.influence, (*rows, size)
     if not is_array(influence) or influence.dtype != h.dtype or influence.shape[:-1] != wanted:
         raise bad("state.influence", f"{h.dtype}[{shown(wanted)},P] as the carry", influence, fix)

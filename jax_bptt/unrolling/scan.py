@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.checks import as_arrays, flag, function, is_array, size
+from jax_bptt.base.checks import as_arrays, flag, is_array, size
 from jax_bptt.base.errors import bad, named, shown
 from jax_bptt.base.trees import flipped
 from jax_bptt.base.types import Foreign, Mark, Shape, Tree
@@ -49,7 +49,8 @@ def scan(
 
     It is differentiable by init, xs and what f reads from outside. Integers, bools and PRNG keys pass
     through and have no derivative. f may hold custom derivatives, jax.lax.cond, inner scans and while loops.
-    A body with a jax.lax.cond on what differs from step to step is differentiated one step at a time.
+    Where jax.vmap would change f (a jax.lax.cond on what differs from step to step, keys of another kind
+    than threefry, callbacks), it is differentiated one step at a time.
 
     Args:
       f: (carry, x) -> (carry, y), as for jax.lax.scan. It is also run for many steps at once (jax.vmap).
@@ -83,7 +84,8 @@ def scan(
     """
     check_method(gradient)
     flag("reverse", reverse)
-    function("f", f)
+    if not callable(f):
+        raise bad("f", "a function (carry, x) -> (carry, y)", f, "write it as for jax.lax.scan")
     init, xs = _arrays("init", init), _arrays("xs", xs)
     steps = _steps(xs, length)
     if steps == 0:

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from jax_bptt.base.errors import bad, running, shown
+from jax_bptt.base.checks import is_other_key
+from jax_bptt.base.errors import bad, describe, running, shown
 from jax_bptt.base.types import DType
 from jax_bptt.cell.body import Body, Leaves
 from jax_bptt.engine.emission import of_leaves
@@ -59,7 +60,7 @@ class TracedBody(NamedTuple):
             own = (y for y, place in zip(made[n:], places, strict=True) if place is None)
             return tuple(made[:n]), tuple(own)
 
-        return Body(step, _branches(self.jaxpr, [True] * len(self.jaxpr.invars)), of_leaves(places))
+        return Body(step, _in_order(self.jaxpr, [True] * len(self.jaxpr.invars)), of_leaves(places))
 
 
 def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:
@@ -81,10 +82,9 @@ def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:
 def _promoted(init: Any, carry: Any) -> Any:
     """None if f returns the type of carry that it gets; else init with Python numbers in the dtypes of f."""
     expected = "a function that returns a carry like the one it gets"
-    came_in: Any = jax.tree.structure(init)
-    came_out: Any = jax.tree.structure(carry)
-    if came_in != came_out:
-        raise bad("f", expected, f"{came_in} in and {came_out} out", "return the same pytree")
+    structure: Any = jax.tree.structure(init)
+    if structure != jax.tree.structure(carry):
+        raise bad("f", expected, f"{describe(init)} in and {describe(carry)} out", "return the same pytree")
     is_new, leaves = False, []
     for (path, z), out in zip(jax.tree_util.tree_leaves_with_path(init), jax.tree.leaves(carry), strict=True):
         is_weak = jax.typeof(z).weak_type
@@ -95,7 +95,7 @@ def _promoted(init: Any, carry: Any) -> Any:
             came = f"{types[0]} in and {types[1]} out for carry{jax.tree_util.keystr(path)}"
             raise bad("f", expected, came, "cast or reshape it in f, or change init")
         leaves.append(z)
-    return jax.tree.unflatten(came_in, leaves) if is_new else None
+    return structure.unflatten(leaves) if is_new else None
 
 
 def _rank(dtype: DType) -> int:
@@ -104,24 +104,33 @@ def _rank(dtype: DType) -> int:
     return next((rank for rank, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
 
-def _branches(jaxpr: Jaxpr, varies: list[bool]) -> bool:
-    """Does it hold a jax.lax.cond whose predicate depends on those of its inputs that vary?"""
+def _in_order(jaxpr: Jaxpr, varies: list[bool]) -> bool:
+    """Must the steps run one at a time (`Body.in_order`)? varies: which inputs differ from step to step."""
     varying = {id(v) for v, here in zip(jaxpr.invars, varies, strict=True) if here}
     for equation in jaxpr.eqns:
         here = [id(v) in varying for v in equation.invars]
         if not any(here):
             continue
         name = equation.primitive.name
-        if name == "cond" and here[0]:
+        if (name == "cond" and here[0]) or name in _NOT_MAPPED or any(map(_is_other_key, equation.invars)):
             return True
         # the carry of an inner loop depends on all that it reads
         inside = [True] * len(here) if name in ("scan", "while") else here[1:] if name == "cond" else here
         for inner in _inner(equation.params):
             fits = len(inner.invars) == len(inside)
-            if _branches(inner, inside if fits else [True] * len(inner.invars)):
+            if _in_order(inner, inside if fits else [True] * len(inner.invars)):
                 return True
         varying.update(map(id, equation.outvars))
     return False
+
+
+# jax.vmap draws other numbers, or calls the host otherwise
+_NOT_MAPPED = ("rng_bit_generator", "rng_uniform", "pure_callback", "io_callback")
+
+
+def _is_other_key(v: Any) -> bool:
+    """Does an operation read keys of another kind than threefry?"""
+    return hasattr(v.aval, "dtype") and is_other_key(v.aval.dtype)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
