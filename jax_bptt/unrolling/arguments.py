@@ -94,7 +94,9 @@ def _check_starts(owner: Foreign, params: ArrayTree, sequence: Sequence, dtype: 
         raise bad("starts", "resets, which go back to them", "no reset", "pass reset, bool [T, ...]")
     starts: Any = as_arrays("starts", sequence.starts)
     initial = jax.eval_shape(lambda: owner.initial_carry(params, sequence.xs.shape[:-1]))
-    fix = "pass a carry for each step, such as the states of jb.unroll_states; any numbers where reset is False"
+    fix = (
+        "pass a carry for each step, such as the states of jb.unroll_states; any numbers where reset is False"
+    )
     check_like("starts", fill_missing_carry(starts, initial), initial, dtype, fix)
     return starts
 
