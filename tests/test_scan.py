@@ -46,24 +46,27 @@ def test_every_exact_method():
     assert_agreement(BODIES["y reads both carries"], others, reverse=True)
 
 
-SOME = ["rtrl", "parallel", "full in chunks", "sliding over all steps"]
+SOME = ["rtrl", "parallel", "full in chunks", "sliding over all steps", "clipped where nothing is"]
 
 
 @pytest.mark.parametrize(
-    "name", ["key in the carry", "root not taken", "length only", "nested carry", "counter"]
+    "name",
+    ["key in the carry", "root not taken", "length only", "no carry", "float32 beside float64", "counter"],
 )
 def test_other_ways_back_through_bodies_of_other_kinds(name):
     assert_agreement(BODIES[name], SOME)
 
 
-@pytest.mark.parametrize("name", ["scalar carry", "nested carry"])
+@pytest.mark.parametrize("name", ["nested carry", "no carry", "float32 beside float64"])
 def test_newton_with_other_carries(name):
     assert_agreement(BODIES[name], ["newton"])
 
 
 def test_complex_numbers():
     """A derivative by influence or in parallel is of real numbers."""
-    assert_agreement(BODIES["complex"], ["full in chunks", "sliding over all steps"])
+    assert_agreement(
+        BODIES["complex"], ["full in chunks", "sliding over all steps", "clipped where nothing is"]
+    )
 
 
 def test_one_step():
