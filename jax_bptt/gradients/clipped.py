@@ -19,7 +19,7 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import norm_of_rows, trailing
+from jax_bptt.base.trees import common_dtype, norm_of_rows, trailing
 from jax_bptt.base.types import DType, S
 from jax_bptt.gradients.full import full, full_with
 from jax_bptt.gradients.method import GradientMethod
@@ -72,7 +72,7 @@ def clip(max_norm: float, lam: S) -> S:
     scale = jnp.where(above, c / jnp.where(above, norm, one), one)
 
     def scaled(z: Array) -> Array:
-        dtype = jnp.promote_types(z.dtype, norm.dtype)
+        dtype = common_dtype((z, norm))
         return (z.astype(dtype) * trailing(scale, z).astype(dtype)).astype(z.dtype)  # (CL1)
 
     return jax.tree.map(scaled, lam)

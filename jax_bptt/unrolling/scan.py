@@ -17,13 +17,15 @@ from jax import Array
 
 from jax_bptt.base.checks import as_arrays, flag, is_array, size
 from jax_bptt.base.errors import bad, named, shown
-from jax_bptt.base.trees import flipped
+from jax_bptt.base.trees import differentiable, flipped
 from jax_bptt.base.types import Foreign, Mark, Shape, Tree
 from jax_bptt.cell.body import Leaves
 from jax_bptt.engine.run import Run
 from jax_bptt.engine.sequence import Sequence, without_padding
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.gradients.parallel import parallel
+from jax_bptt.gradients.rtrl import rtrl
 from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.unrolling.traced_body import trace
 from jax_bptt.unrolling.unroll import run_with_gradient
@@ -98,6 +100,9 @@ def scan(
     carry: Any = tuple(jax.tree.leaves(traced.init))
     start = None if reset is None else carry
     run = Run(traced.params, carry, start, flipped(sequence) if reverse else sequence)
+    counts_only = not jax.tree.leaves(differentiable(carry))
+    if not carry or (counts_only and gradient in (rtrl(), parallel())):
+        gradient = full()  # no derivative goes from step to step, so all methods are one
     body = gradient.on_engine(traced.body(is_masked=mask is not None))
     outputs: Any = run_with_gradient(body, gradient)(run)
     ys = flipped(outputs.ys) if reverse else outputs.ys
