@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from support.bodies import BODIES
 from support.body import H, T, W, draw, tanh_of, tanh_step
-from support.device_meshes import ALL, MODES, ROWS, STEPS, spread_over_devices
+from support.device_meshes import ALL, ROWS, STEPS, spread_over_devices
 from support.scan_programs import EXACT, differences, orders, result_of
 
 import jax_bptt as jb
@@ -114,12 +114,16 @@ def test_second_derivatives(name, methods):
         assert not differences(one, {order: wanted[order] for order in one}, 1e-12), name
 
 
-SPREAD = ["full", "full in chunks", "checkpointed", "rtrl", "parallel", "newton"]
+IN_PARTS = ["full", "full in chunks", "truncated to all steps"]
+SPREAD = {  # rtrl needs weights of each device, and most methods have no rule for Explicit axes
+    "auto": [*IN_PARTS, "checkpointed", "rtrl", "parallel", "newton"],
+    "explicit": IN_PARTS,
+    "shard_map": [*IN_PARTS, "checkpointed", "sliding over all steps", "parallel", "newton"],
+}
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_rows_that_are_spread_over_devices(mode):
-    """The rows of init and xs are split, the weights are on every device."""
+def _on_devices(mode, methods):
+    """The gradient by weights, init and xs of each method where rows are split, and that of one device."""
 
     def gradient(scan, **given):
         def run(*args):
@@ -129,15 +133,30 @@ def test_rows_that_are_spread_over_devices(mode):
         return run
 
     def all_of_them(*args):
-        return {m: gradient(jb.scan, gradient=EXACT[m])(*args) for m in SPREAD}
+        return {m: gradient(jb.scan, gradient=EXACT[m])(*args) for m in methods}
 
-    args = W, draw(50, 4, H), draw(51, T, 4, H)
-    wanted = jax.jit(gradient(jax.lax.scan))(*args)
-    spread, placed = spread_over_devices(
-        mode, all_of_them, (ALL, ROWS, STEPS), dict.fromkeys(SPREAD, (ALL, ROWS, STEPS)), args
-    )
-    found = jax.device_get(spread(*placed))
-    assert not {m: wrong for m, one in found.items() if (wrong := differences(one, wanted, 1e-12))}
+    args, lie = (W, draw(50, 4, H), draw(51, T, 4, H)), (ALL, ROWS, STEPS)
+    spread, placed = spread_over_devices(mode, all_of_them, lie, dict.fromkeys(methods, lie), args)
+    return jax.device_get(spread(*placed)), jax.jit(gradient(jax.lax.scan))(*args)
+
+
+@pytest.mark.parametrize("mode", SPREAD)
+def test_rows_that_are_spread_over_devices(mode):
+    """The rows of init and xs are split, the weights are on every device."""
+    ours, wanted = _on_devices(mode, SPREAD[mode])
+    assert not {m: wrong for m, one in ours.items() if (wrong := differences(one, wanted, 1e-12))}
+
+
+@pytest.mark.parametrize(
+    ("mode", "method"),
+    [
+        ("shard_map", "rtrl"),
+        *(("explicit", m) for m in ("checkpointed", "sliding over all steps", "parallel")),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(mode, method):
+    with pytest.raises(ValueError, match=r"scan: gradient: expected .* use jb\.full\(\)"):
+        _on_devices(mode, [method])
 
 
 def test_a_body_that_reads_all_rows():
