@@ -30,7 +30,7 @@ from jax.typing import DTypeLike
 from jax_bptt.base.checks import as_arrays
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import adding, named
-from jax_bptt.base.trees import plus
+from jax_bptt.base.trees import differentiable, merged, plus
 from jax_bptt.base.types import Mark, PRNGKey, Targets, Weight
 from jax_bptt.engine.devices import (
     ALL,
@@ -78,6 +78,7 @@ class ValueAndGrad(Protocol):
         cut: Mark = None,
         key: PRNGKey | None = None,
         weight: Weight = None,
+        starts: NetworkCarry | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Array, NetworkCarry], NetworkParams]:
         """It returns ((E, s_T of every layer), dE/dparams); `value_and_grad` says what the arguments are."""
@@ -96,13 +97,13 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
 
     Returns:
       A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
-      key=None, weight=None, dtype=None) -> ((loss, carry), grads), whose arguments are those of
+      key=None, weight=None, starts=None, dtype=None) -> ((loss, carry), grads), whose arguments are those of
       `Network.apply`, and weight. loss is a scalar, carry the last state of every layer, grads like params.
-      It is compiled once for each shape
-      and loss. So define a loss of your own once, not anew for every call, and pass what changes in targets:
-      what a loss reads from outside, such as a global, is fixed at its first call, as in any jax.jit.
-      The gradient ends at a carry that you pass. If carry is None, and at every reset, the network begins
-      at its initial carry, and the gradient goes on into the params that make it.
+      It is compiled once for each shape and loss. So define a loss of your own once, not anew for every
+      call, and pass what changes in targets: what a loss reads from outside, such as a global, is fixed at
+      its first call, as in any jax.jit.
+      The gradient ends at a carry and at starts that you pass. If carry is None, and at every reset without
+      starts, the network begins at its initial carry, and the gradient goes on into the params that make it.
       Steps where mask is False do not count in the loss; with `last`, rows without any valid step do not.
       weight says how much each output counts, [T, ...], or [...] with `last`, in the dtype of xs; None for
       1. A step of weight 0 is read, unlike one where mask is False: it moves the carry, and the gradient of
@@ -140,9 +141,11 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
         cut: Mark = None,
         key: PRNGKey | None = None,
         weight: Weight = None,
+        starts: NetworkCarry | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Array, NetworkCarry], NetworkParams]:
-        inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key, weight)
+        sequence = Sequence(xs, mask, reset, cut, starts=starts)
+        inputs = Inputs(params, carry, sequence, targets, key, weight)
         result = _compiled(Objective(net, loss, gradient, dtype), inputs)
         return (result.error, result.carry), result.grads
 
@@ -222,10 +225,7 @@ def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
 
 
 class _Local(NamedTuple):
-    """These are one device's `Inputs`, with a key for each step and row.
-
-    The targets, the mask of the outputs and their weight are in judged, with N of all devices.
-    """
+    """These are one device's `Inputs`, with a key for each step and row, and N of all devices in judged."""
 
     params: NetworkParams
     carry: NetworkCarry | None
@@ -255,7 +255,7 @@ def _run(
         error, last, grads = _by_chunks(objective, local)
     else:
         error, last, grads = _by_layers(objective, local)
-    finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(last)]
+    finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(differentiable(last))]
     nonfinite = 1 - jnp.stack(finite).all().astype(error.dtype)
     # a number of the dtype of E, so that it joins the one sum over devices
     error, grads, nonfinite_devices = sum_over_devices((error, grads, nonfinite), axes)
@@ -302,18 +302,23 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
         return run(params.cells, carry, here, forward_only)[0]
 
     def reverse(params: NetworkParams, carry: NetworkCarry, here: Chunk, d_carry: NetworkCarry) -> Reversed:
-        (last, hs), backward = jax.vjp(lambda cells, s: run(cells, s, here), params.cells, carry)
+        def of_numbers(cells: tuple[Any, ...], s: NetworkCarry) -> tuple[tuple[NetworkCarry, Array], Any]:
+            last, hs = run(cells, merged(s, carry), here)
+            return (differentiable(last), hs), last
+
+        (_, hs), backward, last = jax.vjp(of_numbers, params.cells, differentiable(carry), has_aux=True)
         judged = here[1]._replace(n=local.judged.n)
         found = loss_and_grad_of_steps(net.readout, loss, params.readout, hs, judged)  # (V2)
         d_cells, d_carry = backward((d_carry, found.hs))  # (V3)
         return Reversed(last, NetworkParams(d_cells, found.params), d_carry, found.error)
 
-    def begin(cells: tuple[Any, ...]) -> NetworkCarry:
+    def begin(cells: tuple[Any, ...]) -> tuple[NetworkCarry, NetworkCarry]:
         s_0 = filled_carry(net, params._replace(cells=cells), local.carry, sequence.rows)
-        return to_local(s_0, sequence)
+        s_0 = to_local(s_0, sequence)
+        return differentiable(s_0), s_0
 
     assert gradient.stream is not None  # `_run` asks
-    s_0, back_to_cells = jax.vjp(begin, params.cells)
+    _, back_to_cells, s_0 = jax.vjp(begin, params.cells, has_aux=True)
     data: Chunk = sequence, local.judged._replace(n=None), local.keys
     streamed: Streamed = gradient.stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (V4)
     d_params: NetworkParams = streamed.d_weights

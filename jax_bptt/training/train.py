@@ -81,6 +81,8 @@ class Batch(NamedTuple):
       key: a key from jax.random.key, of its own for each batch, where the network has dropout.
       weight: how much each output counts in the loss, [T, *batch_shape], or [*batch_shape] with `last`, in
         the dtype of xs; None for 1. A step of weight 0 is read, but not scored; see `value_and_grad`.
+      starts: the states to which resets go back, a carry of the network with leaves [T, *batch_shape, H];
+        None for the initial carry.
     """
 
     xs: Array
@@ -90,11 +92,12 @@ class Batch(NamedTuple):
     cut: Mark = None
     key: PRNGKey | None = None
     weight: Weight = None
+    starts: NetworkCarry | None = None
 
     @property
     def sequence(self) -> Sequence:
         """The inputs with their marks."""
-        return Sequence(self.xs, self.mask, self.reset, self.cut)
+        return Sequence(self.xs, self.mask, self.reset, self.cut, starts=self.starts)
 
 
 class Metrics(NamedTuple):

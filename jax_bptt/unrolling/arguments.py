@@ -67,18 +67,11 @@ def check_inputs(
     dtype = check_params(params, shapes, f"make them by {name}.init(key)")
     sequence = sequence._replace(xs=check_xs(sequence.xs, input_size, dtype))
     rows = sequence.rows
-    if carry is not None:
-        initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
-        fix = (
-            f"xs is [T, *batch, {input_size}], time first: it is read as T = {sequence.steps} steps of "
-            f"batch {rows}. If your batch comes first, pass xs.swapaxes(0, 1); else make the carry by "
-            f"{name}.initial_carry(params, {rows})"
-        )
-        whole = fill_missing_carry(carry, initial)
-        came: Any = jax.tree.structure(whole)
-        if came != jax.tree.structure(initial):  # whether time comes first is then not the question
-            fix = f"make it by {name}.initial_carry(params, {rows})"
-        check_like("carry", whole, initial, dtype, fix)
+    axes = (
+        f"xs is [T, *batch, {input_size}], time first: it is read as T = {sequence.steps} steps of "
+        f"batch {rows}. If your batch comes first, pass xs.swapaxes(0, 1); else "
+    )
+    check_carry(name, owner, params, carry, rows, axes)
     shape = sequence.xs.shape[:-1]
     given = {"mask": sequence.mask, "reset": sequence.reset, "cut": sequence.cut}
     mask, reset, cut = (check_mark(name, mark, shape) for name, mark in given.items())
@@ -94,9 +87,45 @@ def _check_starts(owner: Foreign, params: ArrayTree, sequence: Sequence, dtype: 
         raise bad("starts", "resets, which go back to them", "no reset", "pass reset, bool [T, ...]")
     starts: Any = as_arrays("starts", sequence.starts)
     initial = jax.eval_shape(lambda: owner.initial_carry(params, sequence.xs.shape[:-1]))
-    fix = "pass a carry for each step, such as the states of jb.unroll_states; any numbers where reset is False"
+    fix = "pass a carry for each step, as jb.unroll_states returns; any numbers where reset is False"
     check_like("starts", fill_missing_carry(starts, initial), initial, dtype, fix)
     return starts
+
+
+def check_one_step(
+    name: str,
+    owner: Foreign,
+    sizes: tuple[ArrayTree, int],
+    params: Foreign,
+    carry: Foreign,
+    x: Foreign,
+    mask: Foreign,
+    reset: Foreign,
+) -> tuple[Any, Any, Sequence]:
+    """params, carry and a sequence of one step are returned; arguments are as for `check_inputs`."""
+    shapes, input_size = sizes
+    params, carry = as_arrays("params", params), as_arrays("carry", carry)
+    x = check_x(as_arrays("x", x), input_size, check_params(params, shapes, f"make them by {name}.init(key)"))
+    rows = x.shape[:-1]
+    check_carry(name, owner, params, carry, rows)
+    marks = (check_mark("mask", mask, rows), check_mark("reset", reset, rows))
+    return params, carry, Sequence(x[None], *(None if mark is None else mark[None] for mark in marks))
+
+
+def check_carry(
+    name: str, owner: Foreign, params: ArrayTree, carry: Foreign, rows: Shape, axes: str = ""
+) -> None:
+    """A carry must be None or like the initial one; axes says for an error how the axes of xs were read."""
+    if carry is None:
+        return
+    dtype = jax.tree.leaves(params)[0].dtype
+    initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
+    fix = f"{axes}make the carry by {name}.initial_carry(params, {rows})"
+    whole = fill_missing_carry(carry, initial)
+    came: Any = jax.tree.structure(whole)
+    if came != jax.tree.structure(initial):  # the axes of the batch are then not the question
+        fix = f"make it by {name}.initial_carry(params, {rows})"
+    check_like("carry", whole, initial, dtype, fix)
 
 
 def fill_missing_carry(carry: object, initial: object) -> Any:
@@ -179,6 +208,16 @@ def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
     if xs.dtype != dtype:
         raise bad("xs", f"{dtype} as params", xs, f"cast by xs.astype({str(dtype)!r})")
     found: Array = xs
+    return found
+
+
+def check_x(x: Foreign, input_size: int, dtype: DType) -> Array:
+    """x must be one step of a sequence, [..., I] of this dtype."""
+    if not is_array(x) or x.ndim < 1 or x.shape[-1] != input_size:
+        raise bad("x", f"one step [..., {input_size}]", x, "pass a single step, features last")
+    if x.dtype != dtype:
+        raise bad("x", f"{dtype} as params", x, f"cast by x.astype({str(dtype)!r})")
+    found: Array = x
     return found
 
 
@@ -271,7 +310,7 @@ def check_initial_carry(cell: AnyCell, carry: object, rows: Shape, dtype: DType)
             fix = "put the batch axes first; every floating leaf of a carry has the dtype of params"
             raise bad(name, f"{dtype if is_number else leaf.dtype}[{shape}]", leaf, fix)
         if is_other_key(leaf.dtype):
-            fix = "make it by jax.random.key(seed, impl='threefry2x32'): others draw other numbers under jax.vmap"
+            fix = "jax.random.key(seed, impl='threefry2x32') makes one; others draw other numbers in jax.vmap"
             raise bad(name, "keys of the kind threefry", leaf, fix)
 
 

@@ -7,7 +7,7 @@ carry, by the recursion of `gradients.rtrl`. So the gradient of the loss E_t is 
 
 The gradient is exact as long as the parameters stay constant. If they change at every step, P_t contains
 derivatives at the slightly older parameters of earlier steps (Williams & Zipser 1989): the smaller the
-learning rate, the smaller the error.
+learning rate, the smaller the error. Without a gradient, `step` takes one step.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from jax_bptt.unrolling.arguments import (
     check_mark,
     check_params,
     check_step,
+    check_x,
     parameter_shapes,
 )
 
@@ -127,7 +128,7 @@ def rtrl_step(
     """
     params = _check_cell(cell, params)
     state, x = as_arrays("state", state), as_arrays("x", x)
-    rows = _check_x(cell, params, x)
+    rows = check_x(x, cell.input_size, jax.tree.leaves(params)[0].dtype).shape[:-1]
     _check_state(cell, params, state, rows)
     marks = {"mask": mask, "reset": reset, "cut": cut}
     mask, reset, cut = (check_mark(name, mark, rows) for name, mark in marks.items())
@@ -214,16 +215,6 @@ def _check_cell(cell: Foreign, params: Foreign) -> Any:
     params = as_arrays("params", params)
     check_params(params, parameter_shapes(cell), "make them by cell.init(key)")
     return params
-
-
-def _check_x(cell: AnyCell, params: ArrayTree, x: Foreign) -> Shape:
-    """x must be one step of the stream; its batch axes are returned."""
-    dtype, shape = jax.tree.leaves(params)[0].dtype, f"one step [..., {cell.input_size}]"
-    if not is_array(x) or x.ndim < 1 or x.shape[-1] != cell.input_size:
-        raise bad("x", shape, x, "pass a single step, features last")
-    if x.dtype != dtype:
-        raise bad("x", f"{dtype} as params", x, f"cast by x.astype({str(dtype)!r})")
-    return tuple(x.shape[:-1])
 
 
 def _check_after(state: Foreign) -> Shape:

@@ -62,6 +62,8 @@ _at_point = {
     name: (k.FLOATING_TREE, value) for name, value in {"params": params, "carry": carry, "xs": xs}.items()
 }
 _at_t = {name: (kind, mark[0]) for name, (kind, mark) in _neutral.items()}
+_of_step = {name: (k.MARK, mark[0]) for name, mark in (("mask", mask), ("reset", reset))}
+_of_step["dtype"] = (k.DTYPE, None)
 _begun = jb.rtrl_init(cell, params, (B,))
 _after_step = jb.rtrl_step(cell, params, _begun, xs[0])[0]
 _key = {"key": (k.or_none(k.KEY), jax.random.key(7))}
@@ -190,6 +192,18 @@ ROWS = {
         calls.applied,
         _net_run | _marks | _key | _gradient,
         calls.plainly(calls.applied),
+        True,
+    ),
+    "step": Row(
+        calls.stepped,
+        _cell | {"carry": (k.CARRY, carry), "x": (k.ARRAY, xs[0])} | _of_step,
+        calls.of_one,
+        True,
+    ),
+    "Network.step": Row(
+        net.step,
+        {"params": (k.TREE, net_params), "carry": (k.CARRY, (carry,)), "x": (k.ARRAY, xs[0])} | _of_step,
+        calls.applied_to_one,
         True,
     ),
     "value_and_grad": Row(calls.graded, _judged | _marks | _key | _gradient, calls.graded_by_jax, True),

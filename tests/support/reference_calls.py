@@ -76,6 +76,34 @@ def applied(params, carry, xs, **rest):
     return out, back(weights(out))
 
 
+def stepped(cell, params, carry, x, **rest):
+    jb.step(cell, params, carry, x, **rest)
+    out, back = jax.vjp(lambda *at: jb.step(cell, *at, **rest), params, carry, x)
+    return out, back(weights(out))
+
+
+def _alone(x, mask, reset, **rest):
+    """A sequence of one step."""
+    marks = {"mask": mask, "reset": reset}
+    return x[None], {name: None if mark is None else mark[None] for name, mark in marks.items()} | rest
+
+
+def of_one(cell, params, carry, x, **rest):
+    def run(params, carry, x):
+        xs, marks = _alone(x, **rest)
+        last, hs = jb.unroll(cell, params, carry, xs, **marks, gradient=jb.autodiff())
+        return last, hs[0]
+
+    out, back = jax.vjp(run, params, carry, x)
+    return out, back(weights(out))
+
+
+def applied_to_one(params, carry, x, **rest):
+    xs, marks = _alone(x, **rest)
+    last, ys = net.apply(params, carry, xs, **marks)
+    return last, ys[0]
+
+
 def weights(tree):
     return jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), tree)
 

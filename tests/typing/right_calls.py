@@ -34,6 +34,7 @@ general = jb.step_cell(5, 5, any_step, lambda key: jax.random.normal(key, (5, 5)
 params = lstm.init(key)
 carry, hs = jb.unroll(lstm, params, None, xs, gradient=jb.truncated(3), mask=mask)
 again, hs = jb.unroll(lstm, params, carry, xs)
+next_cell_state: jax.Array = jb.step(lstm, params, again, xs[0])[0].c
 cell_state: jax.Array = again.c
 reset_weights: jax.Array = gru.init(key).b_h
 own_state: jax.Array = jb.unroll(own, own.init(key), None, xs)[0].c
