@@ -9,11 +9,11 @@ The data are states of a chaotic system (Lorenz 1963), 50 a time unit, in standa
 A network F with 50 hidden units is to become the same system. While it learns, the data replace its state at
 every τ-th step (teacher forcing); between, it runs freely:
 
-    z_t = F(z̃_{t−1}),   z̃_{t−1} = data_{t−1} if τ divides t − 1, else z_{t−1}        loss: of z_t − data_t
+    s_t = F(s̃_{t−1}),   s̃_{t−1} = data_{t−1} if τ divides t − 1, else s_{t−1}        loss: of s_t − data_t
 
 Where τ = 1, it never sees what becomes of its errors, and takes the noise for a part of the state. Where it
 is never forced, errors and gradients grow by e^λ a step, λ the largest Lyapunov exponent of the system, and
-say nothing in the end. Mikhaeil, Monfared & Durstewitz 2022 take the steps in which an error doubles:
+teach nothing in the end. Mikhaeil, Monfared & Durstewitz 2022 take the steps in which an error doubles:
 
     τ = ln 2 / λ                                      λ by `jb.lyapunov_spectrum` of the system
 
@@ -156,24 +156,24 @@ def init(key: Array) -> Weights:
     return Weights(jnp.ones(3), w_1, b_1, w_2, jnp.zeros(3))
 
 
-def model(weights: Weights, z: Array) -> Array:
+def model(weights: Weights, s: Array) -> Array:
     """F: the state [3] one step later."""
-    return weights.a * z + jnp.tanh(z @ weights.w_1 + weights.b_1) @ weights.w_2 + weights.b_2
+    return weights.a * s + jnp.tanh(s @ weights.w_1 + weights.b_1) @ weights.w_2 + weights.b_2
 
 
 NETWORK = jb.step_cell(1, 3, lambda weights, s, x: jb.Carry(model(weights, s.h)), init)  # x is not read
 
 
-def loss(weights: Weights, forced: Array, states: Array) -> Array:
+def loss(weights: Weights, forced: Array, data: Array) -> Array:
     """The closed loop: forced [T] says before which step the data [T + 1, rows, 3] replace the state."""
 
-    def step(z: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        state, is_forced = now
-        z = jax.vmap(model, (None, 0))(weights, jnp.where(is_forced, state, z))
-        return z, z
+    def step(s: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        datum, is_forced = now
+        s = jax.vmap(model, (None, 0))(weights, jnp.where(is_forced, datum, s))
+        return s, s
 
-    _, zs = jb.scan(step, states[0], (states[:-1], forced))
-    return jnp.mean(optax.huber_loss(zs, states[1:], delta=HUBER))
+    _, free = jb.scan(step, data[0], (data[:-1], forced))
+    return jnp.mean(optax.huber_loss(free, data[1:], delta=HUBER))
 
 
 # Training, of all networks at once.
@@ -311,10 +311,10 @@ def judge(_: Config, found: Found) -> list[Row]:
         rows.append(Row(f"{place} exponent, τ = {tau}", f"{PUBLISHED[i]:.4f}", text, bool(met[i])))
     for what, floor in apart(found.again, found.system).items():
         far = {n: [apart(one, found.system)[what] for one in of] for n, of in found.networks.items()}
-        text = ", ".join(f"{n} {np.median(of):.3f}" for n, of in zip(names(far), far.values(), strict=True))
+        text = ", ".join(f"{n}: {np.median(of):.3f}" for n, of in zip(names(far), far.values(), strict=True))
         nearer = max(far[tau]) < min(*far[1], *far[LENGTH * tau])
         text += f"; the system from other states {floor:.3f}"
-        rows.append(Row(f"distance by {what}, of every τ", f"τ = {tau} below 1 and never", text, nearer))
+        rows.append(Row(f"distance to the system, {what}, by τ", f"{tau} below 1 and never", text, nearer))
     return rows
 
 

@@ -59,8 +59,9 @@ def draw(
     largest = [[max(one.exponents[0] / dt, LOWEST) for one in of_seeds] for of_seeds in networks.values()]
     _by_tau(exponents, largest, list(colours.values()), "o")
     exponents.axhline(published, color="0.2", lw=1, ls="--")
-    exponents.text(len(networks) - 1, published - 0.04, f"{published:g}", va="top", ha="right")
+    exponents.text(len(networks) - 1, published - 0.04, f"{published:g} (Sprott)", va="top", ha="right")
     exponents.set(ylim=(LOWEST - 0.05, 1.1), ylabel="largest exponent")
+    exponents.set_yticks((LOWEST, 0, 0.5, 1), (f"≤ {LOWEST:g}".replace("-", "−"), "0", "0.5", "1"))
     exponents.set_xticks(range(len(networks)), list(networks))
     exponents.set_xlabel("steps from one forcing to the next")
     return figure
