@@ -109,7 +109,7 @@ def without_padding(sequence: Sequence) -> Sequence:
         return sequence
 
     def filled(xs: Array) -> Array:
-        if xs.shape[: mask.ndim] != mask.shape:
+        if xs.shape[: mask.ndim] != mask.shape or not xs.size:
             return xs  # the rows share this input of a scan, so it cannot be padding of some of them
         at_a_step = xs.reshape(-1, *xs.shape[mask.ndim :])
         valid = jax.lax.stop_gradient(at_a_step[jnp.argmax(mask)])  # the first step and row with mask True

@@ -64,6 +64,8 @@ def clipped(max_norm: float) -> GradientMethod:
 
 def clip(max_norm: float, lam: S) -> S:
     """Each row of λ is scaled down to this norm if its own is larger."""
+    if not jax.tree.leaves(lam):  # a carry of counters alone
+        return lam
     norm = norm_of_rows(lam)
     c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
     above = norm > c  # the inner `where` below avoids a division by zero, also in a derivative of this

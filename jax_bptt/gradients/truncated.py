@@ -53,6 +53,7 @@ from jax_bptt.gradients.method import (
     Recurrence,
     Streamed,
     Weights,
+    check_on_one_device,
     differentiated_once,
 )
 
@@ -108,6 +109,7 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     once = functools.partial(differentiated_once, came, f"use jb.truncated({window}) or jb.full()")
 
     def forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+        check_on_one_device("jb.truncated with a stride", cell, run)
         return once(functools.partial(full(recompute=True).forward, cell))(run)
 
     def backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:

@@ -52,11 +52,17 @@ class TracedBody(NamedTuple):
         # where a step is masked its outputs are zero, but the states are held
         places = tuple(None if is_masked else of_state.get(id(v)) for v in self.jaxpr.outvars[n:])
 
+        dtypes = [z.dtype for z in jax.tree.leaves(self.made)]  # of outputs that are numbers of Python
+
         def step(params: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
             given = iter(params)
             consts = [next(given) if isinstance(c, jax.core.Tracer) else c for c in self.consts]
             closed = ClosedJaxpr(self.jaxpr, consts)
             made = jaxpr_as_fun(closed)(*carry, *x[:number_of_xs])
+            made = [
+                z if isinstance(z, jax.Array) else jnp.asarray(z, dtype)
+                for z, dtype in zip(made, dtypes, strict=True)
+            ]
             own = (y for y, place in zip(made[n:], places, strict=True) if place is None)
             return tuple(made[:n]), tuple(own)
 
