@@ -83,8 +83,8 @@ SHOWN = {
     ),
     "lorenz": Shown(
         "The Lorenz attractor in a closed loop",
-        "Attractors of the system and of networks: forced every 38 steps as the system's, at every step less "
-        "of it, never forced a point. Below, distances and largest exponents by the interval",
+        "Attractors of the system, of a network forced every 38 steps, which is like it, of one forced at "
+        "every step, which is smaller, and of one never forced, a point; distances and exponents by interval",
         "Networks that see the data after every doubling of an error, or up to four times as often, become "
         "chaotic like the system. Those that see it half as often, or never, do not; those that see it at "
         "every step become less chaotic.",

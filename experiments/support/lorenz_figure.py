@@ -61,7 +61,7 @@ def draw(
     exponents.axhline(published, color="0.2", lw=1, ls="--")
     exponents.text(len(networks) - 1, published - 0.04, f"{published:g} (Sprott)", va="top", ha="right")
     exponents.set(ylim=(LOWEST - 0.05, 1.1), ylabel="largest exponent")
-    exponents.set_yticks((LOWEST, 0, 0.5, 1), (f"≤ {LOWEST:g}".replace("-", "−"), "0", "0.5", "1"))
+    exponents.set_yticks((LOWEST, 0, 0.5, 1), (f"{LOWEST:g}\nor less".replace("-", "−"), "0", "0.5", "1"))
     exponents.set_xticks(range(len(networks)), list(networks))
     exponents.set_xlabel("steps from one forcing to the next")
     return figure
