@@ -65,7 +65,7 @@ class Config:
     """Cells of the torus in each direction."""
     steps: int = 4096
     """Steps of the simulation."""
-    rounds: int = 5
+    rounds: int = 9
     """Rounds in which every program is timed."""
     windows: tuple[int, ...] = (16, 64, 256, 1024, 2048)
     """Windows h of the truncated gradients that are compared, each below the number of steps."""

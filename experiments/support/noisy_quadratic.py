@@ -23,7 +23,7 @@ FINE = 81  # points of a map in each direction
 
 def rates(schedule: Array, t: ArrayLike) -> Array:
     """α_t of the schedule (log α_0, β)."""
-    return jnp.exp(schedule[0]) * (1 + jnp.asarray(t) / EARLY) ** -schedule[1]
+    return jnp.exp(schedule[0]) * (1 + jnp.asarray(t, schedule.dtype) / EARLY) ** -schedule[1]
 
 
 def expected(steps: int, schedule: Array, window: int | None = None) -> Array:

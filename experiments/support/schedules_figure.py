@@ -31,7 +31,11 @@ def draw(
     ts = np.arange(steps)
     ends = {name: jnp.asarray(lines[-1]["schedule"]) for name, lines in curves.items()}
     for name, schedule in {**ends, "optimum": known.best}.items():
-        style = {"color": colours.get(name, "k"), "lw": 1.8, "ls": "-" if name in colours else ":"}
+        style = {
+            "color": colours.get(name, "k"),
+            "lw": 4 if name == "full()" else 1.8,
+            "ls": "-" if name in colours else ":",
+        }
         schedules.plot(1 + ts, rates(schedule, ts), label=name, **style)
         losses.plot(1 + ts, expected(steps, schedule), label=name, **style)
     schedules.set(yscale="log", xscale="log", xlabel="step", title="learning rates that were learnt")
@@ -56,12 +60,12 @@ def _draw_plane(axes: Axes, known: Exact, curves: dict[str, Curve], colours: dic
     )
     for name, lines in curves.items():
         path = np.array([m["schedule"] for m in lines]).T
-        axes.plot(*path, color=colours[name], lw=1.6, label=name)
+        axes.plot(*path, color=colours[name], lw=4 if name == "full()" else 1.6, label=name)
         axes.plot(*path[:, -1], "o", color=colours[name], ms=7, mec="k")
     axes.plot(*known.best, "*", color="w", mec="k", ms=16, label="optimum", ls="none")
     axes.set(xlim=PLANE[0], ylim=PLANE[1], xlabel="log α₀", ylabel="β, the decay")
     axes.set_title("meta training (darker: higher expected meta loss)")
-    axes.legend(loc="lower left", fontsize=9)
+    axes.legend(loc="upper left", fontsize=10.5)
 
 
 def _draw_means(axes: Axes, steps: int, found: Mapping[str, Mean], point: np.ndarray) -> None:
@@ -81,4 +85,4 @@ def _draw_means(axes: Axes, steps: int, found: Mapping[str, Mean], point: np.nda
     axes.set_yticks(-np.arange(len(found)), list(found))
     axes.set(xlabel="mean meta gradient ± 2 standard errors")
     axes.set_title(f"at α₀ = {np.exp(point[0]):g}, β = {point[1]:g}")
-    axes.legend(fontsize=9.5)
+    axes.legend(fontsize=10.5, loc="center left", bbox_to_anchor=(0, 0.33))

@@ -25,30 +25,31 @@ class Seen(NamedTuple):
 
 
 def draw(a: Problem, costs: list[Cost], seen: list[Seen], curves: dict[str, Curve]) -> Figure:
-    """Patterns above; costs, windows and searches below."""
-    figure = Figure(figsize=(13, 7.4), layout="constrained")
-    grid = figure.add_gridspec(2, 1, height_ratios=(1, 1.75))
-    above, below = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    _draw_patterns(above, a, curves)
-    left, middle, right = below.subplots(1, 3, width_ratios=(1.15, 1, 1.15))
-    _draw_costs(left, costs)
-    _draw_windows(middle, seen, a.steps)
-    _draw_searches(right, curves)
+    """Patterns and searches above, costs and windows below."""
+    figure = Figure(figsize=(12, 9.5), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1))
+    _draw_patterns(figure.add_subfigure(grid[0, 0]), a, curves)
+    _draw_searches(figure.add_subplot(grid[0, 1]), curves)
+    _draw_costs(figure.add_subplot(grid[1, 0]), costs)
+    _draw_windows(figure.add_subplot(grid[1, 1]), seen, a.steps)
     return figure
 
 
 def _draw_patterns(figure: FigureBase, a: Problem, curves: dict[str, Curve]) -> None:
     """v at first and in the end: as it is known, by the guess, and by the rates that each search found."""
     run = jax.jit(simulate, static_argnums=(0, 3))
-    ends = {"guess": np.asarray(rates(GUESS)), **{n: np.array(c[-1]["rates"]) for n, c in curves.items()}}
-    patterns = {"v before the first step": a.begin[1], "the last v, known": a.last[1]}
+    ends = {
+        "by the guess": np.asarray(rates(GUESS)),
+        **{n: np.array(c[-1]["rates"]) for n, c in curves.items()},
+    }
+    patterns = {"first v": a.begin[1], "last v, known": a.last[1]}
     for name, p in ends.items():
-        patterns[f"by {name}".replace("(", "\n(") if name != "guess" else "by the guess"] = run(
-            jax.lax.scan, p.astype(TRUE.dtype), a.begin, a.steps
-        )[1]
-    for axes, (title, v) in zip(figure.subplots(1, len(patterns)), patterns.items(), strict=True):
+        patterns[name] = run(jax.lax.scan, p.astype(TRUE.dtype), a.begin, a.steps)[1]
+    panels = np.ravel(figure.subplots(-(-len(patterns) // 3), 3))
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (title, v) in zip(panels, patterns.items(), strict=False):
         axes.imshow(v, vmin=0, vmax=0.45, cmap="viridis")
-        axes.set(xticks=(), yticks=())
         axes.set_title(title, fontsize=11)
 
 
@@ -59,7 +60,7 @@ def _draw_costs(axes: Axes, costs: list[Cost]) -> None:
     for place, cost in zip(places, costs, strict=True):
         memory = f"1/{1 / cost.memory:.0f}" if cost.memory < 0.1 else f"{cost.memory:.2f}"
         text = f"{memory} of the memory, {cost.time:.2f} of the time"
-        axes.annotate(text, (0.0011, place - 0.06), va="top", fontsize=10.5)
+        axes.annotate(text, (0.0011, place - 0.06), va="top", fontsize=11)
     axes.set(xscale="log", xlim=(1e-3, 1.5), xlabel="temporaries / those of jax.grad of the scan")
     axes.set_yticks(
         places, [cost.name.replace(" of the", "\nof the").replace("d j", "d\nj") for cost in costs]
