@@ -89,6 +89,14 @@ SHOWN = {
         "later. So it learns a small rate that decays fast. full() and ARTBP reach the optimum, which is "
         "known in closed form.",
     ),
+    "lorenz": Shown(
+        "The Lorenz attractor in a closed loop",
+        "Attractors of the system, of a network forced every 38 steps, which is like it, of one forced at "
+        "every step, which is smaller, and of one never forced, a point; distances and exponents by interval",
+        "Networks that see the data after every doubling of an error, or up to four times as often, become "
+        "chaotic like the system. Those that see it half as often, or never, do not; those that see it at "
+        "every step become less chaotic.",
+    ),
     "scaling": Shown(
         "Scaling",
         "Share of one GPU's speed that is kept on 1 to 4,096 GPUs: 84 % by ours, 76 % fully sharded, split "

@@ -52,7 +52,8 @@ from jax_bptt.training.train import (
 )
 from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, rtrl_step
 from jax_bptt.unrolling.scan import scan
-from jax_bptt.unrolling.unroll import unroll
+from jax_bptt.unrolling.step import step
+from jax_bptt.unrolling.unroll import unroll, unroll_states
 from jax_bptt.unrolling.unroll_by_newton import unroll_by_newton
 
 __version__ = "0.1.0"
@@ -133,10 +134,12 @@ __all__ = [
     "scan",
     "softmax_cross_entropy",
     "squared_error",
+    "step",
     "step_cell",
     "truncated",
     "unroll",
     "unroll_by_newton",
+    "unroll_states",
     "value_and_grad",
 ]
 

@@ -78,6 +78,7 @@ def _backward(
     of_w_h: Any = _same,
     of_d_carry: Any = _same,
     of_d_hs: Any = _same,
+    of_d_own: Any = _same,
     of_marks: Any = _same,
     of_s_prev: Any = _same,
     of_xs: Any = _same,
@@ -85,7 +86,8 @@ def _backward(
 ) -> Callable[[AnyCell, Kept, Outputs], Cotangents]:
     """The backward pass of full() with one of its parts replaced.
 
-    of_s_prev and of_xs reach the gradient of w_h and w_x only; of_marks takes and returns the sequence.
+    of_s_prev and of_xs reach the gradient of w_h and w_x only; of_marks takes and returns the sequence;
+    of_d_hs reaches the sweep only, and of_d_own the contraction.
     """
 
     def backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
@@ -98,7 +100,8 @@ def _backward(
             swept_run = swept_run._replace(params=_replaced(run.params, w_h=w_h))
         swept = phases.sweep(cell, swept_run, slopes, Outputs(of_d_carry(d.carry), of_d_hs(d.ys)))
         d_start = swept.start if swept.start is not None else zeros_like(run.start)
-        d_params, d_xs = phases.contract(cell, run, s_prev, slopes, swept.lam)
+        d_own = of_d_own(phases.derivatives_by_own(cell, run, d))
+        d_params, d_xs = phases.contract(cell, run, s_prev, slopes, swept.lam, d_own)
         if of_s_prev is not _same or of_xs is not _same:
             shifted = run._replace(sequence=run.sequence._replace(xs=of_xs(run.sequence.xs)))
             wrong = as_dict(phases.contract(cell, shifted, of_s_prev(s_prev), slopes, swept.lam)[0])
@@ -153,7 +156,7 @@ MUTATIONS = {
         _backward(of_marks=lambda m: m._replace(mask=None)), leaves, ("mask",)
     ),
     "reset ignored in the backward pass": Mutation(
-        _backward(of_marks=lambda m: m._replace(reset=None)),
+        _backward(of_marks=lambda m: m._replace(reset=jnp.zeros_like(m.reset))),
         lambda name: leaves(name) | _starts(name),
         ("reset",),
     ),
@@ -192,6 +195,29 @@ MUTATIONS = {
 }
 
 PAIRS = [(m, name) for name in KINDS for m, mutation in MUTATIONS.items() if mutation.spoiled(name)]
+
+# of the backward pass of `jb.scan`, with the arguments whose gradient they spoil
+OF_SCANS = {
+    "final-carry cotangent forgotten": (_backward(of_d_carry=zeros_like), "weights, init, xs", ()),
+    "derivative of y left out of the sweep": (_backward(of_d_hs=zeros_like), "weights, init, xs", ()),
+    "derivative of y left out of the contraction": (_backward(of_d_own=zeros_like), "weights, xs", ()),
+    "derivative of y one step off": (_backward(of_d_own=_tree(_next)), "weights, xs", ()),
+    "Jacobians in forward order": (_backward(of_slopes=_tree(lambda a: a[::-1])), "weights, init, xs", ()),
+    "dx one step off": (_backward(of_gradient=_to_xs(_tree(_next))), "xs", ()),
+    "initial carry's gradient forgotten": (
+        _backward(of_gradient=lambda g: g._replace(start=zeros_like(g.start))),
+        "init",
+        ("reset",),
+    ),
+    **{
+        f"{mark} ignored in the backward pass": (
+            _backward(of_marks=lambda m, mark=mark, no=no: m._replace(**{mark: no(getattr(m, mark))})),
+            "weights, init, xs",
+            (mark,),
+        )
+        for mark, no in (("mask", jnp.ones_like), ("reset", jnp.zeros_like), ("cut", jnp.zeros_like))
+    },
+}
 
 
 STEPS, ROWS = 5, 3  # where every mistake matters

@@ -1,4 +1,4 @@
-"""A random search for wrong derivatives: networks x gradient methods x marks x roads x orders of derivative.
+"""A random search for wrong derivatives: networks x gradient methods x marks and weights x roads x orders.
 
 Each number is a problem: `python tests/search.py 0 500` tries the problems 0 to 499 and prints what failed.
 A road and a derivative of it (forward over reverse where the number is even, else reverse over reverse) are
@@ -104,7 +104,13 @@ def draw(number):
     targets = jnp.asarray(rng.integers(0, 2, scored)) if by_class else normal((*scored, 2))
     d_carry = jax.tree.map(lambda z: normal(z.shape), zeros)
     problem = Problem(net, tuple(plains), params, carry, normal((steps, *rows, I)), targets, d_carry, marks)
-    return problem, method, road, dtype, jax.tree.map(lambda z: normal(z.shape), params)
+    direction = jax.tree.map(lambda z: normal(z.shape), params)
+    if rng.random() < 0.5:  # each draw is after those of a problem without weights
+        weight = jnp.abs(normal(scored)) + 0.1 if by_class else normal(scored)  # N must not be near 0
+        unscored = jnp.asarray(rng.random(scored) < 0.3)
+        unscored = unscored & (jnp.arange(weight.size).reshape(scored) > 0)
+        problem = problem._replace(weight=jnp.where(unscored, jnp.zeros_like(weight), weight))
+    return problem, method, road, dtype, direction
 
 
 def gap(found, wanted):
@@ -155,7 +161,8 @@ def attempt(number):
         ratio = gap(ours[name], right[name])
         if ratio > LIMITS[dtype]["first" if name == "first" else "second"]:
             failures.append((name, f"off by {ratio:.1e} of the norm"))
-    marks = "+".join(problem.marks) or "no marks"
+    weight = () if problem.weight is None else ("weight",)
+    marks = "+".join((*problem.marks, *weight)) or "no marks"
     print_as = f"{number}: {road}, {method}, {dtype}, {marks}, T={len(problem.xs)}, {problem.net}"
     return print_as, failures, len(right)
 

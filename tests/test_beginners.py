@@ -106,6 +106,11 @@ MISTAKES = {
         TypeError,
         r"^lstm\(\) .*; read both ways by jb\.layer",
     ),
+    "sample_weight": (
+        lambda: RUN(NET_PARAMS, None, XS, TARGETS, sample_weight=TARGETS[..., 0]),
+        TypeError,
+        r"^value_and_grad\(net, loss\)\(\) got .*; how much a step and row counts .* is called weight;",
+    ),
     "batch_first": (
         lambda: jb.lstm(3, 5, batch_first=True),
         TypeError,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from support.compile_options import OPTIMISED
+from support.compiled_loops import computations, innermost, loops
 from support.optimizers import ADAM, SGD
 
 import jax_bptt as jb
@@ -30,33 +31,16 @@ def _compiled(cell, method, wrt=(0, 1, 2), steps=T, **options):
     )
 
 
-def _computations(compiled) -> dict[str, str]:
-    blocks = re.split(r"\n(?=\S)", compiled.as_text())
-    named = ((re.match(r"(?:ENTRY )?%([\w.\-]+) \(", block), block) for block in blocks)
-    return {match[1]: block for match, block in named if match}
-
-
-def _loops(compiled) -> list[str]:
-    """The names of the bodies of all while loops."""
-    return re.findall(r" while\(.*?body=%([\w.\-]+)", compiled.as_text())
-
-
-def _innermost(compiled) -> list[str]:
-    """The bodies of the while loops that hold no other: those over the steps."""
-    bodies = _computations(compiled)
-    return [bodies[name] for name in _loops(compiled) if " while(" not in bodies[name]]
-
-
 def _loop_dots(compiled) -> list[int]:
     """Matrix products in the body of each while loop, called computations included."""
-    bodies = _computations(compiled)
+    bodies = computations(compiled)
 
     def dots(name: str) -> int:
         called = re.findall(r"(?:calls|to_apply|body)=%([\w.\-]+)", bodies[name])
         products = re.findall(r"= \S+ dot\(|custom_call_target=\"[^\"]*(?:matmul|dot)[^\"]*\"", bodies[name])
         return len(products) + sum(map(dots, called))
 
-    return sorted(map(dots, _loops(compiled)))
+    return sorted(map(dots, loops(compiled)))
 
 
 def _four_gates(units, s, u, v):
@@ -132,7 +116,7 @@ def test_a_step_is_few_kernels_and_copies_no_stack(name, most):
 
     Copied is at most λ of each field, [B, H], on the way back.
     """
-    bodies = _innermost(_compiled(CELLS[name], jb.full(chunk=16, recompute=True)))
+    bodies = innermost(_compiled(CELLS[name], jb.full(chunk=16, recompute=True)))
     fusions = [body.count(" fusion(") for body in bodies]
     assert all(n <= m for n, m in zip(fusions, most, strict=True)), fusions
     forward, back = (re.findall(r"= \w+(\[\d\S*\])\S* copy\(", body) for body in bodies)
@@ -150,8 +134,8 @@ def test_weights_are_rounded_in_front_of_the_loop():
     compiled = run.lower(params).compile(OPTIMISED)
     shapes = f"{HIDDEN},{4 * HIDDEN}|{4 * HIDDEN},{HIDDEN}|{HIDDEN},{HIDDEN}"
     wide = rf"= bf16\[(?:{shapes})\]\S* (?:fusion|convert)\("
-    assert not [line for body in _innermost(compiled) for line in re.findall(wide + ".*", body)]
-    assert f"bf16[{HIDDEN},{4 * HIDDEN}]" in "".join(_innermost(compiled))
+    assert not [line for body in innermost(compiled) for line in re.findall(wide + ".*", body)]
+    assert f"bf16[{HIDDEN},{4 * HIDDEN}]" in "".join(innermost(compiled))
 
 
 def test_the_time_of_tiny_outputs_is_linear_in_the_length():

@@ -25,6 +25,8 @@ CALLS = {
     "lag_profile": lambda: jb.lag_profile(CELL, PARAMS, None, XS),
     "lyapunov_spectrum": lambda: jb.lyapunov_spectrum(CELL, PARAMS, None, XS),
     "omega": lambda: jb.omega(NET, jb.squared_error, *OF_NET),
+    "step": lambda: jb.step(CELL, PARAMS, None, XS[0]),
+    "net.step": lambda: NET.step(NET_PARAMS, None, XS[0]),
     "rtrl_step": lambda: jb.rtrl_step(CELL, PARAMS, jb.rtrl_init(CELL, PARAMS, (2,)), XS[0]),
     "check_gradient": lambda: jb.check_gradient(NET, steps=3),
 }

@@ -64,22 +64,24 @@ def test_unroll_has_the_gradient_of_one_device(name, method, mode):
     assert not w.wrong(jax.device_get(spread(*placed)), wanted, 1e-12)
 
 
-PROBLEMS = [
-    ("begun", jb.squared_error, "checkpointed", False, "auto"),
-    ("begun", jb.squared_error, "truncated, chunked", True, "shard_map"),
-    ("plain", jb.softmax_cross_entropy, "checkpointed", True, "explicit"),
-    ("plain", jb.softmax_cross_entropy, "full", True, "shard_map"),  # devices with no valid row
-    ("plain", own_loss, "full", False, "explicit"),
-    ("dropout", jb.squared_error, "full", True, "explicit"),
-    ("both ways", jb.squared_error, "full in chunks", True, "shard_map"),
-    ("both ways", own_loss, "full", False, "auto"),
-    ("last", jb.softmax_cross_entropy, "full", True, "auto"),
+PROBLEMS = [  # what is run, whether it has a mask and weights, and where
+    ("begun", jb.squared_error, "checkpointed", "", "auto"),
+    ("begun", jb.squared_error, "truncated, chunked", "mask", "shard_map"),
+    ("plain", jb.softmax_cross_entropy, "checkpointed", "mask", "explicit"),
+    ("plain", jb.softmax_cross_entropy, "full", "mask", "shard_map"),  # devices with no valid row
+    ("plain", jb.softmax_cross_entropy, "checkpointed", "mask, weight", "shard_map"),
+    ("plain", jb.softmax_cross_entropy, "full", "weight", "auto"),
+    ("plain", own_loss, "full", "weight", "explicit"),
+    ("dropout", jb.squared_error, "full", "mask, weight", "explicit"),
+    ("both ways", jb.squared_error, "full in chunks", "mask", "shard_map"),
+    ("both ways", own_loss, "full", "", "auto"),
+    ("last", jb.softmax_cross_entropy, "full", "mask, weight", "auto"),
 ]
 
 
-@pytest.mark.parametrize(("name", "loss", "method", "marked", "mode"), PROBLEMS)
-def test_value_and_grad_are_those_of_one_device(name, loss, method, marked, mode):
-    run, args, lie = problem(name, loss, EXACT[method], marked)
+@pytest.mark.parametrize(("name", "loss", "method", "given", "mode"), PROBLEMS)
+def test_value_and_grad_are_those_of_one_device(name, loss, method, given, mode):
+    run, args, lie = problem(name, loss, EXACT[method], "mask" in given, "weight" in given)
     spread, placed = spread_over_devices(mode, run, lie, ((ALL, ROWS), ALL), args)
     assert not w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(*args), 1e-12)
 
@@ -162,22 +164,23 @@ def test_vmap_and_second_derivatives(mode):
 def test_functions_that_are_not_split_by_rows_are_right_too(mode):
     """What looks into the gradient, Newton's method, streams."""
     net, cell = NETS["one layer"], LEARNED
-    _, (params, carry, xs, targets, _), _ = problem("one layer", jb.squared_error, jb.full())
+    _, (params, carry, xs, judged, _), _ = problem("one layer", jb.squared_error, jb.full(), weighed=True)
 
-    def run(params, carry, xs, targets):
-        terms = jb.credit(net, jb.squared_error, params, carry, xs, targets).of_all
+    def run(params, carry, xs, judged):
+        targets, weight = judged
+        terms = jb.credit(net, jb.squared_error, params, carry, xs, targets, weight=weight).of_all
         states = jb.unroll_by_newton(cell, params.cells[0], carry[0], xs)
         begun = jb.rtrl_init(cell, params.cells[0], (B,))
         return terms, states[:2], jb.rtrl_step(cell, params.cells[0], begun, xs[0])
 
-    args = params, carry, xs, targets
+    args = params, carry, xs, judged
     spread, placed = spread_over_devices(mode, run, (ALL, ROWS, STEPS, STEPS), None, args)
     assert not w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(*args), 1e-12)
 
 
 def test_what_is_known_of_each_row_is_found_in_a_shard_map_of_the_caller():
     """Newton's method, exponents and lags; terms of the loss are sums over all rows, and are refused."""
-    _, (params, _, xs, targets, _), _ = problem("one layer", jb.squared_error, jb.full())
+    _, (params, _, xs, (targets, _), _), _ = problem("one layer", jb.squared_error, jb.full())
     cell, net = LEARNED, NETS["one layer"]
 
     def run(params, xs):

@@ -23,6 +23,11 @@ def _loss_and_grads(loss=jb.squared_error, xs=XS, targets=None, carry=NET_CARRY,
     return jb.value_and_grad(NET, loss)(params, carry, xs, targets)
 
 
+def _weighted(weight, loss=jb.squared_error, targets=None):
+    targets = jnp.zeros((7, 2, 2)) if targets is None else targets
+    return jb.value_and_grad(NET, loss)(NET_PARAMS, None, XS, targets, weight=weight)
+
+
 def _train(batch):
     state = jb.init_train_state(jax.random.key(0), NET, SGD, (2,))
     return jb.make_train_step(NET, jb.squared_error, SGD)(state, batch)
@@ -81,6 +86,32 @@ BAD = {
     "loss of no kind": (
         lambda: _loss_and_grads("mse"),
         r"loss: expected a function \(ys, targets\) -> scalar, got mse",
+    ),
+    "weights that would broadcast": (
+        lambda: _weighted(jnp.ones(7)),
+        r"weight: expected float64\[7,2\], got float64\[7\]; .* repeat weights of steps .*jnp.broadcast_to",
+    ),
+    "weights that are a mask": (
+        lambda: jb.softmax_cross_entropy(jnp.zeros((7, 2)), jnp.ones(7, int), weight=jnp.ones(7, bool)),
+        r"weight: expected float64\[7\], got bool\[7\]; .* cast it by weight.astype\('float64'\)",
+    ),
+    "weights of steps for one output": (
+        lambda: jb.value_and_grad(jb.network([CELL], jb.last(jb.readout(5, 2))), jb.squared_error)(
+            NET_PARAMS, None, XS, jnp.zeros((2, 2)), weight=jnp.ones((7, 2))
+        ),
+        r"weight: expected float64\[2\], got float64\[7,2\]",
+    ),
+    "one number as weight": (
+        lambda: _weighted(0.5, lambda ys, d, weight: ys.sum()),
+        r"weight: expected float64\[7,2\], got 0.5",
+    ),
+    "loss that takes no weight": (
+        lambda: _weighted(jnp.ones((7, 2)), lambda ys, d, mask=None: ys.sum()),
+        r"loss: expected a function that takes the weight, .*; give it an argument weight, and multiply",
+    ),
+    "weights of other precision in a batch": (
+        lambda: _train(jb.Batch(XS, XS[..., :2], weight=jnp.ones((7, 2), "float32"))),
+        r"weight: expected float64\[7,2\], got float32\[7,2\]",
     ),
     "batch as a tuple": (
         lambda: _train((XS, XS)),

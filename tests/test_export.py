@@ -19,6 +19,7 @@ PARAMS = NET.init(jax.random.key(0))
 def _run(method, params, xs, classes):
     """Value and gradient of a loss with masks and resets, outputs, and the gradient of unroll."""
     marks = {"mask": jb.mask_of_lengths(classes[0] + 4, xs.shape[0]), "reset": classes == 0}
+    weight = classes.astype(xs.dtype) + 0.5
 
     def squares(params, xs):
         carry, ys = NET.apply(params, None, xs, gradient=method)
@@ -26,7 +27,7 @@ def _run(method, params, xs, classes):
 
     loss = jb.value_and_grad(NET, jb.softmax_cross_entropy)
     return {
-        "loss": loss(params, None, xs, classes, gradient=method, **marks),
+        "loss": loss(params, None, xs, classes, gradient=method, weight=weight, **marks),
         "squares": jax.grad(squares, (0, 1), has_aux=True)(params, xs),
     }
 

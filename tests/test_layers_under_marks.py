@@ -173,13 +173,14 @@ def test_masked_targets_reach_no_loss():
 
 @pytest.mark.parametrize("loss", [jb.squared_error, jb.softmax_cross_entropy])
 def test_masked_losses_by_hand_equal_jax_grad(loss):
+    from jax_bptt.networks.judged import Judged
     from jax_bptt.networks.losses import value_and_slope
 
     mask = some_marks()["mask"]
     ys = jax.random.normal(jax.random.key(0), (T, B, O))
     targets = jnp.ones((T, B), int) if loss is jb.softmax_cross_entropy else ys[::-1]
     wanted = jax.value_and_grad(lambda ys: loss(ys, targets, mask))(ys)
-    assert not w.wrong(value_and_slope(loss, ys, targets, mask), wanted, 1e-14)
+    assert not w.wrong(value_and_slope(loss, ys, Judged(targets, mask)), wanted, 1e-14)
 
 
 def test_a_loss_of_ones_own_is_given_the_mask():

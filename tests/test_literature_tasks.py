@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import elman_xor, embedded_reber, sequential_digits, sunspots
-from experiments.support import options
+from experiments import elman_xor, embedded_reber, lorenz, sequential_digits, sunspots
+from experiments.support import attractors, options
 
 # Run in this process, each on a few updates.
 
@@ -18,13 +18,14 @@ SMALL = {
     embedded_reber: {"sequences": 8, "seeds": 1},
     sunspots: {"updates": 1, "rows": 1, "seeds": 1},
     sequential_digits: {"rows": 2, "updates": 1, "seeds": 1},
+    lorenz: {"rows": 1, "updates": 1, "seeds": 1},
 }
 NAMES = {experiment: experiment.__name__.split(".")[-1] for experiment in SMALL}
 
 
 @pytest.fixture
 def _few(monkeypatch):
-    """Few images, of few pixels, and one kind of network that reads strings: less to compile."""
+    """Few images, of few pixels, one kind of network that reads strings, short runs: less to compute."""
     data = sequential_digits.images(64)  # the 784 ones take seconds to be read
 
     def few(steps):
@@ -33,6 +34,8 @@ def _few(monkeypatch):
 
     monkeypatch.setattr(sequential_digits, "images", few)
     monkeypatch.setattr(embedded_reber, "KINDS", {"LSTM": embedded_reber.KINDS["LSTM"]})
+    monkeypatch.setattr(lorenz, "STEPS", 400)
+    monkeypatch.setattr(lorenz, "TESTED", 8)
 
 
 @pytest.mark.usefixtures("_few")
@@ -72,6 +75,10 @@ def test_a_run_ends_with_its_rows_and_is_not_run_again(experiment, tmp_path, cap
         (sunspots, {"learning_rate": float("inf")}, "--learning-rate inf: give a positive number"),
         (sequential_digits, {"rows": 0}, "--rows 0: give a number of at least 1"),
         (sequential_digits, {"updates": 0}, "--updates 0: give a number of at least 1"),
+        (lorenz, {"updates": 0}, "--updates 0: give a number of at least 1"),
+        (lorenz, {"rows": 0}, "--rows 0: give a number of at least 1"),
+        (lorenz, {"noise": float("nan")}, "--noise nan: give a number of at least 0"),
+        (lorenz, {"learning_rate": 0.0}, "--learning-rate 0.0: give a positive number"),
     ],
 )
 def test_bad_options_are_refused(experiment, change, message, tmp_path):
@@ -262,3 +269,61 @@ def test_the_sunspots_judged():
     assert all(row.met for row in sunspots.judge(found))
     found["GRU"] = np.stack([y[:-1], y[:-1]])
     assert [row.met for row in sunspots.judge(found)] == [True, False, True, False, False]
+
+
+# The Lorenz attractor.
+
+
+def test_the_volume_shrinks_as_the_divergence_says():
+    """λ_1 + λ_2 + λ_3 = −(σ + 1 + β), whatever the states."""
+    exponents, _ = attractors.free_run(lorenz.SYSTEM, jnp.array([10, 28, 8 / 3]), jnp.ones((2, 3)), 50)
+    assert abs(sum(exponents) / lorenz.DT + 10 + 1 + 8 / 3) < 1e-3  # of Runge and Kutta
+
+
+def test_the_data_replace_the_state_where_it_is_forced():
+    weights = lorenz.init(jax.random.key(0))
+    weights = weights._replace(w_2=10 * weights.w_2, b_2=jnp.array([0.3, -0.2, 0.1]))
+    states, forced = jax.random.normal(jax.random.key(1), (7, 2, 3)), np.arange(6) % 3 == 0
+
+    def by_hand(weights):
+        z, errors = states[0], []
+        for t in range(6):
+            before = states[t] if t in (0, 3) else z
+            hidden = jnp.tanh(before @ weights.w_1 + weights.b_1[None])
+            z = weights.a[None] * before + hidden @ weights.w_2 + weights.b_2[None]
+            far = jnp.abs(z - states[t + 1])
+            errors.append(jnp.where(far < 0.1, far**2 / 2, 0.1 * (far - 0.05)))
+        return jnp.mean(jnp.stack(errors))
+
+    found, wanted = (
+        jax.jit(jax.value_and_grad(f))(weights)
+        for f in (lambda w: lorenz.loss(w, jnp.array(forced), states), by_hand)
+    )
+    for z, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.linalg.norm(z - right) < 1e-12 * np.linalg.norm(right)
+
+
+def test_distances_of_attractors():
+    p, q = np.array([1.0, 0.0]), np.array([0.5, 0.5])
+    assert attractors.distance(p, p) == 0
+    assert attractors.distance(p, p[::-1]) == 1
+    assert abs(attractors.distance(p, q) - np.sqrt(1 - np.sqrt(0.5))) < 1e-12
+    corner, far = np.full((4, 1, 2), 3.4), np.full((4, 1, 2), np.inf)
+    assert attractors.visits(corner)[-1] == attractors.visits(far)[-1] == 1
+    assert attractors.visits(-corner)[0] == 1
+    waves = np.sin(2 * np.pi * np.arange(1000) / 20)[:, None, None]  # 25 periods in 500 steps
+    assert np.argmax(attractors.powers(waves)) == 24
+    assert attractors.powers(3 * waves).sum() == pytest.approx(1)
+    assert attractors.distance(attractors.powers(0 * waves), attractors.powers(waves)) == 1  # it rests
+
+
+def test_the_lorenz_networks_judged():
+    """The system itself in the place of the networks forced every ln 2 / λ steps, or another in its place."""
+    system = attractors.Attractor(lorenz.DT * np.array(lorenz.PUBLISHED), *np.eye(3)[:, :2])
+    other = system._replace(exponents=1.2 * system.exponents, visits=system.powers, powers=system.visits)
+    networks = {every: [other] for every in lorenz.intervals(38)} | {38: [system, system]}
+    found = lorenz.Found(38, system, system, networks)
+    assert all(row.met for row in lorenz.judge(lorenz.Config(), found))
+    found = found._replace(networks={**networks, 38: [system, other]})
+    met = [row.met for row in lorenz.judge(lorenz.Config(), found)]
+    assert met == [True, False, False, False]

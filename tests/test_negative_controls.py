@@ -6,6 +6,9 @@ import mutations
 import pytest
 import support.witnesses as w
 from cases import CELLS, EXACT, KINDS, make
+from support.bodies import BODIES
+from support.body import OF_ALL
+from support.scan_programs import PLAIN, differences, result_of, scan_of
 
 import jax_bptt as jb
 from jax_bptt.gradients.independence import check_independence
@@ -56,6 +59,25 @@ def test_the_tests_own_witnesses_catch_every_mistake(name, marks):
         for wanted, limit in witnesses:
             assert set(w.wrong(found, wanted, limit)) == MUTATIONS[mistake].spoiled(name), mistake
         assert w.broken_identity(case, found, 1e-12), mistake
+
+
+@pytest.mark.parametrize("marks", [(), ("mask",), ("reset",), ("cut",)])
+def test_the_comparison_with_lax_scan_catches_every_mistake(marks):
+    """And says which arguments of the scan have a wrong gradient; all outputs are right."""
+    body, given = BODIES["y reads both carries"], {mark: OF_ALL[mark] for mark in marks}
+    mistakes = {n: (back, spoiled) for n, (back, spoiled, of) in mutations.OF_SCANS.items() if of == marks}
+
+    @jax.jit
+    def run(*args):
+        methods = {n: jb.full()._replace(name="mutated", backward=back) for n, (back, _) in mistakes.items()}
+        ours = {n: result_of(jb.scan, body, args, gradient=method, **given) for n, method in methods.items()}
+        return result_of(scan_of(PLAIN), body, args, **given), ours
+
+    wanted, ours = run(body.weights, body.init, body.xs)
+    names = dict(zip([f".gradient[{i}]" for i in range(5)], [*["weights"] * 3, "init", "xs"], strict=True))
+    for name, (_, spoiled) in mistakes.items():
+        wrong = [line.partition(":")[0] for line in differences(ours[name], wanted, 1e-12)]
+        assert wrong == [leaf for leaf, of in names.items() if of in spoiled], name
 
 
 GATED = [name for name in KINDS if len(CELLS[name].cell.gate_names) > 1]

@@ -11,12 +11,13 @@ import support.witnesses as w
 from cases import METHODS
 
 import jax_bptt as jb
+from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.losses import value_and_slope
 
 T, B, I, H, O = 5, 2, 3, 4, 6  # noqa: E741
 
 
-def _weighted(ys, targets):
+def _quartic(ys, targets):
     """A loss of one's own, not even additive over time."""
     return jnp.sqrt(jnp.sum((ys - targets) ** 4) + 1)
 
@@ -37,7 +38,7 @@ NETWORKS = {
 LOSSES = {
     "squared": jb.squared_error,
     "last": _last,
-    "weighted": _weighted,
+    "quartic": _quartic,
     "classes": jb.softmax_cross_entropy,
 }
 
@@ -156,7 +157,7 @@ def test_value_and_grad_equals_jax_grad_of_apply():
 def test_hand_derived_loss_slopes_equal_jax_grad(loss):
     *_, targets = _problem(NETWORKS["one layer"], "identity", loss)
     ys = jax.random.normal(jax.random.key(0), (T, B, O))
-    error, slope = value_and_slope(loss, ys, targets, None)
+    error, slope = value_and_slope(loss, ys, Judged(targets))
     wanted = jax.value_and_grad(lambda ys: loss(ys, targets))(ys)
     assert not w.wrong((error, slope), wanted, 1e-14)
 
@@ -204,8 +205,8 @@ def test_narrow_and_unsigned_classes(classes, dtype):
         jax.random.normal(jax.random.key(0), (4, classes)),
         jnp.array([0, 1, 5, min(classes, 120) - 1]),
     )
-    found = jax.jit(value_and_slope, static_argnums=(0, 3))(
-        jb.softmax_cross_entropy, ys, targets.astype(dtype), None
+    found = jax.jit(value_and_slope, static_argnums=0)(
+        jb.softmax_cross_entropy, ys, Judged(targets.astype(dtype))
     )
     wanted = jax.jit(jax.value_and_grad(jb.softmax_cross_entropy))(ys, targets)
     assert not w.wrong(found, wanted, 1e-14)

@@ -11,6 +11,7 @@ from support.linear_network import linear_network
 import jax_bptt as jb
 from jax_bptt.base.trees import norm_of
 from jax_bptt.gradients.clipped import clip
+from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.losses import value_and_slope
 
 STEPS, GAIN = 120, 0.5
@@ -167,7 +168,7 @@ def test_long_rows_of_half_the_width_are_clipped():
 def test_losses_of_more_steps_than_a_float16_can_count():
     n = 70_000
     ys, classes = jnp.zeros((n, 4), jnp.float16), jnp.ones(n, int)
-    error, slope = value_and_slope(jb.softmax_cross_entropy, ys, classes, None)
+    error, slope = value_and_slope(jb.softmax_cross_entropy, ys, Judged(classes))
     assert (error.dtype, slope.dtype) == (jnp.float32, jnp.float16)
     np.testing.assert_allclose(error, np.log(4), rtol=1e-3)
     wanted = (0.25 - np.eye(4)[1]) / n

@@ -11,18 +11,29 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from jax import Array
 from jax.experimental import multihost_utils
 
-import jax_bptt as jb
 from experiments.support.files import read, replace, writing
 from experiments.support.processes import agree
 
 KEPT = 2
 SUMS = "sha256.json"
 MARGIN = 2**17  # bytes of a checkpoint that are no arrays, and more
+
+
+class State(Protocol):
+    """A pytree of arrays that knows the number of its step, such as a `jb.TrainState`."""
+
+    @property
+    def step(self) -> Array: ...
+
+
+S = TypeVar("S", bound=State)
 
 
 class Checkpoints:
@@ -49,7 +60,7 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._orbax.close()
 
-    def save(self, state: jb.TrainState) -> None:
+    def save(self, state: State) -> None:
         """Write one more and keep the two newest. SystemExit if there is no room, with the old ones kept."""
         step, first = int(state.step), jax.process_index() == 0
         new = self.folder / f"{step}.new"
@@ -68,7 +79,7 @@ class Checkpoints:
                 for old in self._steps()[:-KEPT]:
                     shutil.rmtree(self.folder / str(old))
 
-    def restore(self, state: jb.TrainState) -> jb.TrainState:
+    def restore(self, state: S) -> S:
         """Read the newest undamaged checkpoint. Newer ones, which are damaged, are renamed, with a message.
 
         Args:
@@ -115,7 +126,7 @@ class Checkpoints:
             )
         multihost_utils.sync_global_devices("they are put aside")
 
-    def _find_room(self, state: jb.TrainState) -> None:
+    def _find_room(self, state: State) -> None:
         """OSError if there is no room for a checkpoint, where orbax would log an error for each array."""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MARGIN
         with tempfile.TemporaryFile(dir=self.folder) as file:

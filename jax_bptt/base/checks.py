@@ -147,6 +147,11 @@ def is_floating(value: Foreign) -> bool:
     return is_array(value) and jnp.issubdtype(value.dtype, jnp.floating)
 
 
+def is_other_key(dtype: Foreign) -> bool:
+    """Are these PRNG keys of another kind than threefry? Under jax.vmap they draw other numbers."""
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) != "key<fry>"
+
+
 def is_numeric(value: Foreign) -> bool:
     """Is this an array of numbers or bools?"""
     return is_array(value) and (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool)
@@ -185,6 +190,8 @@ def check_batch_shape(batch_shape: object) -> None:
 def check_like(argument: str, tree: object, expected: object, dtype: DType | None, fix: str) -> None:
     """tree must have the structure and shapes of expected, and this dtype unless that is None.
 
+    Leaves of expected that are no floating numbers keep their own dtype, such as that of a counter.
+
     Otherwise a ValueError is raised, which names the leaf.
     """
     came: Any = jax.tree.structure(tree)
@@ -198,5 +205,10 @@ def check_like(argument: str, tree: object, expected: object, dtype: DType | Non
         # a leaf filled in from expected is the same object; it is a shape, not an array
         if not (is_array(leaf) or leaf is wanted) or leaf.shape != wanted.shape:
             raise bad(name, f"shape [{shown(wanted.shape)}]", leaf, fix)
-        if dtype is not None and leaf.dtype != dtype:
+        if dtype is None:
+            continue
+        if not jnp.issubdtype(wanted.dtype, jnp.inexact):
+            if leaf.dtype != wanted.dtype:
+                raise bad(name, str(wanted.dtype), leaf, fix)
+        elif leaf.dtype != dtype:
             raise bad(name, f"{dtype}, one dtype throughout", leaf, f"cast it by astype({str(dtype)!r})")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
-from jax_bptt.base.checks import check_arrays, check_not_deleted, is_array, is_hashable
+from jax_bptt.base.checks import check_arrays, check_not_deleted, is_array
 from jax_bptt.base.errors import named
 
 _P = ParamSpec("_P")
@@ -44,22 +44,32 @@ def compiled(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
     def decorator(f: Callable[_P, _R]) -> Callable[_P, _R]:
         signature = inspect.signature(f)
+        parameters = signature.parameters
+        by_place = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        settings = [name for name in parameters if name in static]
+        arrays = [name for name in parameters if name not in static]
 
-        @functools.lru_cache(maxsize=PROGRAMS)
-        def program(*settings: tuple[str, Any, type]) -> Callable[[dict[str, Any]], _R]:
-            fixed: dict[str, Any] = {name: value for name, value, _ in settings}
-            return jax.jit(lambda arrays: f(**fixed, **arrays))  # type: ignore[call-arg]
+        @functools.lru_cache(maxsize=PROGRAMS, typed=True)  # with their types, since True == 1
+        def program(*values: Hashable) -> Callable[..., _R]:
+            fixed = dict(zip(settings, values, strict=True))
+            return jax.jit(lambda *data: f(**fixed, **dict(zip(arrays, data, strict=True))))  # type: ignore
 
         @functools.wraps(f)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            given = bound.arguments.items()  # with their types, since True == 1
-            settings = tuple((name, value, type(value)) for name, value in given if name in static)
-            arrays = {name: value for name, value in given if name not in static}
-            if is_hashable(settings) and all(map(_is_ready, jax.tree.leaves(arrays))):
-                return program(*settings)(arrays)
-            return f(*args, **kwargs)
+            # as signature.bind does, which takes as long as a small program
+            given = {**defaults, **dict(zip(by_place, args, strict=False)), **kwargs}
+            is_twice = not kwargs.keys().isdisjoint(by_place[: len(args)])
+            if given.keys() != parameters.keys() or len(args) > len(by_place) or is_twice:
+                signature.bind(*args, **kwargs)  # raises the TypeError of this call
+            data = [given[name] for name in arrays]
+            if not all(map(_is_ready, jax.tree.leaves(data))):
+                return f(*args, **kwargs)
+            try:
+                run = program(*[given[name] for name in settings])
+            except TypeError:  # one of them cannot be hashed
+                return f(*args, **kwargs)
+            return run(*data)
 
         return call
 

@@ -20,6 +20,8 @@ ELSEWHERE = {  # arguments of other libraries, and what stands for them here
     "dropout": "drop outputs by jb.layer(cell, dropout=p)",
     "nonlinearity": "the activation is called activation",
     "use_bias": "the option is called bias",
+    "sample_weight": "how much a step and row counts in the loss is called weight",
+    "ignore_index": "give the targets to be ignored the weight 0, by weight=(targets >= 0).astype(xs.dtype)",
     "return_sequences": "for one output a sequence wrap the readout: jb.last(jb.readout(...))",
 }
 

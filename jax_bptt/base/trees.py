@@ -104,7 +104,8 @@ def flipped(tree: Tree) -> Tree:
 def common_dtype(tree: ArrayTree) -> DType:
     """This is the narrowest dtype that holds the numbers of all leaves; float32 without leaves."""
     dtypes = [z.dtype for z in jax.tree.leaves(tree)] or [jnp.dtype(jnp.float32)]
-    return functools.reduce(jnp.promote_types, dtypes)
+    with jax.numpy_dtype_promotion("standard"):  # the cast to this dtype is explicit
+        return functools.reduce(jnp.promote_types, dtypes)
 
 
 def to_vector(tree: ArrayTree, axes: int = 0, dtype: DType | None = None) -> Array:

@@ -20,6 +20,7 @@ S = TypeVar("S", bound="State")  # the carry of a cell
 
 Shape: TypeAlias = tuple[int, ...]  # the batch axes, such as (32,), or () for none
 Mark: TypeAlias = Array | None  # bool [T, ...] or [...]; None means the default at every step
+Weight: TypeAlias = Array | None  # floating [T, ...] or [...]: how much a step counts in a loss; None means 1
 Gates: TypeAlias = tuple[Array, ...]  # G arrays, one per gate, each shaped like h
 Units: TypeAlias = dict[str, Array]  # unit-wise parameters by name, shaped to broadcast against h
 Slopes: TypeAlias = ArrayTree  # a_t: the arrays that the derivative of a step needs

@@ -28,10 +28,11 @@ from jax import Array
 
 from jax_bptt.base.checks import check_arrays, check_batch_shape, check_key, flag, is_floating, size
 from jax_bptt.base.errors import bad, named
-from jax_bptt.base.trees import dot
+from jax_bptt.base.trees import differentiable, dot, fixed_part, merged
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
+from jax_bptt.checking.parts import Point, parts_of
 from jax_bptt.checking.report import DIFFERENCES, Line, Report
 from jax_bptt.engine.phases import is_pointwise
 from jax_bptt.gradients.autodiff import autodiff
@@ -42,7 +43,6 @@ from jax_bptt.networks.network import Network
 from jax_bptt.unrolling.arguments import check_method, check_step, parameter_shapes
 from jax_bptt.unrolling.unroll import unroll
 
-Point: TypeAlias = tuple[Any, Any, Array]  # params, carry and xs: where the gradient is checked
 Marks: TypeAlias = dict[str, Mark]
 
 _ROUNDING = 1e-14  # a part below this share of the whole gradient counts as zero
@@ -72,7 +72,8 @@ def check_gradient(
     Args:
       cell: a cell or a network.
       params, carry, xs: the point at which to check, cast to float64. None uses random values: initial
-        parameters with noise added (so that no bias is zero), and a normal carry and inputs.
+        parameters with noise added (so that no bias is zero), and a normal carry and inputs. What is no
+        floating number in the carry, such as a counter, is that of the initial carry.
       gradient: the gradient method to check.
       mask, reset, cut: bool [T, ...], see `unroll`.
       reverse: see `unroll`; for cells only.
@@ -116,10 +117,12 @@ def check_gradient(
             raise bad(
                 "xs, batch_shape", "at least one row", xs, "a gradient of no rows is zero, right or wrong"
             )
+        initial = cell.initial_carry(_as_float64(params=params)[0], np.shape(xs)[1:-1])
         if carry is None:
-            rows = np.shape(xs)[1:-1]
-            carry = _with_noise(next(keys), cell.initial_carry(_as_float64(params=params)[0], rows), 1.0)
-        point = _as_float64(params=params, carry=carry, xs=xs)
+            numbers = _with_noise(next(keys), differentiable(initial), 1.0)
+        else:
+            numbers = _with_none(carry, where=fixed_part(initial))
+        point = _as_float64(params=params, carry=numbers, xs=xs)
         run = _Run(cell, reverse, gradient)
         weights = _with_noise(next(keys), jax.eval_shape(lambda: run.outputs(point, marks)), 1.0)
         case = " ".join([f"{len(point[2])} steps", *given])
@@ -176,10 +179,14 @@ class _Run(NamedTuple):
     gradient: GradientMethod
 
     def outputs(self, point: Point, marks: Marks) -> Any:
+        params, numbers, xs = point
+        # counters and keys have no derivative: they are those of the initial carry
+        initial = fixed_part(self.cell.initial_carry(params, xs.shape[1:-1]))
+        carry = merged(numbers, initial) if jax.tree.leaves(initial) else numbers
         given: dict[str, Any] = {"gradient": self.gradient, **marks}
         if isinstance(self.cell, Network):
-            return self.cell.apply(*point, **given)
-        return unroll(self.cell, *point, reverse=self.reverse, **given)
+            return differentiable(self.cell.apply(params, carry, xs, **given))
+        return differentiable(unroll(self.cell, params, carry, xs, reverse=self.reverse, **given))
 
     def error(self, point: Point, marks: Marks, weights: ArrayTree) -> tuple[Array, Any]:
         outputs = self.outputs(point, marks)
@@ -240,7 +247,7 @@ def _along(
 def _compare(run: _Run, case: str, point: Point, marks: Marks, weights: ArrayTree, key: PRNGKey) -> Report:
     found, outputs = map(_flat, _gradient(run, point, marks, weights))
     wanted, plain_outputs = map(_flat, _gradient(run.plain(), point, marks, weights))
-    names, part = _parts(run.cell, point)
+    names, part = parts_of(run.cell, point)
     sizes = np.bincount(part).astype(found.dtype)
     gaps = _along(run.plain(), point, marks, weights, found, part, sizes, key)
     gaps = [g if g is None else _norm(np.reshape(g, (-1, _DIRECTIONS))) for g in gaps]
@@ -277,43 +284,6 @@ def _ratio(gap: np.ndarray, size: np.ndarray, norm: np.ndarray) -> float:
     return ratio if np.isfinite(ratio) else np.inf
 
 
-def _parts(cell: AnyCell | Network, point: Point) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Every gate, time step and other leaf gets its (leaf, part) names; every number gets its part."""
-    gates = _gate_names(cell, point[0])
-    names: list[tuple[str, str]] = []
-    labels = []
-    for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(point)):
-        name = ("params", "carry", "xs")[path[0].idx] + jax.tree_util.keystr(path[1:])
-        if name == "xs":
-            mine = [f"step {t}" for t in range(len(leaf))]
-            label = np.arange(len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1))
-        else:
-            gate_names = gates[number] if number < len(gates) else ()
-            mine = [f"gate {g}" for g in gate_names] or [""]
-            label = np.array([0])
-            if gate_names:
-                label = np.repeat(np.arange(len(mine)), leaf.shape[-1] // len(mine))
-        labels.append(len(names) + np.broadcast_to(label, leaf.shape).reshape(-1))
-        names += [(name, part) for part in mine]
-    return names, np.concatenate(labels)
-
-
-def _gate_names(cell: AnyCell | Network, params: Foreign) -> list[tuple[str, ...]]:
-    """Each leaf of params gets the names of its gates, or () if it is not made of gate blocks."""
-    if isinstance(cell, Network):
-        layers = zip(cell.layers, params.cells, strict=True)
-        pairs = [pair for one, p in layers for pair in zip(one.cells, one.parts(p), strict=True)]
-        return [names for c, p in pairs for names in _gate_names(c, p)] + [()] * len(params.readout)
-
-    def of(path: Foreign, leaf: Array) -> tuple[str, ...]:
-        name = getattr(path[-1], "name", "") if path else ""
-        blocks = leaf.shape[-1:] == (len(cell.gate_names) * cell.hidden_size,)
-        named = len(cell.gate_names) > 1 and name in ("w_x", "w_h", "b", "b_h")
-        return cell.gate_names if blocks and named else ()
-
-    return [of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-
-
 def _input_size(cell: AnyCell | Network) -> int:
     return (cell.layers[0] if isinstance(cell, Network) else cell).input_size
 
@@ -328,6 +298,13 @@ def _with_noise(key: PRNGKey, tree: ArrayTree, scale: float = 0.3) -> Any:
         return start + scale * _normal(key, leaf.shape) / max(1, leaf.ndim - 1)
 
     return jax.tree.unflatten(structure, map(noisy, leaves, keys))
+
+
+def _with_none(tree: ArrayTree, where: ArrayTree) -> Any:
+    """The tree with None in place of each leaf that where has; a tree of another kind stays as it is."""
+    if not jax.tree.leaves(where):
+        return tree
+    return jax.tree.map(lambda w, z: z if w is None else None, where, tree, is_leaf=lambda w: w is None)
 
 
 def _normal(key: PRNGKey, shape: Shape) -> Array:

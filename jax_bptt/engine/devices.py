@@ -138,6 +138,12 @@ def varying(tree: ArrayTree) -> set[str]:
     return {a for z in jax.tree.leaves(tree) for a in jax.typeof(z).manual_axis_type.varying}
 
 
+def is_split(tree: ArrayTree) -> bool:
+    """Are arrays of this tree split over the Explicit axes of a mesh?"""
+    shardings = [jax.typeof(z).sharding for z in jax.tree.leaves(tree)]
+    return any(AxisType.Explicit in s.mesh.axis_types and any(s.spec) for s in shardings)
+
+
 def to_local(tree: Tree, like: ArrayTree) -> Tree:
     """Each device gets its own copy of a tree, along all axes along which any leaf of like varies."""
     axes = varying(like)

@@ -23,7 +23,7 @@ from jax import Array
 from jax_bptt.base.checks import check_arrays, is_known, size
 from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.trees import select
-from jax_bptt.base.types import Mark, Shape, State, Tree
+from jax_bptt.base.types import Mark, Shape, Tree
 
 
 class Marks(NamedTuple):
@@ -34,14 +34,14 @@ class Marks(NamedTuple):
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
       factor: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
-      starts: like a carry, leaves [T, ..., H], or None; the step starts from it where reset.
+      starts: a carry with leaves [T, ..., H], or None; the step starts from it where reset.
     """
 
     mask: Mark
     reset: Mark
     cut: Mark
     factor: Array | None = None
-    starts: State | None = None
+    starts: Any = None
 
 
 class Sequence(NamedTuple):
@@ -53,7 +53,8 @@ class Sequence(NamedTuple):
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
       factor: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
-      starts: like a carry, leaves [T, ..., H], or None; the step starts from it where reset.
+      starts: a carry with leaves [T, ..., H], or None; the step starts from it where reset. For a network
+        a carry of all layers.
     """
 
     xs: Any
@@ -61,7 +62,7 @@ class Sequence(NamedTuple):
     reset: Mark = None
     cut: Mark = None
     factor: Array | None = None
-    starts: State | None = None
+    starts: Any = None
 
     @property
     def steps(self) -> int:
@@ -108,7 +109,7 @@ def without_padding(sequence: Sequence) -> Sequence:
         return sequence
 
     def filled(xs: Array) -> Array:
-        if xs.shape[: mask.ndim] != mask.shape:
+        if xs.shape[: mask.ndim] != mask.shape or not xs.size:
             return xs  # the rows share this input of a scan, so it cannot be padding of some of them
         at_a_step = xs.reshape(-1, *xs.shape[mask.ndim :])
         valid = jax.lax.stop_gradient(at_a_step[jnp.argmax(mask)])  # the first step and row with mask True

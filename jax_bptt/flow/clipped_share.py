@@ -10,7 +10,7 @@ from jax import Array
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
 from jax_bptt.base.trees import norm_of_rows
-from jax_bptt.base.types import Mark, PRNGKey, State, Targets
+from jax_bptt.base.types import Mark, PRNGKey, State, Targets, Weight
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.record import LayerRecord, every_step_back, record, swept
 from jax_bptt.gradients.clipped import as_held, clip, positive_norm
@@ -34,13 +34,14 @@ def clipped_share(
     reset: Mark = None,
     cut: Mark = None,
     key: PRNGKey | None = None,
+    weight: Weight = None,
 ) -> Array:
     """This measures the share of steps in which `clipped(max_norm)` scales λ down, for each layer.
 
     mean over rows and steps t > 1 of  ‖λ̃_{t−1}‖ > c,   on the way from step t to the one before
 
     Args:
-      net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
+      net, loss, params, carry, xs, targets, mask, reset, cut, key, weight: as for `credit`.
       max_norm: c, as for `clipped`.
 
     Returns:
@@ -56,7 +57,7 @@ def clipped_share(
     [0.0]
     """
     max_norm = positive_norm("max_norm", max_norm)
-    done = record(net, loss, Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key))
+    done = record(net, loss, Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key, weight))
     lams, _ = swept(done, functools.partial(clip, max_norm))
     return jnp.stack([_share(*one, max_norm) for one in zip(done.layers, lams, strict=True)])
 

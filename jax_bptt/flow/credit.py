@@ -28,7 +28,7 @@ from jax_bptt.base.checks import as_arrays, integer, is_numeric
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import divided, norm_of, num_parameters, plus
-from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Slopes, State, Targets
+from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Slopes, State, Targets, Weight
 from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.lags import AtLag, scan_lags
@@ -93,6 +93,7 @@ def credit(
     reset: Mark = None,
     cut: Mark = None,
     key: PRNGKey | None = None,
+    weight: Weight = None,
 ) -> Credit:
     """`credit` measures the terms of the gradient's sum by loss step and source step.
 
@@ -105,7 +106,7 @@ def credit(
       net: from `network`; no layer may read backwards.
       loss: as for `value_and_grad`. The loss step t is the step of the output Y_t, whatever the loss is.
         W_y is left out, because its gradient at step t depends on step t only.
-      params, carry, xs, targets, mask, reset, cut, key: as for `value_and_grad`.
+      params, carry, xs, targets, mask, reset, cut, key, weight: as for `value_and_grad`.
       lags: lags 0 to lags − 1 are used; None for all T. With K lags the gradient returned is the one in
         which every loss sees K steps; for one layer it is that of `truncated(K, stride=1)`.
 
@@ -125,7 +126,7 @@ def credit(
     >>> found.by_parameter[0].w_h.norm.shape, round(float(found.of_all.share.sum()), 4)
     ((7, 7), 1.0)
     """
-    inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
+    inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key, weight)
     done = record(net, loss, inputs)
     lags = check_lags(lags, len(done.d_outputs))
     _, gradient = swept(done)

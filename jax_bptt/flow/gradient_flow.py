@@ -37,7 +37,7 @@ from jax_bptt.base.checks import number
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import divided, dot, norm_of, norm_of_rows, wide
-from jax_bptt.base.types import Mark, PRNGKey, Targets
+from jax_bptt.base.types import Mark, PRNGKey, Targets, Weight
 from jax_bptt.engine import chunks
 from jax_bptt.engine.linear_maps import unit_wise
 from jax_bptt.engine.phases import is_pointwise
@@ -139,6 +139,7 @@ def gradient_flow(
     reset: Mark = None,
     cut: Mark = None,
     key: PRNGKey | None = None,
+    weight: Weight = None,
 ) -> GradientFlow:
     """This measures by lag whether the gradient of a network on a batch vanishes or explodes.
 
@@ -148,7 +149,7 @@ def gradient_flow(
     inside jax.jit, use it with few lags or on a small part of the batch.
 
     Args:
-      net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`; T >= 2.
+      net, loss, params, carry, xs, targets, mask, reset, cut, key, weight: as for `credit`; T >= 2.
       lags: lags 0 to lags − 1 are used, at least 2; None for all T.
       eps: ε in (0, 1). If less than ε of the gradient is left after the longest lag, it vanishes; if more
         than 1/ε, it explodes. Lags with less than the share ε of the whole are ignored in the horizon.
@@ -169,7 +170,7 @@ def gradient_flow(
     """
     if not 0 < number("eps", "a share between 0 and 1", eps) < 1:
         raise bad("eps", "a share between 0 and 1", eps, "pass the share below which a lag is ignored")
-    inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
+    inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key, weight)
     done = record(net, loss, inputs)
     lags = check_lags(lags, len(done.d_outputs))
     if lags < 2:

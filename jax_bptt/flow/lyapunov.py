@@ -28,7 +28,7 @@ from jax import Array
 from jax_bptt.base.checks import check_key, integer
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
-from jax_bptt.base.trees import wide
+from jax_bptt.base.trees import differentiable, merged, wide
 from jax_bptt.base.types import DType, P, PRNGKey, S, Shape, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import Projected, StepCell
@@ -97,7 +97,7 @@ def lyapunov_spectrum(
     run = begin(cell, *replicate(check_unroll(cell, params, carry, Sequence(xs))))
     params, s_0, sequence = run.params, run.carry, run.sequence
     rows = sequence.rows
-    size = jax.eval_shape(lambda: WHOLE.pack(s_0, len(rows))).shape[-1]
+    size = jax.eval_shape(lambda: WHOLE.pack(differentiable(s_0), len(rows))).shape[-1]
     k = size if exponents is None else integer("exponents", exponents, 1, size)
     skipped = integer("transient", transient, 0, len(sequence.xs) - 1)
     engine = engine_of(cell)
@@ -111,9 +111,14 @@ def lyapunov_spectrum(
             stepped: State = engine.step(cell, params, s, u, engine.recur(cell, params, s)).state
             return stepped
 
+        def of_numbers(numbers: State) -> State:
+            found: State = differentiable(of_state(merged(numbers, s_prev)))
+            return found
+
         def times_j(z: Array) -> Array:
-            along = WHOLE.unpack(z.astype(s_0.h.dtype), s_prev)
-            return WHOLE.pack(jax.jvp(of_state, (s_prev,), (along,))[1], len(rows)).astype(q.dtype)  # (L1)
+            numbers = differentiable(s_prev)
+            along = WHOLE.unpack(z.astype(s_0.h.dtype), numbers)
+            return WHOLE.pack(jax.jvp(of_numbers, (numbers,), (along,))[1], len(rows)).astype(q.dtype)  # (L1)
 
         turned = jax.vmap(times_j, -1, -1)(q)
         q, r = _qr(turned)  # (L2)

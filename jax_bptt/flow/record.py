@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import last_step, plus, zeros_like
+from jax_bptt.base.trees import differentiable, last_step, plus, zeros_like
 from jax_bptt.base.types import ArrayTree, PRNGKey, Slopes, State
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine import loops, phases
@@ -25,10 +25,11 @@ from jax_bptt.engine.engine import Transform
 from jax_bptt.engine.loops import StepBack
 from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
+from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
 from jax_bptt.networks.losses import Loss, check_loss, count
 from jax_bptt.networks.network import Network, check_network, check_run
-from jax_bptt.networks.readout_and_loss import Judged, loss_and_grad
+from jax_bptt.networks.readout_and_loss import loss_and_grad
 from jax_bptt.networks.value_and_grad import Inputs, check_outputs, steps_that_count
 
 
@@ -40,7 +41,7 @@ class LayerRecord(NamedTuple):
       run: its parameters, s_0, its inputs, [T, ..., I], and its marks. If it begins from the initial carry,
         there is a reset at the first step.
       s_prev: s̃_0..s̃_{T−1}, leaves [T, ..., H].
-      states: s_1..s_T, leaves [T, ..., H].
+      states: s_1..s_T, leaves [T, ..., H]; None for leaves that have no derivative.
       slopes: a_1..a_T.
       d_start_to_params: a function from dE/dstart, leaves [..., H], to its part of dE/dparams.
       pullback: a function from dE/do_1..dE/do_T to (dE/dh_t, dE/dx_t); the latter is that of the residual
@@ -70,7 +71,7 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     Args:
       net: from `network`; no layer may read backwards.
       loss: as for `value_and_grad`.
-      inputs: the parameters, carry, sequence, targets and key.
+      inputs: the parameters, carry, sequence, targets, key and weight.
 
     Returns:
       The `Record`.
@@ -81,11 +82,11 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     check_network(net)
     check_loss(loss)
     params, carry, sequence = check_run(net, inputs.params, inputs.carry, inputs.sequence, key=inputs.key)
-    targets = check_outputs(net, loss, sequence, inputs.targets)
-    if varying((params, carry, sequence, targets)):
+    targets, weight = check_outputs(net, loss, sequence, inputs.targets, inputs.weight)
+    if varying((params, carry, sequence, targets, weight)):
         came = "different rows on every device of a jax.shard_map"
         raise bad("xs", "the rows of all devices", came, "call it outside, on arrays placed on the mesh")
-    params, carry, sequence, targets = replicate((params, carry, sequence, targets))
+    params, carry, sequence, targets, weight = replicate((params, carry, sequence, targets, weight))
     keys, here, layers = dropout_keys(inputs.key, sequence), sequence, []
     for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
         if layer.backward is not None:
@@ -100,8 +101,8 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
         return at_last_step(net.layers[-1], outputs, sequence.mask) if net.readout.of_last else outputs
 
     hs, back = jax.vjp(read_by_readout, here.xs)
-    counted = steps_that_count(net, sequence.mask)
-    judged = Judged(targets, counted, count(loss, targets, counted))
+    judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
+    judged = judged._replace(n=count(loss, judged))
     found = loss_and_grad(net.readout, loss, params.readout, hs, judged)
     return Record(tuple(layers), found.error, back(found.hs)[0])
 
@@ -112,7 +113,8 @@ def record_of_layer(
     """This runs one layer that reads forward; a carry of None stands for the initial carry."""
     cell, rows = layer.forward, sequence.rows
     sequence = without_padding(sequence)
-    start, begin = jax.vjp(lambda p: cell.initial_carry(p, rows), params)
+    start = cell.initial_carry(params, rows)
+    _, begin = jax.vjp(lambda p: differentiable(cell.initial_carry(p, rows)), params)
     if carry is None:  # a reset at the first step, so that dE/ds_0 goes on into the params
         first = jnp.zeros(sequence.xs.shape[:-1], bool).at[0].set(True)
         # a cut at the first step stops the gradient into the initial carry, too
@@ -121,9 +123,10 @@ def record_of_layer(
         carry = start
     run = Run(params, carry, None if sequence.reset is None else start, sequence)
     run = to_local(run, run)
-    states = phases.forward(cell, run).states
-    s_prev = phases.previous(run, states)
-    slopes = phases.linearise(cell, run, s_prev, states)
+    every_leaf = phases.forward(cell, run).states
+    s_prev = phases.previous(run, every_leaf)
+    slopes = phases.linearise(cell, run, s_prev, every_leaf)
+    states: State = differentiable(every_leaf)
 
     def outputs(hs: Array, xs: Array) -> Array:
         return outputs_of(layer, hs, sequence._replace(xs=xs), keys)

@@ -25,7 +25,7 @@ from jax_bptt.base.checks import is_floating
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import named
 from jax_bptt.base.trees import divided, norm_of, plus, select, zeros_like
-from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, PRNGKey, S, State, Targets
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, PRNGKey, S, State, Targets, Weight
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import StepCell
 from jax_bptt.engine.sequence import Sequence
@@ -50,6 +50,7 @@ def omega(
     reset: Mark = None,
     cut: Mark = None,
     key: PRNGKey | None = None,
+    weight: Weight = None,
 ) -> Array:
     """This computes the vanishing-gradient regulariser of Pascanu, Mikolov & Bengio, for any cell.
 
@@ -60,7 +61,7 @@ def omega(
     paper's code squares the ratio before it subtracts one.
 
     Args:
-      net, loss, params, carry, xs, targets, mask, reset, cut, key: as for `credit`.
+      net, loss, params, carry, xs, targets, mask, reset, cut, key, weight: as for `credit`.
 
     Returns:
       Ω, a scalar in float32 at least, the sum over steps and layers. The norms of a step leave out rows that
@@ -79,7 +80,7 @@ def omega(
     0.0
     """
     constant, s_0, x = jax.tree.map(_as_constant, (params, carry, xs))
-    done = record(net, loss, Inputs(constant, s_0, Sequence(x, mask, reset, cut), targets, key))
+    done = record(net, loss, Inputs(constant, s_0, Sequence(x, mask, reset, cut), targets, key, weight))
     layers = zip(done.layers, params.cells, swept(done)[0], strict=True)
     return functools.reduce(jnp.add, [_of_layer(*one) for one in layers])
 

@@ -48,6 +48,7 @@ from jax_bptt.gradients.method import (
     Reversed,
     Streamed,
     Weights,
+    check_on_one_device,
 )
 from jax_bptt.gradients.schedule import Action, schedule
 
@@ -147,6 +148,7 @@ class _Slots(NamedTuple):
 
 
 def _forward(plan_of: _PlanOf, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    check_on_one_device("jb.checkpointed", cell, run)
     plan, ys = plan_of(run.sequence.steps, chunks.chunk_of_run(run)), []
     s = run.carry
     if plan.head:
@@ -213,7 +215,7 @@ def _stream(
     if plan.head:
         s = recurrence.advance(weights, s, plan.head_of(data))
     slots, reversal = _Slots(s, _empty_slots(plan, s)), _Reversal(recurrence, weights, carry, data)
-    return _execute(plan, plan.actions, reversal, slots, zeros_like(carry))
+    return _execute(plan, plan.actions, reversal, slots, zeros_like(differentiable(carry)))
 
 
 class _Reversal(NamedTuple):

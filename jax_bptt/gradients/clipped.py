@@ -19,7 +19,7 @@ from jax import Array
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import norm_of_rows, trailing
+from jax_bptt.base.trees import common_dtype, norm_of_rows, trailing
 from jax_bptt.base.types import DType, S
 from jax_bptt.gradients.full import full, full_with
 from jax_bptt.gradients.method import GradientMethod
@@ -64,13 +64,15 @@ def clipped(max_norm: float) -> GradientMethod:
 
 def clip(max_norm: float, lam: S) -> S:
     """Each row of λ is scaled down to this norm if its own is larger."""
+    if not jax.tree.leaves(lam):  # a carry of counters alone
+        return lam
     norm = norm_of_rows(lam)
     c, one = as_held(max_norm, norm.dtype), jnp.ones_like(norm)
     above = norm > c  # the inner `where` below avoids a division by zero, also in a derivative of this
     scale = jnp.where(above, c / jnp.where(above, norm, one), one)
 
     def scaled(z: Array) -> Array:
-        dtype = jnp.promote_types(z.dtype, norm.dtype)
+        dtype = common_dtype((z, norm))
         return (z.astype(dtype) * trailing(scale, z).astype(dtype)).astype(z.dtype)  # (CL1)
 
     return jax.tree.map(scaled, lam)

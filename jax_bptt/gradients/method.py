@@ -10,7 +10,9 @@ import jax
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import ArrayTree
+from jax_bptt.cell.body import Body
 from jax_bptt.cell.cell import Cell
+from jax_bptt.engine.devices import is_split, reduce_axes
 from jax_bptt.engine.engine import AnyEngine, Engine, Runnable
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
@@ -40,6 +42,24 @@ def differentiated_once(came: str, fix: str, f: Callable[..., _R]) -> Callable[.
         raise bad("gradient", "first derivatives in reverse mode", came, fix)
 
     return guarded
+
+
+def check_on_one_device(method: str, cell: Runnable, run: Run) -> None:
+    """The body of a scan must not be split over devices, or a ValueError is raised.
+
+    The rows of a cell are split by `unroll` itself. Those of a body are unknown here.
+    """
+    if not isinstance(cell, Body):
+        return
+    fix = "use jb.full() or jb.truncated(h)"
+    if is_split(run):
+        came = "arrays split over the Explicit axes of a mesh"
+        raise bad(
+            "gradient", f"arrays that are not split, for {method} of a scan", came, f"{fix}, or Auto axes"
+        )
+    if method == "jb.rtrl" and reduce_axes((run.carry, run.sequence), run.params):
+        came = "rows that differ from device to device, and weights that do not"
+        raise bad("gradient", f"weights of each device, for {method} of a scan", came, fix)
 
 
 class Reversed(NamedTuple):

@@ -33,7 +33,7 @@ from jax_bptt.engine.emission import emission_of
 from jax_bptt.engine.engine import Forward, Runnable
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.gradients.jacobians import form_of, jacobians, jacobians_with_marks, small_matmul
-from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.gradients.method import GradientMethod, check_on_one_device
 from jax_bptt.gradients.newton import Newton, states_by_newton
 
 
@@ -80,6 +80,7 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
 
 
 def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    check_on_one_device("jb.parallel", cell, run)
     if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run.carry)):  # their Jacobian is no complex matrix
         raise bad("gradient", "a carry of real numbers for jb.parallel", run.carry, "use jb.full()")
     found = phases.forward(cell, run)
@@ -87,6 +88,7 @@ def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
 
 
 def _forward_by_newton(newton: Newton, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    check_on_one_device("jb.parallel", cell, run)
     found, info = states_by_newton(newton, cell, run)
     states: State = jax.lax.cond(info.converged, lambda: found, lambda: phases.forward(cell, run).states)
     own = phases.own_of(cell, run, states)

@@ -47,7 +47,7 @@ from jax_bptt.engine.engine import Runnable, Stepped
 from jax_bptt.engine.loops import begin_of_step
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
-from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.gradients.method import GradientMethod, check_on_one_device
 
 
 class Influenced(NamedTuple):
@@ -178,6 +178,7 @@ def _linearised(
 
 
 def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    check_on_one_device("jb.rtrl", cell, run)
     if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run)):
         raise bad("gradient", "real numbers for jb.rtrl", "complex numbers", "use jb.full()")
     return phases.outputs(cell, phases.forward(cell, run)), Kept(run, None)

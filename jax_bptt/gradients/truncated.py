@@ -53,6 +53,7 @@ from jax_bptt.gradients.method import (
     Recurrence,
     Streamed,
     Weights,
+    check_on_one_device,
     differentiated_once,
 )
 
@@ -108,6 +109,7 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     once = functools.partial(differentiated_once, came, f"use jb.truncated({window}) or jb.full()")
 
     def forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+        check_on_one_device("jb.truncated with a stride", cell, run)
         return once(functools.partial(full(recompute=True).forward, cell))(run)
 
     def backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
@@ -138,16 +140,16 @@ def _stream(
         s, d_weights, d_carry = state
         # constants for a derivative of this gradient, too
         s = jax.tree.map(lambda z: jnp.where(first == 0, z, jax.lax.stop_gradient(z)), s)
-        found = recurrence.reverse(weights, s, here, zeros_like(s))
+        found = recurrence.reverse(weights, s, here, zeros_like(differentiable(s)))
         # only the first piece begins from s_0; the carries of the others are constants
         d_carry = jax.tree.map(lambda z, new: jnp.where(first == 0, new, z), d_carry, found.d_carry)
         out = jax.tree.map(lambda z: z[None], found.out)
         return (found.carry, chunks.add_to(d_weights, found.d_weights), d_carry), out
 
-    state = carry, chunks.zero_sums(differentiable(weights)), zeros_like(carry)
+    state = carry, chunks.zero_sums(differentiable(weights)), zeros_like(differentiable(carry))
     steps = min(window, chunks.fixed(sequence.steps))
     (carry, d_weights, d_carry), out = chunks.scan(piece, state, data, steps)
-    return Streamed(carry, chunks.sums_as(d_weights, weights), d_carry, [out])
+    return Streamed(carry, chunks.sums_as(d_weights, differentiable(weights)), d_carry, [out])
 
 
 def _backward(window: int, stride: int, cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:

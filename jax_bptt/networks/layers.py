@@ -152,9 +152,11 @@ def run_layers(
     A carry of None stands for the initial carry; keys are those of `dropout_keys`.
     """
     last = []
+    starts = sequence.starts  # one for each layer, as the carry
     for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
         s_0 = None if carry is None else carry[number]
-        s_last, hs = _run_layer(layer, p, s_0, sequence, gradient)
+        of_layer = sequence._replace(starts=None if starts is None else starts[number])
+        s_last, hs = _run_layer(layer, p, s_0, of_layer, gradient)
         last.append(s_last)
         outputs = outputs_of(layer, hs, sequence, keys_of_layer(number, keys))
         sequence = sequence._replace(xs=outputs)
@@ -167,8 +169,11 @@ def _run_layer(
     if layer.backward is None:
         return run_checked(layer.forward, params, carry, sequence, gradient)  # (H1)
     to_right, to_left = Directions(None, None) if carry is None else carry
-    right, ahead = run_checked(layer.forward, params.forward, to_right, sequence, gradient)  # (H1)
-    ends = ends_of(sequence)  # read backwards, a mark between steps t − 1 and t is one of t − 1
+    starts: Any = Directions(None, None) if sequence.starts is None else sequence.starts
+    of_right = sequence._replace(starts=starts.forward)
+    right, ahead = run_checked(layer.forward, params.forward, to_right, of_right, gradient)  # (H1)
+    # read backwards, a mark between steps t − 1 and t is one of t − 1
+    ends = ends_of(sequence._replace(starts=starts.backward))
     left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, reverse=True)  # (H2)
     return Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
 

@@ -1,10 +1,14 @@
 """Losses E(Y, d) have a derivative by the outputs, dE/dY_t, from which the backward pass begins.
 
-    squared error (the article's)     E = Σ_t Σ (d_t − Y_t)²                                  (D1)
-                                      dE/dY_t = −2 (d_t − Y_t)                                (D2)
+    article                  E = Σ_t Σ (d_t − Y_t)²
 
-    softmax cross-entropy of N steps  E = −1/N Σ log p[d],   p = softmax(Y)                   (D3)
-                                      dE/dY = (p − onehot(d)) / N                             (D4)
+    squared error            E = Σ_t w_t Σ (d_t − Y_t)²                                       (D1)
+                             dE/dY_t = −2 w_t (d_t − Y_t)                                     (D2)
+
+    softmax cross-entropy    E = −1/N Σ w log p[d],   p = softmax(Y),   N = Σ w               (D3)
+                             dE/dY = w (p − onehot(d)) / N                                    (D4)
+
+The weight w of a step and row is 1 unless one is given, and 0 where the mask is False; see `judged`.
 
 Both are sums over steps, so Y can be computed, used and freed one chunk of steps at a time; N is counted
 before. Any other loss is a function (ys, targets) -> scalar of all Y, and jax.vjp computes its dE/dY. That
@@ -24,18 +28,18 @@ from jax import Array
 
 from jax_bptt.base.checks import as_arrays, is_array, is_floating, is_function
 from jax_bptt.base.errors import bad, named, naming, running
-from jax_bptt.base.trees import select, wide, zeros_like
-from jax_bptt.base.types import Foreign, Mark, Targets
+from jax_bptt.base.trees import select, times_rows, wide, zeros_like
+from jax_bptt.base.types import Foreign, Mark, Weight
+from jax_bptt.networks.judged import Counted, Judged, Scored, scored, total_weight, widened
 
-Loss: TypeAlias = Callable[..., Array]  # (ys, targets) -> E, or (ys, targets, mask=mask) -> E
-Counted: TypeAlias = Array | None  # N, what a mean is over; None for a sum
+Loss: TypeAlias = Callable[..., Array]  # (ys, targets) -> E, also of mask=mask and weight=weight if given
 
 
 @named()
-def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
+def squared_error(ys: Array, targets: Array, mask: Mark = None, weight: Weight = None) -> Array:
     """The article's squared error is a SUM over all steps, rows and outputs, not a mean.
 
-    E = Σ_t Σ (d_t − Y_t)²   (D1)
+    E = Σ_t w_t Σ (d_t − Y_t)²   (D1)
 
     The sum grows with the number of steps and rows, and so does its gradient; choose the learning rate
     accordingly.
@@ -44,86 +48,96 @@ def squared_error(ys: Array, targets: Array, mask: Mark = None) -> Array:
       ys: Y, [T, ..., O].
       targets: d, same shape and dtype.
       mask: bool [T, ...], or None. Only steps where it is True count; ys and targets elsewhere are ignored.
+      weight: w, [T, ...] in the dtype of ys, of any sign; None for 1. Where it is exactly 0, an error that
+        is not finite, as of a target NaN, counts as 0. A NaN in ys is not ignored there.
 
     Returns:
       E, a scalar in the dtype of ys, but in float32 at least.
 
     Raises:
-      ValueError: ys is not a floating array, or targets or mask have another shape or dtype than they
-        should; nothing is broadcast.
+      ValueError: ys is not a floating array, or targets, mask or weight have another shape or dtype than
+        they should; nothing is broadcast.
 
     >>> float(squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])))
     4.0
     """
-    return _squares(ys, targets, mask, None)
+    return _squares(ys, Judged(targets, mask, weight))
 
 
-def _squares(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
-    ys, targets = _real(ys, targets, mask)
-    return optax.squared_error(_wide(ys), _wide(targets)).sum()  # (D1)
+def _squares(ys: Array, judged: Judged) -> Array:
+    ys, targets, weight = _real(ys, judged)
+    squares = optax.squared_error(widened(ys), widened(targets))
+    return (squares if weight is None else times_rows(weight, squares)).sum()  # (D1)
 
 
-def _squares_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
-    ys, targets = _real(ys, targets, mask)
-    return -2 * (targets - ys)  # (D2)
+def _squares_by_ys(ys: Array, judged: Judged) -> Array:
+    ys, targets, weight = _real(ys, judged)
+    slope = -2 * (targets - ys)
+    return slope if weight is None else times_rows(weight, widened(slope)).astype(ys.dtype)  # (D2)
 
 
 @named()
-def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None) -> Array:
+def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None, weight: Weight = None) -> Array:
     """The softmax cross-entropy is a MEAN over all steps and rows that count, not a sum; in nats.
 
-    E = −1/N Σ log softmax(Y)[d]   (D3)
+    E = −1/N Σ w log softmax(Y)[d],   N = Σ w   (D3)
 
     Args:
       ys: logits Y, [T, ..., O].
       targets: classes d, integers in 0..O−1, [T, ...].
       mask: bool [T, ...], or None. Only steps where it is True count; ys and targets elsewhere are ignored.
+      weight: w, [T, ...] in the dtype of ys, of any sign; None for 1. Where it is exactly 0, the class may
+        be out of range, such as −1: an error that is not finite counts as 0 there. A NaN in ys is not
+        ignored.
 
     Returns:
-      E in nats, a scalar in the dtype of ys, but in float32 at least: the mean over the N pairs of step and
-      row that count. E and its derivative are NaN if a class is out of range or if nothing counts.
+      E in nats, a scalar in the dtype of ys, but in float32 at least: the weighted mean over the pairs of
+      step and row that count. E and its derivative are NaN if a class is out of range or if nothing counts,
+      as where all weights are 0.
 
     Raises:
-      ValueError: ys is not a floating array, targets are not integers, or targets or mask do not have the
-        shape of ys without its last axis.
+      ValueError: ys is not a floating array, targets are not integers, or targets, mask or weight do not
+        have the shape of ys without its last axis.
 
     >>> round(float(softmax_cross_entropy(jnp.zeros((7, 2, 4)), jnp.ones((7, 2), int))), 4)
     1.3863
     """
-    _classes(ys, targets, mask)
-    return _nats(ys, targets, mask, _steps_that_count(targets, mask))
+    judged = Judged(targets, mask, weight)
+    _classes(ys, judged)
+    return _nats(ys, judged._replace(n=total_weight(judged)))
 
 
-def _nats(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
-    ys, targets, counts = _classes(ys, targets, mask)
-    assert n is not None  # `_steps_that_count` counts
-    nats = optax.softmax_cross_entropy_with_integer_labels(_wide(ys), targets)
-    return (nats * counts).sum() / n.astype(nats.dtype)  # (D3)
+def _nats(ys: Array, judged: Judged) -> Array:
+    ys, targets, weight = _classes(ys, judged)
+    assert judged.n is not None  # `total_weight` counts
+    nats = _nats_of_each(ys, targets)
+    return (nats * weight).sum() / judged.n.astype(nats.dtype)  # (D3)
 
 
-def _nats_by_ys(ys: Array, targets: Array, mask: Mark, n: Counted) -> Array:
-    ys, targets, counts = _classes(ys, targets, mask)
-    assert n is not None  # `_steps_that_count` counts
-    p = jax.nn.softmax(_wide(ys))
+def _nats_by_ys(ys: Array, judged: Judged) -> Array:
+    ys, targets, weight = _classes(ys, judged)
+    assert judged.n is not None  # `total_weight` counts
+    p = jax.nn.softmax(widened(ys))
     p_minus_d = p - jax.nn.one_hot(targets, ys.shape[-1], dtype=p.dtype)
-    return (p_minus_d * (counts / n.astype(p.dtype))[..., None]).astype(ys.dtype)  # (D4)
+    return (p_minus_d * (weight / judged.n.astype(p.dtype))[..., None]).astype(ys.dtype)  # (D4)
 
 
-def _steps_that_count(targets: Array, mask: Mark) -> Array:
-    return jnp.asarray(targets.size) if mask is None else mask.sum()
+def _nats_of_each(ys: Array, targets: Array) -> Array:
+    nats: Array = optax.softmax_cross_entropy_with_integer_labels(widened(ys), targets)
+    return nats
 
 
 class _Additive(NamedTuple):
-    """An additive loss is a sum over steps; value and slope take some steps: (ys, targets, mask, N)."""
+    """An additive loss is a sum over steps; value and slope take the outputs of some steps."""
 
-    value: Callable[[Array, Targets, Mark, Counted], Array]
-    slope: Callable[[Array, Targets, Mark, Counted], Array]
-    counted: Callable[[Targets, Mark], Counted]  # N of all steps, before any is used
+    value: Callable[[Array, Judged], Array]
+    slope: Callable[[Array, Judged], Array]
+    counted: Callable[[Judged], Counted]  # N of all steps, before any is used
 
 
 _ADDITIVE = {
-    squared_error: _Additive(_squares, _squares_by_ys, lambda targets, mask: None),
-    softmax_cross_entropy: _Additive(_nats, _nats_by_ys, _steps_that_count),
+    squared_error: _Additive(_squares, _squares_by_ys, lambda judged: None),
+    softmax_cross_entropy: _Additive(_nats, _nats_by_ys, total_weight),
 }
 
 
@@ -132,70 +146,80 @@ def is_additive(loss: Loss) -> bool:
     return loss in _ADDITIVE
 
 
-def count(loss: Loss, targets: Targets, mask: Mark) -> Counted:
+def count(loss: Loss, judged: Judged) -> Counted:
     """This is N of these steps; None for a loss that does not divide by it."""
-    return _ADDITIVE[loss].counted(targets, mask) if is_additive(loss) else None
+    return _ADDITIVE[loss].counted(judged) if is_additive(loss) else None
 
 
-def value_and_slope_of_steps(
-    loss: Loss, ys: Array, targets: Targets, mask: Mark, n: Counted
-) -> tuple[Array, Array]:
+def value_and_slope_of_steps(loss: Loss, ys: Array, judged: Judged) -> tuple[Array, Array]:
     """Some steps of an additive loss give a part of E and its derivative dE/dY.
 
     Args:
       loss: `squared_error` or `softmax_cross_entropy`.
       ys: Y of these steps, [K, ..., O].
-      targets, mask: the targets and the mask of these steps.
-      n: `count` of all steps.
+      judged: the targets, mask and weight of these steps, and N of all steps.
 
     Returns:
       Their part of E, a scalar, and dE/dY, like ys.
 
     Raises:
-      ValueError: ys, targets or mask do not fit together.
+      ValueError: ys, targets, mask or weight do not fit together.
     """
-    return _ADDITIVE[loss].value(ys, targets, mask, n), _ADDITIVE[loss].slope(ys, targets, mask, n)
+    return _ADDITIVE[loss].value(ys, judged), _ADDITIVE[loss].slope(ys, judged)
 
 
-def value_and_slope(
-    loss: Loss, ys: Array, targets: Targets, mask: Mark, n: Counted = None
-) -> tuple[Array, Array]:
+def value_and_slope(loss: Loss, ys: Array, judged: Judged) -> tuple[Array, Array]:
     """Any loss gives E and its derivative by the outputs, dE/dY.
 
     Args:
       loss: one of the above, or any function (ys, targets) -> scalar. If there is a mask, it is called with
-        mask=mask, and its dE/dY is zero where mask is False.
+        mask=mask, and its dE/dY is zero where mask is False. If there is a weight, it is called with
+        weight=weight.
       ys: Y, [T, ..., O].
-      targets: whatever the loss takes.
-      mask: bool [T, ...], or None.
-      n: `count` of all steps, if ys holds only some of them; E is then a part. None counts the steps of ys.
+      judged: the targets, mask and weight. If N is given, ys holds only some of all steps, and E is a part.
 
     Returns:
       E, a scalar, and dE/dY, like ys.
 
     Raises:
-      ValueError: the loss does not return a floating scalar, or there is a mask and it takes none.
+      ValueError: the loss does not return a floating scalar, or there is a mask or weight and it takes none.
     """
-    given = {} if mask is None else {"mask": mask}
     if is_additive(loss):
-        check_targets(loss, ys, targets, mask)
-        n = count(loss, targets, mask) if n is None else n
-        return value_and_slope_of_steps(loss, ys, targets, mask, n)
-    if mask is not None and not _takes_mask(loss):
-        fix = "give it a third argument mask, and count only the steps where mask is True"
-        raise bad("loss", "a function that takes the mask", loss, fix)
+        check_targets(loss, ys, judged)
+        n = count(loss, judged) if judged.n is None else judged.n
+        return value_and_slope_of_steps(loss, ys, judged._replace(n=n))
+    given = _taken(loss, judged)
     with running("loss"):
-        error = jax.eval_shape(lambda ys: loss(ys, targets, **given), ys)
+        error = jax.eval_shape(lambda ys: loss(ys, judged.targets, **given), ys)
     if getattr(error, "shape", None) != () or not jnp.issubdtype(error.dtype, jnp.floating):
         raise bad("loss", "a floating scalar", error, "sum or average over time, rows and outputs")
-    error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, targets, **given)), ys)
+    error, pullback = jax.vjp(lambda ys: jnp.asarray(loss(ys, judged.targets, **given)), ys)
     d_ys = pullback(jnp.ones_like(error))[0]
-    return error, select(mask, d_ys, zeros_like(d_ys))
+    return error, select(judged.mask, d_ys, zeros_like(d_ys))
 
 
-def check_targets(loss: Loss, ys: object, targets: Targets, mask: Mark) -> None:
+def _taken(loss: Loss, judged: Judged) -> dict[str, Array]:
+    """The mask and the weight, as far as there are any, for a loss that must take them."""
+    fixes = {
+        "mask": "give it a third argument mask, and count only the steps where mask is True",
+        "weight": "give it an argument weight, and multiply the error of each step and row by its weight",
+    }
+    given = {name: z for name, z in judged._asdict().items() if name in fixes and z is not None}
+    for name in given:
+        if not _takes(loss, name):
+            raise bad("loss", f"a function that takes the {name}", loss, fixes[name])
+    return given
+
+
+def _takes(loss: Loss, argument: str) -> bool:
+    with naming("loss", "a function with a signature"):  # some built-in functions have none
+        parameters = inspect.signature(loss).parameters.values()
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def check_targets(loss: Loss, ys: object, judged: Judged) -> None:
     """This raises a ValueError unless targets fit an additive loss of ys; a shape is enough for ys."""
-    given = {"targets": targets, "mask": mask}
+    given = {"targets": judged.targets, "mask": judged.mask, "weight": judged.weight}
     arrays = {name: z for name, z in given.items() if is_array(z)}
     shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), {"ys": ys, **arrays})
     jax.eval_shape(lambda shapes: loss(**given | shapes), shapes)
@@ -207,38 +231,35 @@ def check_loss(loss: object) -> None:
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")
 
 
-def _takes_mask(loss: Loss) -> bool:
-    with naming("loss", "a function with a signature"):  # some built-in functions have none
-        parameters = inspect.signature(loss).parameters.values()
-    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _real(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array]:
+def _real(ys: object, judged: Judged) -> Scored:
     """ys and targets are checked and returned, both zero where they do not count."""
-    ys, targets, mask = _outputs(ys), as_arrays("targets", targets), as_arrays("mask", mask)
+    ys, targets = _outputs(ys), as_arrays("targets", judged.targets)
     if not is_array(targets) or targets.shape != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
-    _check_mask(mask, ys)
-    return select(mask, (ys, targets), zeros_like((ys, targets)))
+
+    def error(ys: Array, targets: Array) -> Array:
+        return optax.squared_error(widened(ys), widened(targets)).sum(-1)
+
+    return scored(error, ys, targets, judged)
 
 
-def _classes(ys: object, targets: Targets, mask: Mark) -> tuple[Array, Array, Array]:
-    """ys and targets are checked and returned, zero where they do not count, with 1 where a step counts."""
-    ys, targets, mask = _outputs(ys), as_arrays("targets", targets), as_arrays("mask", mask)
+def _classes(ys: object, judged: Judged) -> tuple[Array, Array, Array]:
+    """ys and targets are checked and returned, zero where they do not count, with the weight of each."""
+    ys, targets = _outputs(ys), as_arrays("targets", judged.targets)
     shape = targets.shape if is_array(targets) else None
     if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
         fix = "pass class indices, one for each row of ys, not one-hot rows"
         raise bad("targets", f"integer classes {list(ys.shape[:-1])}", targets, fix)
     targets = targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets  # O may exceed 8 bits
-    _check_mask(mask, ys)
-    ys, targets = select(mask, (ys, targets), zeros_like((ys, targets)))
-    one = _one_in_range(ys, targets)
-    return ys, targets, one if mask is None else one * mask.astype(one.dtype)
 
+    def error(ys: Array, targets: Array) -> Array:
+        return _nats_of_each(ys, targets) * _one_in_range(ys, targets)
 
-def _check_mask(mask: Foreign, ys: Array) -> None:
-    if mask is not None and not (is_array(mask) and mask.shape == ys.shape[:-1] and mask.dtype == bool):
-        raise bad("mask", f"bool{list(ys.shape[:-1])}", mask, "pass one bool for each step and row")
+    ys, targets, weight = scored(error, ys, targets, judged)
+    one, mask = _one_in_range(ys, targets), as_arrays("mask", judged.mask)
+    if weight is None:
+        weight = None if mask is None else mask.astype(one.dtype)
+    return ys, targets, one if weight is None else one * weight
 
 
 def _outputs(ys: Foreign) -> Array:
@@ -253,8 +274,3 @@ def _one_in_range(ys: Array, targets: Array) -> Array:
     """This is 1 where a class is in range and NaN elsewhere, so that a wrong label makes the loss NaN."""
     in_range = (targets >= 0) & (targets < ys.shape[-1])
     return jnp.where(in_range, jnp.ones((), wide(ys.dtype)), jnp.nan)
-
-
-def _wide(ys: Array) -> Array:
-    """The outputs are cast to float32 at least: 16 bits hold neither N nor the sum of many terms."""
-    return ys.astype(wide(ys.dtype))

@@ -31,6 +31,7 @@ from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.layers import Directions, Layer, at_last_step, dropout_keys, layer, run_layers
+from jax_bptt.networks.network_step import check_network_step, step_network
 from jax_bptt.networks.readout import Readout, ReadoutParams, outputs_lie
 from jax_bptt.unrolling.arguments import (
     check_inputs,
@@ -156,10 +157,11 @@ class Network(NamedTuple):
         mask: Mark = None,
         reset: Mark = None,
         cut: Mark = None,
+        starts: NetworkCarry | None = None,
         key: PRNGKey | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[NetworkCarry, Array]:
-        """This runs the network; the outputs Y_1..Y_T are differentiable by params, carry and xs.
+        """This runs the network; the outputs Y_1..Y_T are differentiable by params, carry, xs and starts.
 
         Y_t = g₂(h_t W_y (+ b_y))   (N1, N2)
 
@@ -172,6 +174,9 @@ class Network(NamedTuple):
           gradient: the gradient method of each layer, see `unroll`.
           mask, reset, cut: bool [T, ...] for all layers, see `unroll`. For a cell that reads backwards a
             reset or cut at step t also acts between t − 1 and t.
+          starts: the states to which resets go back, a carry with leaves [T, ..., H], see `unroll`; None,
+            for all layers or for one of them, stands for the initial carry. A cell that reads backwards
+            begins step t − 1 from starts_t.
           key: a key from jax.random.key for dropout; None turns dropout off, for evaluation.
           dtype: jnp.bfloat16 for mixed precision in every layer and the readout, see `unroll`.
 
@@ -181,13 +186,48 @@ class Network(NamedTuple):
         Raises:
           ValueError: at trace time; it names the argument, what was expected and what was passed.
         """
-        sequence = Sequence(xs, mask, reset, cut)
+        sequence = Sequence(xs, mask, reset, cut, starts=starts)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
         net = network_with_dtype(dtype, self, params)
         last, hs = features(net, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))
         lie = outputs_lie(net.readout)
         forward = on_devices(net.readout.forward, rows_of(sequence.xs, params, carry), (ALL, lie), (lie, lie))
         return last, forward(params.readout, hs)[1]  # (N2)
+
+    @named("net.step")
+    @compiled("self", "dtype")
+    def step(
+        self,
+        params: NetworkParams,
+        carry: NetworkCarry | None,
+        x: Array,
+        *,
+        mask: Mark = None,
+        reset: Mark = None,
+        dtype: DTypeLike | None = None,
+    ) -> tuple[NetworkCarry, Array]:
+        """This takes one step, without dropout; in a loop it gives the numbers of `apply`, see `step`.
+
+        Y_t = g₂(h_t W_y (+ b_y))   (N1, N2)
+
+        Args:
+          params: from `init`.
+          carry: from `initial_carry` or the step before; None as for `apply`.
+          x: x_t, [..., I], dtype of params.
+          mask, reset: bool [...] for all layers, see `step`.
+          dtype: as for `apply`.
+
+        Returns:
+          (carry, y): the state of every layer and Y_t, [..., O]. With `last`, Y_t is the output of a
+          sequence that ends here.
+
+        Raises:
+          ValueError: at trace time, also for a network with a layer that reads backwards.
+        """
+        sizes = _parameter_shapes(self), self.layers[0].input_size
+        params, carry, sequence = check_network_step(self, sizes, params, carry, x, mask, reset)
+        net = network_with_dtype(dtype, self, params)
+        return step_network(net.layers, net.readout, params, carry, sequence)
 
 
 def _cells(argument: str, value: Foreign) -> tuple[AnyCell | Layer, ...]:
@@ -207,7 +247,7 @@ def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
       readout: from `readout` or `last`; its hidden size must equal the output size of the last layer.
 
     Returns:
-      The `Network`, with the methods init, initial_carry, next_carry and apply.
+      The `Network`, with the methods init, initial_carry, next_carry, apply and step.
 
     Raises:
       ValueError: cells is empty or holds something else than cells and layers, readout is not a `Readout`,

@@ -16,27 +16,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.trees import wide
-from jax_bptt.base.types import Mark, Targets
 from jax_bptt.engine import chunks
 from jax_bptt.engine.devices import ALL, Rows, on_devices, reduce_axes, sum_over_devices, to_local
-from jax_bptt.networks.losses import Counted, Loss, is_additive, value_and_slope, value_and_slope_of_steps
+from jax_bptt.networks.judged import Judged
+from jax_bptt.networks.losses import Loss, is_additive, value_and_slope, value_and_slope_of_steps
 from jax_bptt.networks.readout import Readout, ReadoutParams, outputs_lie
 
 AT_ONCE = 2**20  # so many numbers of Y exist together: with their slopes they nearly fit into the caches
-
-
-class Judged(NamedTuple):
-    """The outputs are compared with these targets.
-
-    Attributes:
-      targets: whatever the loss takes.
-      mask: bool [T, ...], or [...] with `last`; None if all outputs count.
-      n: `losses.count` of all steps and rows; the targets may be only a part of these.
-    """
-
-    targets: Targets
-    mask: Mark
-    n: Counted
 
 
 class ReadoutGradient(NamedTuple):
@@ -68,7 +54,7 @@ def loss_and_grad(
       loss: as for `value_and_grad`.
       params: the parameters of the readout.
       hs: [T, ..., H], or [..., H] with `last`.
-      judged: the targets, which of them count, and N.
+      judged: the targets, how much each output counts, and N.
       rows: how the rows are split over devices, if the loss needs those of all devices; else None.
 
     Returns:
@@ -81,7 +67,7 @@ def loss_and_grad(
         return loss_and_grad_of_steps(readout, loss, params, hs, judged)
     lie = outputs_lie(readout)
     zs, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
-    error, d_ys = value_and_slope(loss, ys, *judged)  # (E2)
+    error, d_ys = value_and_slope(loss, ys, judged)  # (E2)
 
     def backward(params: ReadoutParams, hs: Array, *at: Array) -> tuple[ReadoutParams, Array]:
         d_params, d_hs = readout.backward(to_local(params, hs), hs, *at)  # (E3)
@@ -99,14 +85,14 @@ def loss_and_grad_of_steps(
     chunk = chunks.at_most(AT_ONCE // outputs, hs.shape[0])
     Sums = tuple[Array, ReadoutParams]
 
-    def read_chunk(sums: Sums, first: chunks.First, here: tuple[Array, Targets, Mark]) -> tuple[Sums, Array]:
-        hs, targets, mask = here
+    def read_chunk(sums: Sums, first: chunks.First, here: tuple[Array, Judged]) -> tuple[Sums, Array]:
+        hs, judged_here = here
         zs, ys = readout.forward(params, hs)  # (E1)
-        error, d_ys = value_and_slope_of_steps(loss, ys, targets, mask, judged.n)  # (E2)
+        error, d_ys = value_and_slope_of_steps(loss, ys, judged_here._replace(n=judged.n))  # (E2)
         d_params, d_hs = readout.backward(params, hs, zs, ys, d_ys)  # (E3)
         return chunks.add_to(sums, (error, d_params)), d_hs
 
     like = jnp.zeros((), wide(hs.dtype)), params
-    data = hs, judged.targets, judged.mask
+    data = hs, judged._replace(n=None)
     sums, d_hs = chunks.scan(read_chunk, chunks.zero_sums(like), data, chunk)
     return ReadoutGradient(*chunks.sums_as(sums, like), d_hs)

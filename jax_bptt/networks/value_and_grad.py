@@ -30,8 +30,8 @@ from jax.typing import DTypeLike
 from jax_bptt.base.checks import as_arrays
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import adding, named
-from jax_bptt.base.trees import plus
-from jax_bptt.base.types import Mark, PRNGKey, Targets
+from jax_bptt.base.trees import differentiable, merged, plus
+from jax_bptt.base.types import Mark, PRNGKey, Targets, Weight
 from jax_bptt.engine.devices import (
     ALL,
     ROWS,
@@ -45,8 +45,9 @@ from jax_bptt.engine.devices import (
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Reversed, Streamed
+from jax_bptt.networks.judged import Judged, check_weight
 from jax_bptt.networks.layers import dropout_keys
-from jax_bptt.networks.losses import Counted, Loss, check_loss, check_targets, count, is_additive
+from jax_bptt.networks.losses import Loss, check_loss, check_targets, count, is_additive
 from jax_bptt.networks.network import (
     Network,
     NetworkCarry,
@@ -58,7 +59,7 @@ from jax_bptt.networks.network import (
     network_with_dtype,
 )
 from jax_bptt.networks.readout import outputs_lie
-from jax_bptt.networks.readout_and_loss import Judged, loss_and_grad, loss_and_grad_of_steps
+from jax_bptt.networks.readout_and_loss import loss_and_grad, loss_and_grad_of_steps
 
 
 class ValueAndGrad(Protocol):
@@ -76,9 +77,11 @@ class ValueAndGrad(Protocol):
         reset: Mark = None,
         cut: Mark = None,
         key: PRNGKey | None = None,
+        weight: Weight = None,
+        starts: NetworkCarry | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Array, NetworkCarry], NetworkParams]:
-        """It returns ((E, s_T of every layer), dE/dparams); the arguments are those of `Network.apply`."""
+        """It returns ((E, s_T of every layer), dE/dparams); `value_and_grad` says what the arguments are."""
 
 
 @named()
@@ -90,17 +93,21 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
     Args:
       net: from `network`.
       loss: `squared_error` (a sum), `softmax_cross_entropy` (a mean), or any function (ys, targets) ->
-        scalar. If there is a mask, a function of your own is also given mask=mask.
+        scalar. If there is a mask or a weight, a function of your own is also given mask=mask, weight=weight.
 
     Returns:
       A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
-      key=None, dtype=None) -> ((loss, carry), grads), whose arguments are those of `Network.apply`. loss is
-      a scalar, carry the last state of every layer, grads like params. It is compiled once for each shape
-      and loss. So define a loss of your own once, not anew for every call, and pass what changes in targets:
-      what a loss reads from outside, such as a global, is fixed at its first call, as in any jax.jit.
-      The gradient ends at a carry that you pass. If carry is None, and at every reset, the network begins
-      at its initial carry, and the gradient goes on into the params that make it.
+      key=None, weight=None, starts=None, dtype=None) -> ((loss, carry), grads), whose arguments are those of
+      `Network.apply`, and weight. loss is a scalar, carry the last state of every layer, grads like params.
+      It is compiled once for each shape and loss. So define a loss of your own once, not anew for every
+      call, and pass what changes in targets: what a loss reads from outside, such as a global, is fixed at
+      its first call, as in any jax.jit.
+      The gradient ends at a carry and at starts that you pass. If carry is None, and at every reset without
+      starts, the network begins at its initial carry, and the gradient goes on into the params that make it.
       Steps where mask is False do not count in the loss; with `last`, rows without any valid step do not.
+      weight says how much each output counts, [T, ...], or [...] with `last`, in the dtype of xs; None for
+      1. A step of weight 0 is read, unlike one where mask is False: it moves the carry, and the gradient of
+      later steps goes through it; only its error is not scored. See `squared_error`.
       On a mesh of devices, and in a jax.shard_map with the same params on every device, loss and grads are
       those of the rows of all devices, see `devices`. In a jax.shard_map a loss of your own is computed on
       each device and summed.
@@ -133,9 +140,12 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
         reset: Mark = None,
         cut: Mark = None,
         key: PRNGKey | None = None,
+        weight: Weight = None,
+        starts: NetworkCarry | None = None,
         dtype: DTypeLike | None = None,
     ) -> tuple[tuple[Array, NetworkCarry], NetworkParams]:
-        inputs = Inputs(params, carry, Sequence(xs, mask, reset, cut), targets, key)
+        sequence = Sequence(xs, mask, reset, cut, starts=starts)
+        inputs = Inputs(params, carry, sequence, targets, key, weight)
         result = _compiled(Objective(net, loss, gradient, dtype), inputs)
         return (result.error, result.carry), result.grads
 
@@ -167,6 +177,7 @@ class Inputs(NamedTuple):
       sequence: x_1..x_T and the marks.
       targets: whatever the loss takes.
       key: a key for dropout, or None.
+      weight: how much each output counts, or None.
     """
 
     params: NetworkParams
@@ -174,6 +185,7 @@ class Inputs(NamedTuple):
     sequence: Sequence
     targets: Targets
     key: PRNGKey | None
+    weight: Weight
 
 
 class Result(NamedTuple):
@@ -203,27 +215,23 @@ def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
     params, carry, sequence = check_run(
         net, inputs.params, inputs.carry, inputs.sequence, gradient, inputs.key
     )
-    targets = check_outputs(net, loss, sequence, inputs.targets)
+    targets, weight = check_outputs(net, loss, sequence, inputs.targets, inputs.weight)
     run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)))
     rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # others need every device's Y
-    taken, made = (ALL, ROWS, STEPS, outputs_lie(net.readout), STEPS), (ALL, ROWS, ALL, ALL)
+    lie = outputs_lie(net.readout)
+    taken, made = (ALL, ROWS, STEPS, lie, lie, STEPS), (ALL, ROWS, ALL, ALL)
     keys = dropout_keys(inputs.key, sequence)
-    return Result(*on_devices(run, rows, taken, made)(params, carry, sequence, targets, keys))
+    return Result(*on_devices(run, rows, taken, made)(params, carry, sequence, targets, weight, keys))
 
 
 class _Local(NamedTuple):
-    """These are one device's `Inputs`, with a key for each step and row, and N of all devices."""
+    """These are one device's `Inputs`, with a key for each step and row, and N of all devices in judged."""
 
     params: NetworkParams
     carry: NetworkCarry | None
     sequence: Sequence
-    targets: Targets
+    judged: Judged
     keys: PRNGKey | None
-    n: Counted
-
-    def judged(self, net: Network) -> Judged:
-        """These are the targets of this device, which of them count, and N."""
-        return Judged(self.targets, steps_that_count(net, self.sequence.mask), self.n)
 
 
 def _run(
@@ -232,20 +240,22 @@ def _run(
     carry: NetworkCarry | None,
     sequence: Sequence,
     targets: Targets,
+    weight: Weight,
     keys: PRNGKey | None,
 ) -> tuple[Array, NetworkCarry, NetworkParams, Array]:
     """Each device returns E and dE/dθ of the rows of all devices, and s_T of its own rows."""
     net, loss, gradient, _ = objective
-    rows = carry, sequence, targets, keys
+    rows = carry, sequence, targets, weight, keys
     axes = reduce_axes(rows, params)
     params, carry, sequence, keys = to_local((params, carry, sequence, keys), (params, *rows))
-    n = sum_over_devices(count(loss, targets, steps_that_count(net, sequence.mask)), axes)
-    local = _Local(params, carry, sequence, targets, keys, n)
+    judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
+    n = sum_over_devices(count(loss, judged), axes)
+    local = _Local(params, carry, sequence, judged._replace(n=n), keys)
     if gradient.stream is not None and _runs_one_way(net, loss):
         error, last, grads = _by_chunks(objective, local)
     else:
         error, last, grads = _by_layers(objective, local)
-    finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(last)]
+    finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(differentiable(last))]
     nonfinite = 1 - jnp.stack(finite).all().astype(error.dtype)
     # a number of the dtype of E, so that it joins the one sum over devices
     error, grads, nonfinite_devices = sum_over_devices((error, grads, nonfinite), axes)
@@ -268,7 +278,7 @@ def _by_layers(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
 
     hs, backward, last = jax.vjp(run, params.cells, has_aux=True)  # (V1)
     rows = rows_of(sequence.xs, params, carry)
-    found = loss_and_grad(net.readout, loss, params.readout, hs, local.judged(net), rows)  # (V2)
+    found = loss_and_grad(net.readout, loss, params.readout, hs, local.judged, rows)  # (V2)
     (d_cells,) = backward(found.hs)  # (V3)
     return found.error, last, NetworkParams(d_cells, found.params)
 
@@ -280,7 +290,7 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     # within a chunk the gradient is exact; the method decides what happens between chunks
     of_chunk = full()._replace(engine=gradient.engine)
     forward_only = of_chunk._replace(backward=None)  # JAX can differentiate it in any mode
-    Chunk = tuple[Sequence, Targets, PRNGKey | None]
+    Chunk = tuple[Sequence, Judged, PRNGKey | None]
 
     def run(
         cells: tuple[Any, ...], carry: NetworkCarry, here: Chunk, method: GradientMethod = of_chunk
@@ -292,20 +302,24 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
         return run(params.cells, carry, here, forward_only)[0]
 
     def reverse(params: NetworkParams, carry: NetworkCarry, here: Chunk, d_carry: NetworkCarry) -> Reversed:
-        (last, hs), backward = jax.vjp(lambda cells, s: run(cells, s, here), params.cells, carry)
-        sequence, targets, _ = here
-        judged = Judged(targets, sequence.mask, local.n)
+        def of_numbers(cells: tuple[Any, ...], s: NetworkCarry) -> tuple[tuple[NetworkCarry, Array], Any]:
+            last, hs = run(cells, merged(s, carry), here)
+            return (differentiable(last), hs), last
+
+        (_, hs), backward, last = jax.vjp(of_numbers, params.cells, differentiable(carry), has_aux=True)
+        judged = here[1]._replace(n=local.judged.n)
         found = loss_and_grad_of_steps(net.readout, loss, params.readout, hs, judged)  # (V2)
         d_cells, d_carry = backward((d_carry, found.hs))  # (V3)
         return Reversed(last, NetworkParams(d_cells, found.params), d_carry, found.error)
 
-    def begin(cells: tuple[Any, ...]) -> NetworkCarry:
+    def begin(cells: tuple[Any, ...]) -> tuple[NetworkCarry, NetworkCarry]:
         s_0 = filled_carry(net, params._replace(cells=cells), local.carry, sequence.rows)
-        return to_local(s_0, sequence)
+        s_0 = to_local(s_0, sequence)
+        return differentiable(s_0), s_0
 
     assert gradient.stream is not None  # `_run` asks
-    s_0, back_to_cells = jax.vjp(begin, params.cells)
-    data: Chunk = sequence, local.targets, local.keys
+    _, back_to_cells, s_0 = jax.vjp(begin, params.cells, has_aux=True)
+    data: Chunk = sequence, local.judged._replace(n=None), local.keys
     streamed: Streamed = gradient.stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (V4)
     d_params: NetworkParams = streamed.d_weights
     d_params = d_params._replace(cells=plus(d_params.cells, back_to_cells(streamed.d_carry)[0]))
@@ -318,13 +332,18 @@ def steps_that_count(net: Network, mask: Mark) -> Mark:
     return mask.any(0) if mask is not None and net.readout.of_last else mask
 
 
-def check_outputs(net: Network, loss: Loss, sequence: Sequence, targets: Targets) -> Targets:
-    """The targets are returned as arrays; a ValueError is raised unless they fit an additive loss."""
+def check_outputs(
+    net: Network, loss: Loss, sequence: Sequence, targets: Targets, weight: Weight
+) -> tuple[Targets, Weight]:
+    """The targets and the weight are returned as arrays; a ValueError is raised unless they fit the outputs.
+
+    What targets fit a loss of the user's own is for that loss to say.
+    """
     targets = as_arrays("targets", targets)
-    if is_additive(loss):
-        leading = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1]
-        ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), sequence.xs.dtype)
-        read = f"xs is read time first, as T = {sequence.steps} steps of batch {sequence.rows}"
-        with adding(read):
-            check_targets(loss, ys, targets, steps_that_count(net, sequence.mask))
-    return targets
+    leading, dtype = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1], sequence.xs.dtype
+    with adding(f"xs is read time first, as T = {sequence.steps} steps of batch {sequence.rows}"):
+        weight = check_weight(weight, leading, dtype)
+        if is_additive(loss):
+            ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), dtype)
+            check_targets(loss, ys, Judged(targets, steps_that_count(net, sequence.mask), weight))
+    return targets, weight

@@ -30,7 +30,7 @@ from jax_bptt.base.compiling import Jitted
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.trees import norm_of
-from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets
+from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets, Weight
 from jax_bptt.engine.devices import placed_like
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
@@ -79,6 +79,10 @@ class Batch(NamedTuple):
       targets: what the loss takes, as [T, *batch_shape, O] or integer classes [T, *batch_shape].
       mask, reset, cut: bool [T, *batch_shape] or None, see `unroll`.
       key: a key from jax.random.key, of its own for each batch, where the network has dropout.
+      weight: how much each output counts in the loss, [T, *batch_shape], or [*batch_shape] with `last`, in
+        the dtype of xs; None for 1. A step of weight 0 is read, but not scored; see `value_and_grad`.
+      starts: the states to which resets go back, a carry of the network with leaves [T, *batch_shape, H];
+        None for the initial carry.
     """
 
     xs: Array
@@ -87,11 +91,13 @@ class Batch(NamedTuple):
     reset: Mark = None
     cut: Mark = None
     key: PRNGKey | None = None
+    weight: Weight = None
+    starts: NetworkCarry | None = None
 
     @property
     def sequence(self) -> Sequence:
         """The inputs with their marks."""
-        return Sequence(self.xs, self.mask, self.reset, self.cut)
+        return Sequence(self.xs, self.mask, self.reset, self.cut, starts=self.starts)
 
 
 class Metrics(NamedTuple):
@@ -262,7 +268,8 @@ def _step(objective: Objective, optimizer: optax.GradientTransformation) -> Trai
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_state_and_batch(net, state, batch)
         check_opt_state(optimizer, state.opt_state, state.params)
-        inputs = Inputs(read_by_network(state.params), state.carry, batch.sequence, batch.targets, batch.key)
+        read = read_by_network(state.params)
+        inputs = Inputs(read, state.carry, batch.sequence, batch.targets, batch.key, batch.weight)
         found = run_value_and_grad(objective, inputs)  # (T1)
         updates, opt_state = update(optimizer, found.grads, state.opt_state, state.params, found.error)
         params = optax.apply_updates(state.params, updates)  # (T2)
@@ -289,8 +296,9 @@ def _carries(net: Network, inputs: Inputs, found: Result) -> tuple[NetworkCarry 
 def _check_state(state: object) -> None:
     if not isinstance(state, TrainState):
         raise bad("state", "a TrainState", state, "make one by jb.init_train_state")
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    check_like("state.step", state.step, step, step.dtype, "make the state by jb.init_train_state")
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    for name, came in (("step", state.step), ("skipped", state.skipped)):
+        check_like(f"state.{name}", came, count, count.dtype, "make the state by jb.init_train_state")
 
 
 def _check_batches(net: Network, state: Foreign, batches: Foreign) -> None:

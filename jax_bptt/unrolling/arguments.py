@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating, is_known
+from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating, is_known, is_other_key
 from jax_bptt.base.errors import bad, describe, naming, running, shown
-from jax_bptt.base.trees import with_fields
+from jax_bptt.base.trees import differentiable, with_fields
 from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape, Slopes, State
 from jax_bptt.cell.cell import Cell, StepCotangent
 from jax_bptt.cell.step_cell import AnyCell, StepCell
@@ -67,22 +67,65 @@ def check_inputs(
     dtype = check_params(params, shapes, f"make them by {name}.init(key)")
     sequence = sequence._replace(xs=check_xs(sequence.xs, input_size, dtype))
     rows = sequence.rows
-    if carry is not None:
-        initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
-        fix = (
-            f"xs is [T, *batch, {input_size}], time first: it is read as T = {sequence.steps} steps of "
-            f"batch {rows}. If your batch comes first, pass xs.swapaxes(0, 1); else make the carry by "
-            f"{name}.initial_carry(params, {rows})"
-        )
-        whole = fill_missing_carry(carry, initial)
-        came: Any = jax.tree.structure(whole)
-        if came != jax.tree.structure(initial):  # whether time comes first is then not the question
-            fix = f"make it by {name}.initial_carry(params, {rows})"
-        check_like("carry", whole, initial, dtype, fix)
+    axes = (
+        f"xs is [T, *batch, {input_size}], time first: it is read as T = {sequence.steps} steps of "
+        f"batch {rows}. If your batch comes first, pass xs.swapaxes(0, 1); else "
+    )
+    check_carry(name, owner, params, carry, rows, axes)
     shape = sequence.xs.shape[:-1]
     given = {"mask": sequence.mask, "reset": sequence.reset, "cut": sequence.cut}
     mask, reset, cut = (check_mark(name, mark, shape) for name, mark in given.items())
-    return params, carry, sequence._replace(mask=mask, reset=reset, cut=cut)
+    starts = _check_starts(owner, params, sequence, dtype)
+    return params, carry, sequence._replace(mask=mask, reset=reset, cut=cut, starts=starts)
+
+
+def _check_starts(owner: Foreign, params: ArrayTree, sequence: Sequence, dtype: DType) -> Any:
+    """starts must be None, or like the initial carry of T steps, with resets."""
+    if sequence.starts is None:
+        return None
+    if sequence.reset is None:
+        raise bad("starts", "resets, which go back to them", "no reset", "pass reset, bool [T, ...]")
+    starts: Any = as_arrays("starts", sequence.starts)
+    initial = jax.eval_shape(lambda: owner.initial_carry(params, sequence.xs.shape[:-1]))
+    fix = "pass a carry for each step, as jb.unroll_states returns; any numbers where reset is False"
+    check_like("starts", fill_missing_carry(starts, initial), initial, dtype, fix)
+    return starts
+
+
+def check_one_step(
+    name: str,
+    owner: Foreign,
+    sizes: tuple[ArrayTree, int],
+    params: Foreign,
+    carry: Foreign,
+    x: Foreign,
+    mask: Foreign,
+    reset: Foreign,
+) -> tuple[Any, Any, Sequence]:
+    """params, carry and a sequence of one step are returned; arguments are as for `check_inputs`."""
+    shapes, input_size = sizes
+    params, carry = as_arrays("params", params), as_arrays("carry", carry)
+    x = check_x(as_arrays("x", x), input_size, check_params(params, shapes, f"make them by {name}.init(key)"))
+    rows = x.shape[:-1]
+    check_carry(name, owner, params, carry, rows)
+    marks = (check_mark("mask", mask, rows), check_mark("reset", reset, rows))
+    return params, carry, Sequence(x[None], *(None if mark is None else mark[None] for mark in marks))
+
+
+def check_carry(
+    name: str, owner: Foreign, params: ArrayTree, carry: Foreign, rows: Shape, axes: str = ""
+) -> None:
+    """A carry must be None or like the initial one; axes says for an error how the axes of xs were read."""
+    if carry is None:
+        return
+    dtype = jax.tree.leaves(params)[0].dtype
+    initial = jax.eval_shape(lambda: owner.initial_carry(params, rows))
+    fix = f"{axes}make the carry by {name}.initial_carry(params, {rows})"
+    whole = fill_missing_carry(carry, initial)
+    came: Any = jax.tree.structure(whole)
+    if came != jax.tree.structure(initial):  # the axes of the batch are then not the question
+        fix = f"make it by {name}.initial_carry(params, {rows})"
+    check_like("carry", whole, initial, dtype, fix)
 
 
 def fill_missing_carry(carry: object, initial: object) -> Any:
@@ -168,6 +211,16 @@ def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
     return found
 
 
+def check_x(x: Foreign, input_size: int, dtype: DType) -> Array:
+    """x must be one step of a sequence, [..., I] of this dtype."""
+    if not is_array(x) or x.ndim < 1 or x.shape[-1] != input_size:
+        raise bad("x", f"one step [..., {input_size}]", x, "pass a single step, features last")
+    if x.dtype != dtype:
+        raise bad("x", f"{dtype} as params", x, f"cast by x.astype({str(dtype)!r})")
+    found: Array = x
+    return found
+
+
 @cached()
 def parameter_shapes(cell: AnyCell) -> ArrayTree:
     """The result is the shapes of what cell.init makes; a parameter of unknown use raises a ValueError."""
@@ -221,17 +274,19 @@ def _check_step(
             s = engine.step(cell, params, s_prev, u, v).state
         check_like("step", s, s_prev, dtype, "return the carry type, every leaf like the carry's")
         # s_prev stands in for every later state and λ: only the shapes count here
+        lam = differentiable(s_prev)
         with running("linearise"):
             a = engine.linearise(cell, params, s_prev, u, v, s_prev)
         if is_pointwise(cell):
             check_adjoint(cell, params, a, s_prev)
         prepared = engine.before_sweep(cell, params)
         with running("adjoint"):
-            towards = engine.backward_step(cell, params, prepared, a, s_prev, ())
-        check_like("adjoint", towards, s_prev, dtype, "return the cotangent of s_prev, like the carry")
-        every, every_a = jax.tree.map(lambda z: jnp.asarray(z)[None], (s_prev, a))
+            towards = engine.backward_step(cell, params, prepared, a, lam, ())
+        fix = "return the cotangent of s_prev, like the carry; None for what is no floating array"
+        check_like("adjoint", towards, lam, dtype, fix)
+        every, every_a, every_lam = jax.tree.map(lambda z: jnp.asarray(z)[None], (s_prev, a, lam))
         with running("contract"):
-            d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every, ())
+            d_params, d_x = engine.contract(cell, params, every, x[None], every_a, every_lam, ())
         check_like("contract", d_params, params, dtype, "return the gradient of params, like params")
         return towards, d_params, d_x
 
@@ -244,15 +299,19 @@ def _check_step(
 
 
 def check_initial_carry(cell: AnyCell, carry: object, rows: Shape, dtype: DType) -> None:
-    """Every leaf must have the batch axes first and this dtype, and h must be [..., H]."""
+    """Every leaf must have the batch axes first, and this dtype if it is floating; h must be [..., H]."""
     h = {"h": jax.ShapeDtypeStruct((*rows, cell.hidden_size), dtype)}
     came = {"h": getattr(carry, "h", None)}
     check_like("initial_carry", came, h, dtype, "return a NamedTuple with h [..., H]")
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-        if leaf.shape[: len(rows)] != rows or leaf.dtype != dtype:
-            name, shape = f"initial_carry{jax.tree_util.keystr(path)}", shown((*rows, "..."))
-            fix = "put the batch axes first; every leaf of a carry has the dtype of params"
-            raise bad(name, f"{dtype}[{shape}]", leaf, fix)
+        name, shape = f"initial_carry{jax.tree_util.keystr(path)}", shown((*rows, "..."))
+        is_number = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if leaf.shape[: len(rows)] != rows or (is_number and leaf.dtype != dtype):
+            fix = "put the batch axes first; every floating leaf of a carry has the dtype of params"
+            raise bad(name, f"{dtype if is_number else leaf.dtype}[{shape}]", leaf, fix)
+        if is_other_key(leaf.dtype):
+            fix = "jax.random.key(seed, impl='threefry2x32') makes one; others draw other numbers in jax.vmap"
+            raise bad(name, "keys of the kind threefry", leaf, fix)
 
 
 def check_adjoint(cell: PointwiseCell, params: ArrayTree, a: Slopes, s: State) -> None:

@@ -7,7 +7,7 @@ carry, by the recursion of `gradients.rtrl`. So the gradient of the loss E_t is 
 
 The gradient is exact as long as the parameters stay constant. If they change at every step, P_t contains
 derivatives at the slightly older parameters of earlier steps (Williams & Zipser 1989): the smaller the
-learning rate, the smaller the error.
+learning rate, the smaller the error. Without a gradient, `step` takes one step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jax_bptt.base.checks import as_arrays, check_batch_shape, check_like, is_ar
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named, shown
 from jax_bptt.base.made import by_shape
-from jax_bptt.base.trees import vmap_leading
+from jax_bptt.base.trees import differentiable, to_vector, vmap_leading
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, P, S, Shape, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
@@ -38,6 +38,7 @@ from jax_bptt.unrolling.arguments import (
     check_mark,
     check_params,
     check_step,
+    check_x,
     parameter_shapes,
 )
 
@@ -127,7 +128,7 @@ def rtrl_step(
     """
     params = _check_cell(cell, params)
     state, x = as_arrays("state", state), as_arrays("x", x)
-    rows = _check_x(cell, params, x)
+    rows = check_x(x, cell.input_size, jax.tree.leaves(params)[0].dtype).shape[:-1]
     _check_state(cell, params, state, rows)
     marks = {"mask": mask, "reset": reset, "cut": cut}
     mask, reset, cut = (check_mark(name, mark, rows) for name, mark in marks.items())
@@ -201,7 +202,11 @@ def _beginning(cell: AnyCell, params: ArrayTree, rows: Shape) -> RTRLState:
 def _initial_influence(cell: AnyCell, params: ArrayTree) -> Array:
     """ds_0/dparams of one row is [S, P]; it is zero unless the initial carry is trained."""
     theta, params_of = ravel_pytree(params)
-    return jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(params_of(theta), ()))[0])(theta)
+
+    def start(theta: Array) -> Array:
+        return to_vector(differentiable(cell.initial_carry(params_of(theta), ())))
+
+    return jax.jacrev(start)(theta)
 
 
 def _check_cell(cell: Foreign, params: Foreign) -> Any:
@@ -210,16 +215,6 @@ def _check_cell(cell: Foreign, params: Foreign) -> Any:
     params = as_arrays("params", params)
     check_params(params, parameter_shapes(cell), "make them by cell.init(key)")
     return params
-
-
-def _check_x(cell: AnyCell, params: ArrayTree, x: Foreign) -> Shape:
-    """x must be one step of the stream; its batch axes are returned."""
-    dtype, shape = jax.tree.leaves(params)[0].dtype, f"one step [..., {cell.input_size}]"
-    if not is_array(x) or x.ndim < 1 or x.shape[-1] != cell.input_size:
-        raise bad("x", shape, x, "pass a single step, features last")
-    if x.dtype != dtype:
-        raise bad("x", f"{dtype} as params", x, f"cast by x.astype({str(dtype)!r})")
-    return tuple(x.shape[:-1])
 
 
 def _check_after(state: Foreign) -> Shape:
@@ -232,10 +227,11 @@ def _check_after(state: Foreign) -> Shape:
         raise bad("state.carry", "a carry with h [..., H]", state.carry, fix)
     rows: Shape = h.shape[:-1]
     leaves = jax.tree.leaves(state.carry)
-    alike = (is_array(s) and s.dtype == h.dtype and s.shape[: len(rows)] == rows for s in leaves)
-    if not all(alike):
+    alike = (is_array(s) and s.shape[: len(rows)] == rows for s in leaves)
+    numbers = [s for s in leaves if is_array(s) and jnp.issubdtype(s.dtype, jnp.inexact)]
+    if not all(alike) or {s.dtype for s in numbers} != {h.dtype}:
         raise bad("state.carry", f"leaves of {h.dtype} and of the rows of h", state.carry, fix)
-    size = sum(math.prod(s.shape[len(rows) :]) for s in leaves)
+    size = sum(math.prod(s.shape[len(rows) :]) for s in numbers)
     influence, wanted = state.influence, (*rows, size)
     if not is_array(influence) or influence.dtype != h.dtype or influence.shape[:-1] != wanted:
         raise bad("state.influence", f"{h.dtype}[{shown(wanted)},P] as the carry", influence, fix)

@@ -8,6 +8,8 @@ once, and the sweep goes back through the carry alone.
 
 from __future__ import annotations
 
+import types
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,15 +19,17 @@ from jax import Array
 
 from jax_bptt.base.checks import as_arrays, flag, is_array, size
 from jax_bptt.base.errors import bad, named, shown
-from jax_bptt.base.trees import flipped
+from jax_bptt.base.trees import differentiable, flipped
 from jax_bptt.base.types import Foreign, Mark, Shape, Tree
 from jax_bptt.cell.body import Leaves
-from jax_bptt.engine.run import Run
+from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.gradients.parallel import parallel
+from jax_bptt.gradients.rtrl import rtrl
 from jax_bptt.unrolling.arguments import check_method
-from jax_bptt.unrolling.traced_body import trace
+from jax_bptt.unrolling.traced_body import TracedBody, trace
 from jax_bptt.unrolling.unroll import run_with_gradient
 
 _Carry = TypeVar("_Carry")
@@ -98,12 +102,37 @@ def scan(
     carry: Any = tuple(jax.tree.leaves(traced.init))
     start = None if reset is None else carry
     run = Run(traced.params, carry, start, flipped(sequence) if reverse else sequence)
-    body = gradient.on_engine(traced.body(is_masked=mask is not None))
-    outputs: Any = run_with_gradient(body, gradient)(run)
+    counts_only = not jax.tree.leaves(differentiable(carry))
+    if not carry or (counts_only and gradient in (rtrl(), parallel())):
+        gradient = full()  # no derivative goes from step to step, so all methods are one
+    outputs: Any = _runner(f, traced, run, gradient, mask is not None)(run)
     ys = flipped(outputs.ys) if reverse else outputs.ys
     structure: Any = jax.tree.structure(traced.made)
     carry_and_ys: tuple[_Carry, Any] = structure.unflatten([*outputs.carry, *ys])
     return carry_and_ys
+
+
+# Outside jax.jit a body is compiled once while f exists, as jax.lax.scan does it.
+_COMPILED: weakref.WeakKeyDictionary[Any, dict[Any, Callable[[Run], Outputs]]] = weakref.WeakKeyDictionary()
+
+
+def _runner(
+    f: Callable[..., Any], traced: TracedBody, run: Run, gradient: GradientMethod, is_masked: bool
+) -> Callable[[Run], Outputs]:
+    """This runs the body with its gradient; called with arrays again, the same body is not compiled again."""
+
+    def make() -> Callable[[Run], Outputs]:
+        return run_with_gradient(gradient.on_engine(traced.body(is_masked)), gradient)
+
+    is_traced = any(isinstance(z, jax.core.Tracer) for z in jax.tree.leaves(run))
+    if is_traced or not isinstance(f, types.FunctionType):
+        return make()
+    # the operations, and the arrays from outside, which the compiled body keeps alive
+    key = str(traced.jaxpr), tuple(map(id, traced.consts)), gradient, is_masked
+    known = _COMPILED.setdefault(f, {})
+    if key not in known:
+        known[key] = make()
+    return known[key]
 
 
 def _arrays(argument: str, tree: Tree) -> Tree:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from jax_bptt.base.checks import is_other_key
 from jax_bptt.base.errors import bad, describe, running, shown
 from jax_bptt.base.types import DType
 from jax_bptt.cell.body import Body, Leaves
@@ -51,11 +52,17 @@ class TracedBody(NamedTuple):
         # where a step is masked its outputs are zero, but the states are held
         places = tuple(None if is_masked else of_state.get(id(v)) for v in self.jaxpr.outvars[n:])
 
+        dtypes = [z.dtype for z in jax.tree.leaves(self.made)]  # of outputs that are numbers of Python
+
         def step(params: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
             given = iter(params)
             consts = [next(given) if isinstance(c, jax.core.Tracer) else c for c in self.consts]
             closed = ClosedJaxpr(self.jaxpr, consts)
             made = jaxpr_as_fun(closed)(*carry, *x[:number_of_xs])
+            made = [
+                z if isinstance(z, jax.Array) else jnp.asarray(z, dtype)
+                for z, dtype in zip(made, dtypes, strict=True)
+            ]
             own = (y for y, place in zip(made[n:], places, strict=True) if place is None)
             return tuple(made[:n]), tuple(own)
 
@@ -128,9 +135,8 @@ _NOT_MAPPED = ("rng_bit_generator", "rng_uniform", "pure_callback", "io_callback
 
 
 def _is_other_key(v: Any) -> bool:
-    """Is it a PRNG key of another kind than threefry? Under jax.vmap such a key draws other numbers."""
-    dtype = getattr(v.aval, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) != "key<fry>"
+    """Does an operation read keys of another kind than threefry?"""
+    return hasattr(v.aval, "dtype") and is_other_key(v.aval.dtype)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:

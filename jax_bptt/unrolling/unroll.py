@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import Array
@@ -23,6 +24,7 @@ from jax_bptt.base.types import ArrayTree, Mark, P, S, State
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of, to_local, typed_as
+from jax_bptt.engine.emission import STATES
 from jax_bptt.engine.engine import Runnable
 from jax_bptt.engine.run import Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
@@ -43,10 +45,11 @@ def unroll(
     mask: Mark = None,
     reset: Mark = None,
     cut: Mark = None,
+    starts: S | None = None,
     reverse: bool = False,
     dtype: DTypeLike | None = None,
 ) -> tuple[S, Array]:
-    """`unroll` runs a cell over a sequence; it is differentiable with respect to params, carry and xs.
+    """`unroll` runs a cell over a sequence; it is differentiable by params, carry, xs and starts.
 
     s_t = step(s_{t−1}, x_t)
 
@@ -61,8 +64,10 @@ def unroll(
         `truncated`, `artbp`, `rtrl`, `parallel` or `autodiff` (JAX's own).
       mask: bool [T, ...]; where False the carry is held, h_t = h_{t−1}, and x_t is not read: padding,
         even a NaN, never affects an output or a gradient. See `mask_of_lengths`.
-      reset: bool [T, ...]; where True the step starts from the initial carry of params.
+      reset: bool [T, ...]; where True the step starts from the initial carry of params, or from starts.
       cut: bool [T, ...]; where True the step treats s_{t−1} as a constant (stop_gradient).
+      starts: like carry, but leaves [T, ..., H]: where reset is True step t starts from starts_t, such as a
+        stored state or one that was observed (teacher forcing). None for the initial carry of params.
       reverse: whether to go from the last step to the first, as jax.lax.scan does; marks and outputs stay
         at their steps.
       dtype: jnp.bfloat16 for mixed precision: the operands of every matrix product, forward and backward,
@@ -88,13 +93,63 @@ def unroll(
     >>> carry.h.shape, hs.shape
     ((2, 5), (7, 2, 5))
     """
-    sequence = Sequence(xs, mask, reset, cut)
+    sequence = Sequence(xs, mask, reset, cut, starts=starts)
     params, carry, sequence = check_unroll(cell, params, carry, sequence, gradient, reverse)
-    cell = with_dtype(dtype, cell, params)
+    return _run(with_dtype(dtype, cell, params), params, carry, sequence, gradient, reverse)
+
+
+@named()
+@compiled("cell", "gradient", "reverse", "dtype")
+def unroll_states(
+    cell: Cell[P, S] | StepCell[P, S],
+    params: P,
+    carry: S | None,
+    xs: Array,
+    *,
+    gradient: GradientMethod = full(),
+    mask: Mark = None,
+    reset: Mark = None,
+    cut: Mark = None,
+    starts: S | None = None,
+    reverse: bool = False,
+    dtype: DTypeLike | None = None,
+) -> tuple[S, S]:
+    """`unroll_states` is `unroll` that returns the whole state of every step, such as h and c of an LSTM.
+
+    s_t = step(s_{t−1}, x_t)
+
+    A loss may read every leaf of every state, and its gradient goes back through all of them. Take it to
+    store states to which a later sequence is reset, or to penalise activity inside a cell.
+
+    Args:
+      cell, params, carry, xs, gradient, mask, reset, cut, starts, reverse, dtype: as for `unroll`.
+
+    Returns:
+      (carry, states): the last state, leaves [..., H], and s_1..s_T, leaves [T, ..., H].
+
+    Raises:
+      ValueError: as for `unroll`.
+
+    >>> from jax_bptt import lstm
+    >>> cell = lstm(3, 5)
+    >>> params = cell.init(jax.random.key(0))
+    >>> carry, states = unroll_states(cell, params, None, jnp.ones((7, 2, 3)))
+    >>> states.h.shape, states.c.shape
+    ((7, 2, 5), (7, 2, 5))
+    """
+    sequence = Sequence(xs, mask, reset, cut, starts=starts)
+    params, carry, sequence = check_unroll(cell, params, carry, sequence, gradient, reverse)
+    cell = with_dtype(dtype, cell, params)._replace(emission=STATES)
+    return _run(cell, params, carry, sequence, gradient, reverse)
+
+
+def _run(
+    cell: AnyCell, params: P, carry: S | None, sequence: Sequence, gradient: GradientMethod, reverse: bool
+) -> tuple[S, Any]:
     run = functools.partial(run_checked, cell, gradient=gradient, reverse=reverse)
     rows = rows_of(sequence.xs, params, carry)
-    last, hs = on_devices(run, rows, (ALL, ROWS, STEPS), (ROWS, STEPS))(params, carry, sequence)
-    return last, hs
+    last, ys = on_devices(run, rows, (ALL, ROWS, STEPS), (ROWS, STEPS))(params, carry, sequence)
+    return last, ys
 
 
 def run_checked(
@@ -104,11 +159,11 @@ def run_checked(
     sequence: Sequence,
     gradient: GradientMethod,
     reverse: bool = False,
-) -> tuple[State, Array]:
+) -> tuple[State, Any]:
     """This is `unroll` for arguments that have been checked, on one device or inside a jax.shard_map."""
     run = begin(cell, params, carry, flipped(sequence) if reverse else sequence)
-    last, hs = _of_cell(gradient.on_engine(cell), gradient)(run)
-    return last, flipped(hs) if reverse else hs
+    last, ys = _of_cell(gradient.on_engine(cell), gradient)(run)
+    return last, flipped(ys) if reverse else ys
 
 
 def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Sequence) -> Run:
@@ -118,7 +173,8 @@ def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Seque
     """
     sequence, rows = without_padding(sequence), sequence.rows
     s_0: State = cell.initial_carry(params, rows) if carry is None else carry
-    start: State | None = None if sequence.reset is None else cell.initial_carry(params, rows)
+    to_initial = sequence.reset is not None and sequence.starts is None
+    start: State | None = cell.initial_carry(params, rows) if to_initial else None
     run = Run(params, s_0, start, sequence)
     return to_local(run, run)
 

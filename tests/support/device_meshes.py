@@ -43,9 +43,10 @@ NETS = {
 }
 
 
-def own_loss(ys, targets, mask=None):
+def own_loss(ys, targets, mask=None, weight=None):
     """A loss of all rows together: no sum over rows."""
-    return jnp.sqrt(jnp.square(ys - targets).sum())
+    each = jnp.square(ys - targets).sum(-1)
+    return jnp.sqrt((each if weight is None else jnp.square(weight) * each).sum())
 
 
 class Problem(NamedTuple):
@@ -54,8 +55,8 @@ class Problem(NamedTuple):
     lie: tuple
 
 
-def problem(name: str, loss: Any, method: Any, marked: bool = False) -> Problem:
-    net, k = NETS[name], jax.random.split(jax.random.key(1), 6)
+def problem(name: str, loss: Any, method: Any, marked: bool = False, weighed: bool = False) -> Problem:
+    net, k = NETS[name], jax.random.split(jax.random.key(1), 7)
     params, of_outputs = net.init(k[0]), (B,) if name == "last" else (T, B)
     carry = (
         None
@@ -68,12 +69,15 @@ def problem(name: str, loss: Any, method: Any, marked: bool = False) -> Problem:
         targets = (targets[..., 0] > 0).astype(int)
     marks = {"mask": jax.random.bernoulli(k[3], 0.7, (T, B)).at[:, :2].set(False)} if marked else {}
     key = k[4] if name == "dropout" else None
+    weight = jnp.maximum(jax.random.normal(k[6], of_outputs), 0.0) if weighed else None  # half of them are 0
 
-    def run(params, carry, xs, targets, marks):
-        return jb.value_and_grad(net, loss)(params, carry, xs, targets, gradient=method, key=key, **marks)
+    def run(params, carry, xs, judged, marks):
+        targets, weight = judged
+        given = {"gradient": method, "key": key, "weight": weight, **marks}
+        return jb.value_and_grad(net, loss)(params, carry, xs, targets, **given)
 
-    args, of_targets = (params, carry, xs, targets, marks), ROWS if name == "last" else STEPS
-    return Problem(run, args, (ALL, ROWS, STEPS, of_targets, STEPS))
+    args, of_outputs = (params, carry, xs, (targets, weight), marks), ROWS if name == "last" else STEPS
+    return Problem(run, args, (ALL, ROWS, STEPS, of_outputs, STEPS))
 
 
 def collectives_of(compiled: Any) -> tuple[list[str], list[str]]:

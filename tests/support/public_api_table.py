@@ -33,6 +33,7 @@ from support.reference_calls import (
     params,
     reset,
     targets,
+    weight,
     xs,
 )
 
@@ -61,19 +62,22 @@ _at_point = {
     name: (k.FLOATING_TREE, value) for name, value in {"params": params, "carry": carry, "xs": xs}.items()
 }
 _at_t = {name: (kind, mark[0]) for name, (kind, mark) in _neutral.items()}
+_of_step = {name: (k.MARK, mark[0]) for name, mark in (("mask", mask), ("reset", reset))}
+_of_step["dtype"] = (k.DTYPE, None)
 _begun = jb.rtrl_init(cell, params, (B,))
 _after_step = jb.rtrl_step(cell, params, _begun, xs[0])[0]
 _key = {"key": (k.or_none(k.KEY), jax.random.key(7))}
+_weight = {"weight": (k.MARK, weight)}
 _net = {"net": (k.NET, net), "loss": (k.FUNCTION, jb.squared_error)}
 _net_run = {"params": (k.TREE, net_params), "carry": (k.CARRY, (carry,)), "xs": (k.ARRAY, xs)}
-_judged = _net | _net_run | {"targets": (k.ARRAY, targets)}
+_judged = _net | _net_run | {"targets": (k.ARRAY, targets)} | _weight
 _gradient = {"gradient": (k.GRADIENT, jb.full(2)), "dtype": (k.DTYPE, None)}
 _lags = {"lags": (k.or_none(k.integer(1, T)), 3)}
 _optimizer = {"optimizer": (k.OPTIMIZER, SGD)}
 _state = jb.init_train_state(KEY, net, SGD, (B,))._replace(carry=(carry,))
 _mesh = jax.make_mesh((1,), ("data",))
 _placed = {"mesh": (k.MESH, _mesh), "state": (k.STATE, _state)}
-_batch = jb.Batch(xs, targets, mask, reset, cut, KEY)
+_batch = jb.Batch(xs, targets, mask, reset, cut, KEY, weight)
 _batches = jax.tree.map(lambda z: jnp.stack([z, z]), _batch)
 _training = _net | _optimizer | _gradient
 
@@ -161,12 +165,12 @@ ROWS = {
     ),
     "squared_error": Row(
         jb.squared_error,
-        {"ys": (k.ARRAY, xs), "targets": (k.ARRAY, 2 * xs), "mask": (k.MARK, mask)},
+        {"ys": (k.ARRAY, xs), "targets": (k.ARRAY, 2 * xs), "mask": (k.MARK, mask)} | _weight,
         calls.squares,
     ),
     "softmax_cross_entropy": Row(
         jb.softmax_cross_entropy,
-        {"ys": (k.FLOATS, targets), "targets": (k.CLASSES, classes), "mask": (k.MARK, mask)},
+        {"ys": (k.FLOATS, targets), "targets": (k.CLASSES, classes), "mask": (k.MARK, mask)} | _weight,
         calls.nats,
     ),
     "by_steps": Row(jb.by_steps, {"z": (k.NUMBERS, xs[:3, 0, :])}, calls.by_steps),
@@ -188,6 +192,18 @@ ROWS = {
         calls.applied,
         _net_run | _marks | _key | _gradient,
         calls.plainly(calls.applied),
+        True,
+    ),
+    "step": Row(
+        calls.stepped,
+        _cell | {"carry": (k.CARRY, carry), "x": (k.ARRAY, xs[0])} | _of_step,
+        calls.of_one,
+        True,
+    ),
+    "Network.step": Row(
+        net.step,
+        {"params": (k.TREE, net_params), "carry": (k.CARRY, (carry,)), "x": (k.ARRAY, xs[0])} | _of_step,
+        calls.applied_to_one,
         True,
     ),
     "value_and_grad": Row(calls.graded, _judged | _marks | _key | _gradient, calls.graded_by_jax, True),

@@ -21,6 +21,7 @@ reset, cut = mask[::-1] & (jnp.arange(T)[:, None] % 2 == 0), ~mask
 net = jb.network([jb.layer(cell, dropout=0.5)], jb.readout(H, O))
 net_params = net.init(KEY)
 targets = jax.random.normal(jax.random.key(3), (T, B, O))
+weight = jnp.arange(T * B, dtype=float).reshape(T, B) % 3 / 2  # a third of them is 0
 classes = jnp.arange(T * B).reshape(T, B) % O
 
 
@@ -75,6 +76,34 @@ def applied(params, carry, xs, **rest):
     return out, back(weights(out))
 
 
+def stepped(cell, params, carry, x, **rest):
+    jb.step(cell, params, carry, x, **rest)
+    out, back = jax.vjp(lambda *at: jb.step(cell, *at, **rest), params, carry, x)
+    return out, back(weights(out))
+
+
+def _alone(x, mask, reset, **rest):
+    """A sequence of one step."""
+    marks = {"mask": mask, "reset": reset}
+    return x[None], {name: None if mark is None else mark[None] for name, mark in marks.items()} | rest
+
+
+def of_one(cell, params, carry, x, **rest):
+    def run(params, carry, x):
+        xs, marks = _alone(x, **rest)
+        last, hs = jb.unroll(cell, params, carry, xs, **marks, gradient=jb.autodiff())
+        return last, hs[0]
+
+    out, back = jax.vjp(run, params, carry, x)
+    return out, back(weights(out))
+
+
+def applied_to_one(params, carry, x, **rest):
+    xs, marks = _alone(x, **rest)
+    last, ys = net.apply(params, carry, xs, **marks)
+    return last, ys[0]
+
+
 def weights(tree):
     return jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), tree)
 
@@ -87,12 +116,12 @@ def graded(net, loss, **rest):
     return jb.value_and_grad(net, loss)(**rest)
 
 
-def graded_by_jax(net, loss, params, carry, xs, targets, **rest):
+def graded_by_jax(net, loss, params, carry, xs, targets, weight=None, **rest):
     rest["gradient"] = jb.autodiff()
 
     def error(params):
         last, ys = net.apply(params, carry, xs, **rest)
-        return loss(ys, targets, rest["mask"]), last
+        return loss(ys, targets, rest["mask"], weight), last
 
     return jax.value_and_grad(error, has_aux=True)(params)
 
@@ -110,7 +139,7 @@ def trained_often(state, batches, **made):
 
 
 def trained_by_jax(state, batch, net, loss, optimizer, gradient, dtype):
-    marks = {"mask": batch.mask, "reset": batch.reset, "cut": batch.cut, "key": batch.key}
+    marks = {name: getattr(batch, name) for name in ("mask", "reset", "cut", "key", "weight")}
     arguments = {"params": state.params, "carry": state.carry, "xs": batch.xs, "targets": batch.targets}
     (error, last), grads = graded_by_jax(net, loss, **arguments, **marks)
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
@@ -134,16 +163,23 @@ def zeros(params, batch_shape):
     return jb.LSTMCarry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def squares(ys, targets, mask):
-    each = jnp.square(ys - targets)
-    return each.sum() if mask is None else jnp.where(mask[..., None], each, 0.0).sum()
+def squares(ys, targets, mask, weight):
+    return _weighed(jnp.square(ys - targets).sum(-1), ys, mask, weight)[0].sum()
 
 
-def nats(ys, targets, mask):
+def _weighed(each, ys, mask, weight):
+    """The errors times their weights, and these."""
+    mask = jnp.ones(each.shape, bool) if mask is None else jnp.asarray(mask)
+    weight = jnp.where(mask, jnp.ones_like(each) if weight is None else jnp.asarray(weight), 0.0)
+    ignored = (weight == 0) & ~(mask & jnp.isnan(ys).any(-1))  # a NaN of a step that was read is none
+    return weight * jnp.where(ignored, 0.0, each), weight
+
+
+def nats(ys, targets, mask, weight):
     each = jax.scipy.special.logsumexp(ys, -1) - jnp.take_along_axis(ys, targets[..., None], -1)[..., 0]
     each = jnp.where((targets >= 0) & (targets < ys.shape[-1]), each, jnp.nan)
-    mask = jnp.ones(each.shape, bool) if mask is None else jnp.asarray(mask)
-    return jnp.where(mask, each, 0.0).sum() / mask.sum().astype(ys.dtype)
+    weighed, weight = _weighed(each, ys, mask, weight)
+    return weighed.sum() / weight.sum()
 
 
 def by_steps(z):

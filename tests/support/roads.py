@@ -19,15 +19,15 @@ RATE, LARGEST = 0.3, 0.4  # of artbp; of clipped
 
 
 @jax.custom_jvp
-def _weighted(s):
+def _with_factor(s):
     """The carry itself, and 1 / (1 − c) times its derivative."""
     return s
 
 
-@_weighted.defjvp
-def _weighted_jvp(primals, tangents):
-    # weighted again, for a derivative of this one
-    return _weighted(primals[0]), jax.tree.map(lambda z: z / (1 - RATE), tangents[0])
+@_with_factor.defjvp
+def _with_factor_jvp(primals, tangents):
+    # by the factor again, for a derivative of this one
+    return _with_factor(primals[0]), jax.tree.map(lambda z: z / (1 - RATE), tangents[0])
 
 
 @jax.custom_vjp
@@ -55,7 +55,7 @@ PROGRAMS: dict[str, tuple[Any, Program]] = {
     "checkpointed, few slots": (jb.checkpointed(slots=2, chunk=2), PLAIN),
     "truncated to 1": (jb.truncated(1), Program(window=1)),
     "truncated to 3": (jb.truncated(3), Program(window=3)),
-    "artbp": (jb.artbp(RATE), Program(link=_weighted)),
+    "artbp": (jb.artbp(RATE), Program(link=_with_factor)),
     "clipped": (jb.clipped(LARGEST), Program(link=_clipped)),
     "rtrl": (jb.rtrl(), PLAIN),
     "parallel": (jb.parallel(), PLAIN),
@@ -78,19 +78,22 @@ class Problem(NamedTuple):
     targets: Any
     d_carry: Any  # weights of the last carry in the loss of a road
     marks: dict[str, Any]
+    weight: jax.Array | None = None  # of the outputs in the loss
 
 
-def squares(ys, targets, mask=None):
+def squares(ys, targets, mask=None, weight=None):
     """The squared error as a loss of one's own."""
     each = jnp.square(ys - targets).sum(-1)
+    each = each if weight is None else weight * each
     return (each if mask is None else jnp.where(mask, each, jnp.zeros_like(each))).sum()
 
 
-def nats(ys, targets, mask=None):
+def nats(ys, targets, mask=None, weight=None):
     """The mean softmax cross-entropy, written out."""
     each = jax.nn.logsumexp(ys, -1) - jnp.take_along_axis(ys, targets[..., None], -1)[..., 0]
-    mask = jnp.ones(each.shape, bool) if mask is None else mask
-    return jnp.where(mask, each, jnp.zeros_like(each)).sum() / mask.sum().astype(ys.dtype)
+    weight = jnp.ones_like(each) if weight is None else weight
+    weight = weight if mask is None else jnp.where(mask, weight, jnp.zeros_like(weight))
+    return (weight * each).sum() / weight.sum()
 
 
 def of_carry(problem, last):
@@ -115,7 +118,7 @@ def looped(problem, loss, program, with_carry):
 
     def error(params):
         last, ys = run_loop(problem, params, program)
-        e = loss(ys, problem.targets, counted(problem))
+        e = loss(ys, problem.targets, counted(problem), problem.weight)
         return e + of_carry(problem, last) if with_carry else e
 
     return error
@@ -129,7 +132,8 @@ def applied(problem, method, program):
 
     def error(params):
         last, ys = problem.net.apply(params, problem.carry, problem.xs, gradient=method, **problem.marks)
-        return squares(ys, problem.targets, counted(problem)) + of_carry(problem, last)
+        error = squares(ys, problem.targets, counted(problem), problem.weight)
+        return error + of_carry(problem, last)
 
     return jax.grad(error), jax.grad(looped(problem, squares, program, True))
 
@@ -177,7 +181,8 @@ def built_in(loss, same):
         run = jb.value_and_grad(problem.net, loss)
 
         def found(params):
-            return run(params, problem.carry, problem.xs, problem.targets, gradient=method, **problem.marks)
+            given = {"gradient": method, "weight": problem.weight, **problem.marks}
+            return run(params, problem.carry, problem.xs, problem.targets, **given)
 
         return lambda params: found(params)[1], jax.grad(looped(problem, same, program, False))
 
@@ -194,9 +199,8 @@ def returned(problem, method, program):
     run = jb.value_and_grad(problem.net, jb.squared_error)
 
     def found(params):
-        (error, last), _ = run(
-            params, problem.carry, problem.xs, problem.targets, gradient=method, **problem.marks
-        )
+        given = {"gradient": method, "weight": problem.weight, **problem.marks}
+        (error, last), _ = run(params, problem.carry, problem.xs, problem.targets, **given)
         return error + of_carry(problem, last)
 
     return jax.grad(found), jax.grad(looped(problem, squares, _of_values(program), True))
@@ -208,7 +212,7 @@ def trained(problem, method, program):
     """
     net, optimizer = problem.net, optax.sgd(0.05)
     step = jb.make_train_step(net, jb.squared_error, optimizer, gradient=method, donate=False)
-    batch = jb.Batch(problem.xs, problem.targets, **problem.marks)
+    batch = jb.Batch(problem.xs, problem.targets, weight=problem.weight, **problem.marks)
     none = jnp.zeros((), jnp.int32)
 
     def found(params):

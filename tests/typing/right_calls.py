@@ -25,6 +25,7 @@ def any_step(params: jax.Array, s: jb.Carry, x: jax.Array) -> jb.Carry:
 
 key = jax.random.key(0)
 xs, targets, mask = jnp.ones((7, 2, 3)), jnp.ones((7, 2, 4)), jnp.ones((7, 2), bool)
+weight = jnp.ones((7, 2))
 
 elman = jb.elman(3, 5, activation="relu", recurrent=jb.identity())
 lstm, gru = jb.lstm(3, 5), jb.gru(3, 5)
@@ -33,6 +34,7 @@ general = jb.step_cell(5, 5, any_step, lambda key: jax.random.normal(key, (5, 5)
 params = lstm.init(key)
 carry, hs = jb.unroll(lstm, params, None, xs, gradient=jb.truncated(3), mask=mask)
 again, hs = jb.unroll(lstm, params, carry, xs)
+next_cell_state: jax.Array = jb.step(lstm, params, again, xs[0])[0].c
 cell_state: jax.Array = again.c
 reset_weights: jax.Array = gru.init(key).b_h
 own_state: jax.Array = jb.unroll(own, own.init(key), None, xs)[0].c
@@ -44,11 +46,14 @@ learned_state: jax.Array = jb.unroll(learned, learned.init(key), None, xs, rever
 net = jb.network([lstm, jb.layer(jb.gru(5, 5), residual=True)], jb.readout(5, 4))
 value_and_grad = jb.value_and_grad(net, jb.squared_error)
 (loss, state_of_layers), grads = value_and_grad(
-    net.init(key), None, xs, targets, gradient=jb.full(), mask=mask
+    net.init(key), None, xs, targets, gradient=jb.full(), mask=mask, weight=weight
 )
+error: jax.Array = jb.squared_error(targets, targets, weight=weight)
 w_y: jax.Array = grads.readout.w_y
 optimizer = optax.adam(1e-3)
 state = jb.init_train_state(key, net, optimizer, (2,))
-state, metrics = jb.make_train_step(net, jb.squared_error, optimizer)(state, jb.Batch(xs, targets))
-terms = jb.credit(net, jb.squared_error, net.init(key), None, xs, targets, lags=3).of_all.share
+state, metrics = jb.make_train_step(net, jb.squared_error, optimizer)(
+    state, jb.Batch(xs, targets, weight=weight)
+)
+terms = jb.credit(net, jb.squared_error, net.init(key), None, xs, targets, lags=3, weight=weight).of_all.share
 report = jb.check_gradient(net, gradient=jb.checkpointed(slots=4)).ok
