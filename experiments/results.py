@@ -81,6 +81,14 @@ SHOWN = {
         "At the wall the gradient is so large that one plain step leaves the picture. With the norm of the "
         "gradient clipped, descent follows the wall to the minimum.",
     ),
+    "learned_optimizer": Shown(
+        "A learning rate that is learnt",
+        "Meta training over the plane of schedules: full and ARTBP end at the optimum, windows of 1 to 200 "
+        "steps before it. Beside it mean meta gradients, learning rates and losses",
+        "A short window sees what a large learning rate costs, which comes at once, and not what it gains "
+        "later. So it learns a small rate that decays fast. full() and ARTBP reach the optimum, which is "
+        "known in closed form.",
+    ),
     "lorenz": Shown(
         "The Lorenz attractor in a closed loop",
         "Attractors of the system, of a network forced every 38 steps, which is like it, of one forced at "
@@ -102,6 +110,13 @@ SHOWN = {
         "Elman 39 %",
         "Over 64 steps both networks remember the image. Over 784 steps the GRU remembers most of it and "
         "the Elman network little.",
+    ),
+    "simulator": Shown(
+        "The rates of a simulated reaction",
+        "Patterns of the reaction; the search for its four rates, which only the exact gradient finds; "
+        "memory and time of the gradients; the truncated gradient by its window",
+        "The rates of a reaction are found from its state after 4,096 steps. Truncated gradients stop at "
+        "wrong rates, whose pattern looks much alike, and are zero by the first state.",
     ),
     "sunspots": Shown(
         "Sunspots of the next year",
