@@ -126,6 +126,11 @@ def test_methods_that_are_not_exact():
     assert_agreement(BODIES["counter"], {n: INEXACT[n] for n in ["artbp", "clipped"]}, **cut)
 
 
+@pytest.mark.parametrize("name", ["complex", "float32 beside float64"])
+def test_one_norm_of_numbers_of_every_kind(name):
+    assert_agreement(BODIES[name], {"clipped": INEXACT["clipped"]})
+
+
 def test_methods_that_are_not_exact_with_all_marks_from_the_last_step():
     assert_agreement(BODIES["y reads both carries"], INEXACT, reverse=True, **OF_ALL)
 

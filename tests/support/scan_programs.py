@@ -28,10 +28,10 @@ def _clipped(leaves):
 
 
 def _clip(_, d):
-    squared = sum(jnp.square(z).sum() for z in d)
+    squared = sum(jnp.square(jnp.abs(z)).sum().astype(float) for z in d)
     above = squared > LARGEST**2
     scale = jnp.where(above, LARGEST / jnp.sqrt(jnp.where(above, squared, 1.0)), 1.0)
-    return ([z * scale for z in d],)
+    return ([z * scale.astype(z.dtype) for z in d],)
 
 
 _clipped.defvjp(lambda s: (s, None), _clip)
