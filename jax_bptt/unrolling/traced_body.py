@@ -76,12 +76,12 @@ def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:
     while True:
         with running("f"):
             closed, made = jax.make_jaxpr(f, return_shape=True)(jax.tree.map(jax.typeof, init), type_of_x)
-        if not isinstance(made, tuple) or len(made) != 2:
+        if not isinstance(made, (tuple, list)) or len(made) != 2:
             fix = "return carry, None where there is no y"
             raise bad("f", "a function that returns a pair (carry, y)", made, fix)
         promoted = _promoted(init, made[0])
         if promoted is None:
-            return TracedBody(closed.jaxpr, tuple(closed.consts), init, made)
+            return TracedBody(closed.jaxpr, tuple(closed.consts), init, (made[0], made[1]))
         init = promoted
 
 
