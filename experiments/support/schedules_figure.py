@@ -23,8 +23,8 @@ def draw(
     steps: int, known: Exact, found: Mapping[str, Mean], curves: dict[str, Curve], point: np.ndarray
 ) -> Figure:
     """Paths over the expected meta loss, mean gradients, schedules, and losses by step."""
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    (plane, bias), (schedules, losses) = figure.subplots(2, 2)
+    figure = Figure(figsize=(6.4, 17), layout="constrained")
+    plane, bias, schedules, losses = figure.subplots(4)
     colours = dict(zip(curves, COLOURS, strict=False))
     _draw_plane(plane, known, curves, colours)
     _draw_means(bias, steps, found, point)

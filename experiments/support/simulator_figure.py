@@ -25,13 +25,13 @@ class Seen(NamedTuple):
 
 
 def draw(a: Problem, costs: list[Cost], seen: list[Seen], curves: dict[str, Curve]) -> Figure:
-    """Patterns and searches above, costs and windows below."""
-    figure = Figure(figsize=(12, 9.5), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1))
-    _draw_patterns(figure.add_subfigure(grid[0, 0]), a, curves)
-    _draw_searches(figure.add_subplot(grid[0, 1]), curves)
-    _draw_costs(figure.add_subplot(grid[1, 0]), costs)
-    _draw_windows(figure.add_subplot(grid[1, 1]), seen, a.steps)
+    """Patterns, searches, costs and windows, one above the other, so that a phone shows them, too."""
+    figure = Figure(figsize=(6.4, 17), layout="constrained")
+    grid = figure.add_gridspec(4, 1)
+    _draw_patterns(figure.add_subfigure(grid[0]), a, curves)
+    _draw_searches(figure.add_subplot(grid[1]), curves)
+    _draw_costs(figure.add_subplot(grid[2]), costs)
+    _draw_windows(figure.add_subplot(grid[3]), seen, a.steps)
     return figure
 
 
@@ -50,7 +50,7 @@ def _draw_patterns(figure: FigureBase, a: Problem, curves: dict[str, Curve]) -> 
         axes.set_axis_off()
     for axes, (title, v) in zip(panels, patterns.items(), strict=False):
         axes.imshow(v, vmin=0, vmax=0.45, cmap="viridis")
-        axes.set_title(title, fontsize=11)
+        axes.set_title(title.replace("(", "\n("), fontsize=11)
 
 
 def _draw_costs(axes: Axes, costs: list[Cost]) -> None:
