@@ -113,7 +113,8 @@ def to_vector(tree: ArrayTree, axes: int = 0, dtype: DType | None = None) -> Arr
     leaves, dtype = jax.tree.leaves(tree), dtype or common_dtype(tree)
     if not leaves:
         return jnp.zeros(0, dtype)
-    return jnp.concatenate([z.reshape(*z.shape[:axes], -1).astype(dtype) for z in leaves], -1)
+    flat = (z.reshape(*z.shape[:axes], math.prod(z.shape[axes:])) for z in leaves)
+    return jnp.concatenate([z.astype(dtype) for z in flat], -1)
 
 
 def from_vector(z: Array, like: Tree) -> Tree:

@@ -21,14 +21,20 @@ class Body(NamedTuple):
 
     Attributes:
       step: (params, s_prev, x) -> (s, own); own are those outputs that are not leaves of s.
+      silent_step: the same without what only prints or calls the host, for the backward pass, which runs
+        steps again.
       in_order: whether its steps must run one at a time and not mapped over steps. Of a jax.lax.cond on what
         differs from step to step jax.vmap would run all branches, and a derivative of one not taken may be
         infinite; keys of another kind than threefry would draw other numbers.
+      calls_host: whether silent_step still has an effect, such as a jax.experimental.io_callback whose result
+        it uses; the backward pass must not repeat that.
       emission: the `Emission` that says which outputs are leaves of s.
       engine: as for `Cell`.
     """
 
     step: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
+    silent_step: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
     in_order: bool
+    calls_host: bool
     emission: Hashable
     engine: Hashable | None = None

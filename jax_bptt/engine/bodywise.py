@@ -42,7 +42,7 @@ def _step(body: Body, params: Leaves, s_prev: Leaves, x: Leaves, v: None) -> Ste
 
 def _linearise(body: Body, params: Leaves, s_prev: Leaves, x: Leaves, v: None, s: Leaves) -> Point:
     """a_t is computed from s̃_{t−1} and x_t."""
-    return linearise_by_vjp(body.step, params, s_prev, x, s)
+    return linearise_by_vjp(body.silent_step, params, s_prev, x, s)
 
 
 def _before_sweep(body: Body, params: Leaves) -> None:
@@ -53,8 +53,8 @@ def _backward_step(body: Body, params: Leaves, prepared: None, a: Point, lam: An
     """The result is (BW1), with None for leaves that have no derivative; d_own of None stands for zeros."""
     if d_own is None:
         s_prev = merged(zeros_like(lam), a.fixed)
-        d_own = zeros_like(differentiable(body.step(params, s_prev, a.u)[1]))
-    return back_by_vjp(body.step, params, a, (lam, d_own), lam)  # (BW1)
+        d_own = zeros_like(differentiable(body.silent_step(params, s_prev, a.u)[1]))
+    return back_by_vjp(body.silent_step, params, a, (lam, d_own), lam)  # (BW1)
 
 
 def _contract(
@@ -76,7 +76,7 @@ def _contract(
 
     if body.in_order:
         return jax.lax.scan(add_step, zeros_like(differentiable(params)), (s_prev, xs, (lam, d_own)))
-    return back(jax.vmap(body.step, (None, 0, 0)), s_prev, xs, (lam, d_own))  # (BW2, BW3)
+    return back(jax.vmap(body.silent_step, (None, 0, 0)), s_prev, xs, (lam, d_own))  # (BW2, BW3)
 
 
 def _at_once(body: Body, f: Callable[..., Any]) -> Callable[..., Any]:

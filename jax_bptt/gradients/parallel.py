@@ -76,7 +76,7 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
     if not isinstance(newton, Newton):
         raise bad("newton", "a Newton or None", newton, "make one by jb.newton()")
     forward = functools.partial(_forward_by_newton, newton)
-    return GradientMethod("parallel", forward, _backward)
+    return GradientMethod("parallel", forward, _backward, is_loop=False)
 
 
 def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:

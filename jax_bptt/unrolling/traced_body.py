@@ -6,6 +6,7 @@ contracted for many steps together, and under jax.vmap or jax.grad of the caller
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -54,11 +55,10 @@ class TracedBody(NamedTuple):
 
         dtypes = [z.dtype for z in jax.tree.leaves(self.made)]  # of outputs that are numbers of Python
 
-        def step(params: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
+        def run(jaxpr: Jaxpr, params: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
             given = iter(params)
             consts = [next(given) if isinstance(c, jax.core.Tracer) else c for c in self.consts]
-            closed = ClosedJaxpr(self.jaxpr, consts)
-            made = jaxpr_as_fun(closed)(*carry, *x[:number_of_xs])
+            made = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*carry, *x[:number_of_xs])
             made = [
                 z if isinstance(z, jax.Array) else jnp.asarray(z, dtype)
                 for z, dtype in zip(made, dtypes, strict=True)
@@ -66,7 +66,10 @@ class TracedBody(NamedTuple):
             own = (y for y, place in zip(made[n:], places, strict=True) if place is None)
             return tuple(made[:n]), tuple(own)
 
-        return Body(step, _in_order(self.jaxpr, [True] * len(self.jaxpr.invars)), of_leaves(places))
+        silent = _silent(self.jaxpr)
+        step, silent_step = (functools.partial(run, jaxpr) for jaxpr in (self.jaxpr, silent))
+        in_order = _in_order(self.jaxpr, [True] * len(self.jaxpr.invars))
+        return Body(step, silent_step, in_order, bool(silent.effects), of_leaves(places))
 
 
 def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:
@@ -108,6 +111,19 @@ def _rank(dtype: DType) -> int:
     """Bools, integers, real and complex numbers, in this order: a Python number takes the later kind."""
     kinds = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
     return next((rank for rank, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
+
+
+def _silent(jaxpr: Jaxpr) -> Jaxpr:
+    """The same operations without those that have an effect, such as jax.debug.print, and no use."""
+    used = {id(v) for v in jaxpr.outvars}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects and not any(id(v) in used for v in equation.outvars):
+            continue
+        kept.append(equation)
+        used.update(map(id, equation.invars))
+    effects = {effect for equation in kept for effect in equation.effects}
+    return jaxpr.replace(eqns=kept[::-1], effects=effects)
 
 
 def _in_order(jaxpr: Jaxpr, varies: list[bool]) -> bool:

@@ -18,11 +18,13 @@ from jax.typing import DTypeLike
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.compiling import compiled
-from jax_bptt.base.errors import named
+from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import differentiable, flipped
 from jax_bptt.base.types import ArrayTree, Mark, P, S, State
+from jax_bptt.cell.body import Body
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
+from jax_bptt.engine import phases
 from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of, to_local, typed_as
 from jax_bptt.engine.emission import STATES
 from jax_bptt.engine.engine import Runnable
@@ -181,9 +183,19 @@ def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Seque
 
 def run_with_gradient(cell: Runnable, gradient: GradientMethod) -> Callable[[Run], Outputs]:
     """The result runs a cell, or the body of a scan, and has the backward pass of a gradient method."""
-    forward, backward = jax.jit(functools.partial(gradient.forward, cell), inline=True), gradient.backward
+    backward = gradient.backward
+
+    @functools.partial(jax.jit, inline=True)
+    def forward(run: Run) -> tuple[Outputs, Kept]:
+        if backward is not None and isinstance(cell, Body) and cell.calls_host:
+            fix = "use gradient=jb.autodiff(), which runs each step once"
+            came = "a callback whose result the body uses"
+            raise bad("f", "a body that the backward pass may run again", came, fix)
+        return gradient.forward(cell, run)
 
     def plain(run: Run) -> Outputs:
+        if isinstance(cell, Body) and gradient.is_loop:  # nothing is kept where nobody differentiates
+            return phases.outputs(cell, phases.forward(cell, run))
         outputs, _ = forward(run)
         return outputs
 
