@@ -1,6 +1,7 @@
 """Recurrent networks trained by Backpropagation Through Time, in pure-functional JAX.
 
 Begin with `network`, `init_train_state` and `make_train_step`; or with a cell such as `lstm`, and `unroll`.
+For a loop of your own write `scan` in place of jax.lax.scan.
 Print a cell, a network or a gradient method to see the call that made it.
 
 The names in `__all__` are public and stay. The folders below may change.
