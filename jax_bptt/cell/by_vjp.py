@@ -1,7 +1,7 @@
-"""A step without a hand-derived adjoint is differentiated by jax.vjp, in two parts as an adjoint is.
+"""A step without a hand-derived derivative is differentiated by jax.vjp, in two parts as by hand.
 
-    a_t = what jax.vjp of the step with respect to s_{t−1} stores                      linearise
-    (∂s_t/∂s_{t−1})ᵀ λ_t, rebuilt from a_t, linear in λ                                adjoint
+    linearise  a_t = what jax.vjp of the step with respect to s_{t−1} stores                  (VJ1)
+    adjoint    (∂s_t/∂s_{t−1})ᵀ λ_t, rebuilt from a_t, linear in λ                            (VJ2)
 
 A step here is a function (params, s_prev, u) of trees. Integers, bools and PRNG keys in s_prev have no
 derivative: λ has None in their place.
@@ -45,7 +45,7 @@ def linearise_by_vjp(
     kept, _ = _pullback(step, params, s_prev, u)
     varies = _varies(step, params, s_prev, u)
     varying = tuple(z for z, here in zip(kept, varies, strict=True) if here)
-    return Point(u, fixed_part(s_prev), varying)
+    return Point(u, fixed_part(s_prev), varying)  # (VJ1)
 
 
 def adjoint_by_vjp(step: Callable[[P, S, Any], S], params: P, a: Point, lam: S) -> S:
@@ -73,7 +73,7 @@ def back_by_vjp(step: AnyStep, params: ArrayTree, a: Point, cotangent: ArrayTree
     elsewhere, structure = _pullback(step, params, at_zeros, a.u)
     here, varies = iter(a.kept), _varies(step, params, at_zeros, a.u)
     kept = [next(here) if v else z for z, v in zip(elsewhere, varies, strict=True)]
-    return jax.tree.unflatten(structure, kept)(cotangent)[0]
+    return jax.tree.unflatten(structure, kept)(cotangent)[0]  # (VJ2)
 
 
 def _pullback(

@@ -1,13 +1,13 @@
 """The engine of the bodies of scans has the same functions as the engine in `pointwise`.
 
-A body is not mapped over rows. What it hands out beside its state, y_t, has cotangents G_t of its own:
+A body is not mapped over rows. Let o_t be what it hands out beside its state, and D_t = dE/do_t:
 
-    sweep      (ds_t/ds̃_{t−1})ᵀ λ_t + (dy_t/ds̃_{t−1})ᵀ G_t    by the carry alone, in the loop       (BW1)
-    contract   dE/dparams = (∂(s_1..s_T, y_1..y_T)/∂params)ᵀ (λ, G), every s̃_{t−1} held fixed        (BW2)
-               dE/dxs     = (∂(s_1..s_T, y_1..y_T)/∂xs)ᵀ (λ, G)                                      (BW3)
+    sweep      (ds_t/ds̃_{t−1})ᵀ λ_t + (do_t/ds̃_{t−1})ᵀ D_t    by the carry alone, in the loop       (BW1)
+    contract   dE/dparams = (∂(s_1..s_T, o_1..o_T)/∂params)ᵀ (λ, D), every s̃_{t−1} held fixed        (BW2)
+               dE/dxs     = (∂(s_1..s_T, o_1..o_T)/∂xs)ᵀ (λ, D)                                      (BW3)
 
-A body that must run one step at a time (see `Body.in_order`) is differentiated so as well; the sum of (BW2)
-is then in a loop.
+A body that must run one step at a time (see `Body.in_order`) is also differentiated one step at a time; the
+sum over t in (BW2) is then made in a loop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _recur(body: Body, params: Leaves, s_prev: Leaves) -> None:
 
 
 def _step(body: Body, params: Leaves, s_prev: Leaves, x: Leaves, v: None) -> Stepped:
-    """s_t and y_t are computed from s̃_{t−1} and x_t."""
+    """s_t and o_t are computed from s̃_{t−1} and x_t."""
     return Stepped(*body.step(params, s_prev, x))
 
 
@@ -75,7 +75,8 @@ def _contract(
         return plus(sums, d_params), d_x
 
     if body.in_order:
-        return jax.lax.scan(add_step, zeros_like(differentiable(params)), (s_prev, xs, (lam, d_own)))
+        sums = zeros_like(differentiable(params))
+        return jax.lax.scan(add_step, sums, (s_prev, xs, (lam, d_own)))  # (BW2, BW3)
     return back(jax.vmap(body.silent_step, (None, 0, 0)), s_prev, xs, (lam, d_own))  # (BW2, BW3)
 
 

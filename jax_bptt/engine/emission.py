@@ -1,9 +1,9 @@
 """An emission says what a step hands out: a part of its state, or outputs of its own beside the state.
 
-    y_t = part of s_t, and own_t                        (s_t, own_t) = step(s̃_{t−1}, x_t)
-    dE/dy_t goes into λ_t where y_t is a part of s_t, and directly into the step elsewhere
+    y_t = parts of s_t, and o_t                         (s_t, o_t) = step(s̃_{t−1}, x_t)
+    dE/dy_t is a part of G_t where y_t is a part of s_t, and of dE/do_t elsewhere
 
-So what a step hands out feeds no later step, unless it is a part of the state.
+o_t feeds no later step, so its derivative goes back through step t alone. In the code o_t is called own.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Emission(NamedTuple):
     """These functions work on one step, or on arrays with one more axis in front.
 
     Attributes:
-      read: (s_t, own_t) -> y_t.
-      to_state: (λ_t, dE/dy_t) -> λ_t with what it gets of dE/dy_t.
-      to_own: dE/dy_t -> dE/down_t.
+      read: (s_t, o_t) -> y_t.
+      to_state: (λ_t, dE/dy_t) -> λ_t with what it gets of dE/dy_t, which is G_t.
+      to_own: dE/dy_t -> dE/do_t.
     """
 
     read: Callable[[Any, ArrayTree], Any]
@@ -53,7 +53,7 @@ def emission_of(cell: Emitting) -> Emission:
 
 
 def of_leaves(places: tuple[int | None, ...]) -> Emission:
-    """For outputs that are a tuple: the place of each among the leaves of the state, or None for its own."""
+    """The outputs are a tuple; places says which leaf of the state each one is, or None for a part of o_t."""
 
     def read(s: tuple[Any, ...], own: tuple[Any, ...]) -> tuple[Any, ...]:
         rest = iter(own)

@@ -1,4 +1,4 @@
-"""An engine runs a cell: it has seven functions of one step or of all steps, and the two loops over time.
+"""An engine runs a cell or the body of a scan: eight functions of one step or of all, and the two time loops.
 
 Every time loop of the library but that of `autodiff` calls the functions of a cell through its engine. To run
 cells by a kernel, replace the two loops of the engine of pointwise cells, by

@@ -1,11 +1,11 @@
 """These are the two time loops of Backpropagation Through Time, for every cell, mask, reset and cut.
 
     forward    s_t = step(s̃_{t−1}, x_t) where mask_t, s̃_{t−1} elsewhere                       (F4)
-               s̃_{t−1} is s_{t−1}, or the initial carry where reset_t (`sequence`)
+               s̃_{t−1} is s_{t−1}, or where reset_t the state to which a reset goes back (`sequence`)
 
-The loss E depends on h_1..h_T and on the final state s_T. Let G_t be its direct derivative by s_t, and
-λ_t = dE/ds_t the total one. Unrolled in time, the network is a deep network whose layers share their
-weights, so the chain rule gives a recursion backwards in t:
+The loss E depends on what the steps hand out (h_1..h_T of a cell, see `emission`) and on the final state
+s_T. Let G_t be its direct derivative by s_t, and λ_t = dE/ds_t the total one. Unrolled in time, the network
+is a deep network whose layers share their weights, so the chain rule gives a recursion backwards in t:
 
     sweep      λ_T = G_T + dE/ds_T                          sequential, linear in λ           (S1)
                λ̃_{t−1} = (ds_t/ds̃_{t−1})ᵀ λ_t where mask_t, λ_t elsewhere                      (S2)
@@ -116,7 +116,7 @@ def scan_backward(
         found = step_back(lam, emission.to_own(d_y), a, marks)
         if one_start:
             return (found.carry, plus(d_start, found.start)), (found.lam, None)  # (S4)
-        return (found.carry, None), (found.lam, found.start)
+        return (found.carry, None), (found.lam, found.start)  # (S4)
 
     towards: Towards = d.carry, zeros_like(d.carry) if one_start else None
     at = d.ys, slopes, run.sequence.marks
@@ -134,8 +134,8 @@ def step_back_of(
       transform: changes λ̃ before step t − 1 gets it; None for no change. See `artbp` and `clipped`.
 
     Returns:
-      (λ_t, d_own, a_t, marks at t) -> `StepBack`, where d_own is dE/d of the outputs that are no part of
-      s_t, () for a cell. Values that all steps share are computed here, before the loop.
+      (λ_t, d_own, a_t, marks at t) -> `StepBack`, where d_own are the derivatives of E by the outputs that
+      are no part of s_t, () for a cell. Values that all steps share are computed here, before the loop.
     """
     prepared = engine.before_sweep(cell, params)
 
@@ -158,7 +158,7 @@ def step_back_of(
 
 
 def begin_of_step(marks: Marks, start: S | None, s_prev: S) -> S:
-    """s̃_{t−1} is the initial carry where reset, s_{t−1} elsewhere, and a constant where cut.
+    """s̃_{t−1} is the initial carry or start_t where reset, s_{t−1} elsewhere, and a constant where cut.
 
     The factor and stop_gradient matter only if JAX differentiates the passes themselves, as for a Hessian.
     """

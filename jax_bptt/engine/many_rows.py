@@ -44,7 +44,7 @@ def as_of_many_rows(f: RowWise, params: ArrayTree, x: Array) -> Any:
     """
     run = jax.custom_batching.custom_vmap(functools.partial(_of_rows, f))
 
-    # rows that jax.vmap has hidden count, too: mapped over many rows, nothing is to be added
+    # the rows over which jax.vmap maps count, too: if they are many, no row is added
     @run.def_vmap
     def mapped(size: int, is_mapped: list[Any], params: ArrayTree, x: Array) -> tuple[Any, Any]:
         of_params, of_x = is_mapped

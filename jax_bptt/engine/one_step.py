@@ -4,9 +4,9 @@
     s_t = step(s̃_{t−1}, u_t, v_t)        where mask_t, s̃_{t−1} elsewhere                       (ST2)
 
 XLA merges the pointwise operations of a step with what stands around them, and what it merges decides where
-a product and a sum are rounded once instead of twice. So (ST2) stands in a loop like that of `loops`, which
-reads step 1 of two equal ones and stores s_1. XLA does not know that the loop ends after one step; if it did,
-it would remove the loop.
+a product and a sum are rounded once instead of twice. So (ST2) stands in a loop like that of `loops`. It has
+the inputs of two equal steps, ends after the first, and stores s_1. XLA does not know that it ends there; if
+it did, it would remove the loop.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from jax_bptt.engine.sequence import Marks
 
 def one_step(cell: AnyCell, run: Run) -> State:
     """The result is s_1 of a run of one step, leaves [..., H]; its derivative is that of JAX, in any mode."""
-    u = as_of_many_rows(functools.partial(engine_of(cell).project, cell), run.params, run.sequence.xs[0])
-    return _advance(cell, run, u)  # (ST1)
+    project = functools.partial(engine_of(cell).project, cell)
+    u = as_of_many_rows(project, run.params, run.sequence.xs[0])  # (ST1)
+    return _advance(cell, run, u)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

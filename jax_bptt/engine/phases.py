@@ -143,7 +143,7 @@ def own_of(cell: Runnable, run: Run, states: State) -> ArrayTree:
 
 
 def derivatives_by_own(cell: Runnable, run: Run, d: Outputs) -> ArrayTree:
-    """These are dE/d of the outputs that are no part of a state, zero where a step was masked."""
+    """These are the derivatives of E by the outputs that are no part of a state, zero where mask is False."""
     d_own = emission_of(cell).to_own(d.ys)
     return select(run.sequence.mask, d_own, zeros_like(d_own))
 

@@ -3,7 +3,7 @@
 forward    Run      parameters, s_0, the initial carry, x_1..x_T with their marks
 between    Kept     the run, s_1..s_T, and what else a method stores for the backward pass
 outputs    Outputs  s_T and y_1..y_T, what the steps hand out; in the backward pass their derivatives
-back       Cotangents   dE/dparams, dE/ds_0, dE/dstart, dE/dx_1..dE/dx_T
+back       Cotangents   dE/dparams, dE/ds_0, dE/dstart or dE/dstarts, dE/dx_1..dE/dx_T
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jax_bptt.engine.sequence import Sequence
 
 
 class Run(NamedTuple):
-    """A run is a cell over a stretch of steps: the whole sequence, or a chunk of it.
+    """A run is a cell, or the body of a scan, over a stretch of steps: the whole sequence, or a chunk of it.
 
     Attributes:
       params: of the cell.

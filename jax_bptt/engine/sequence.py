@@ -1,6 +1,6 @@
 """A sequence is the inputs of a cell, with marks where the carry is held, reset or cut.
 
-    s̃_{t−1} = start              where reset_t; with `starts` it is start_t, of this step
+    s̃_{t−1} = start              where reset_t; with `starts` it is start_t, that of this step
               s_{t−1}, constant   where cut_t: the gradient ends there
               s_{t−1}             elsewhere
     s_t     = step(s̃_{t−1}, x_t)  where mask_t
@@ -34,7 +34,8 @@ class Marks(NamedTuple):
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
       factor: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
-      starts: a carry with leaves [T, ..., H], or None; the step starts from it where reset.
+      starts: a carry with leaves [T, ..., H], or None; where reset is True the step starts from it, and not
+        from the initial carry.
     """
 
     mask: Mark
@@ -53,8 +54,8 @@ class Sequence(NamedTuple):
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
       factor: [T, ...] or None; the derivative of the carry before the step is multiplied by it.
-      starts: a carry with leaves [T, ..., H], or None; the step starts from it where reset. For a network
-        a carry of all layers.
+      starts: a carry with leaves [T, ..., H], or None; where reset is True the step starts from it, and not
+        from the initial carry. For a network it is a carry of all layers.
     """
 
     xs: Any
@@ -86,7 +87,7 @@ def ends_of(sequence: Sequence) -> Sequence:
     """Resets and cuts are moved for a cell that reads from the last step to the first.
 
     A reset at step t separates the steps t − 1 and t. A cell that reads backwards comes to t − 1 after t, so
-    its reset is at t − 1. Resets and cuts move by one step, and the last step has none.
+    its reset is at t − 1. Resets, cuts and starts move by one step, and the last step has none.
     """
 
     def moved(mark: Tree) -> Tree:

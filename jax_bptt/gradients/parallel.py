@@ -11,7 +11,8 @@ without the term γ_t that is added at step t itself:
                                                               hands out beside its state adds a term (P2)
                (N, c) after (M, b):  μ → Nᵀ (Mᵀ μ + b) + c    is (M N, Nᵀ b + c)                  (P3)
                λ_t = μ_t + γ_t,  dE/ds_0 = μ_0                                                    (P4)
-               dE/dstart = Σ_t λ̃_{t−1} where reset_t          λ̃: before the marks close the way   (P5)
+               dE/dstart = Σ_t λ̃_{t−1} where reset_t          λ̃: before the marks close the way; with
+                                                              a start of each step there is no sum (P5)
 
     contract   as after the loop, with λ_t = 0 where mask is False                                (P6)
 """
@@ -81,7 +82,8 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
 
 def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
     check_on_one_device("jb.parallel", cell, run)
-    if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run.carry)):  # their Jacobian is no complex matrix
+    # the Jacobian of complex numbers is not one complex matrix
+    if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run.carry)):
         raise bad("gradient", "a carry of real numbers for jb.parallel", run.carry, "use jb.full()")
     found = phases.forward(cell, run)
     return phases.outputs(cell, found), Kept(run, found.states)

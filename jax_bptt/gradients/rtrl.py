@@ -12,8 +12,12 @@ resets return. The influence P_t = ds_t/dθ, [S, C], runs forward with the state
 Here G_t is the direct derivative of the loss by s_t. JAX computes J_t and M_t, by reverse mode through one
 step of one row. The hand-derived adjoints are not used, so this method is an independent check of them.
 
+The body of a scan also hands out outputs that are no part of s_t. They are more rows of J_t and M_t; (R3)
+gives their derivative by θ, which only the loss of that step reads.
+
 The inputs would be T·I more columns of P_t, and step t would write the columns of x_t. They have a separate
-loop, which XLA removes if the program does not use dE/dxs.
+loop, which XLA removes if the program does not use dE/dxs. The same holds for `starts`, the states to which
+resets return step by step.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ class Influenced(NamedTuple):
     Attributes:
       carry: s_t, leaves [H] or as the cell has them.
       influence: P_t = ds_t/dθ, [S, C].
-      own: d/dθ of the outputs that are no part of s_t, [O, C]; None between two steps.
+      own: the derivative by θ of the O outputs that are no part of s_t, [O, C]; None between two steps.
     """
 
     carry: State
@@ -65,11 +69,11 @@ class Influenced(NamedTuple):
 
 
 class Direct(NamedTuple):
-    """These are the derivatives of one step, s_t and its O other outputs, with s̃_{t−1} held fixed.
+    """These are the derivatives of s_t and of the O other outputs of a step, with s̃_{t−1} held fixed.
 
     Attributes:
-      by_params: ∂s_t/∂params, [S + O, P].
-      by_x: ∂s_t/∂x_t, [S + O, I].
+      by_params: those by params, [S + O, P].
+      by_x: those by x_t, [S + O, I].
     """
 
     by_params: Array
@@ -158,7 +162,7 @@ def loss_term(emission: Emission, d_y: ArrayTree, at_t: Influenced) -> Array:
 def _linearised(
     cell: Runnable, params: ArrayTree, s_prev: State, x: ArrayTree
 ) -> tuple[Stepped, Array, Direct]:
-    """One step of one row gives s_t and y_t, J_t [S + O, S], and the derivatives by params and x_t."""
+    """One step of one row gives s_t and its outputs, J_t [S + O, S], and the derivatives by params and x."""
     engine = phases.engine_of(cell)
     point = tuple(map(differentiable, (params, s_prev, x)))
 

@@ -2,8 +2,8 @@
 
     (c_t, y_t) = f(c̃_{t−1}, x_t),   t = 1..T      (`sequence` says what c̃ is under masks, resets and cuts)
 
-Any body of a scan is a recurrence: linearise and contract are jax.vjp of the body for the steps of a chunk at
-once, and the sweep goes back through the carry alone.
+Any body of a scan is a recurrence. Its derivative is that of jax.vjp: by the parameters and inputs for all
+steps of a chunk at once, and by the carry alone in the backward loop (`bodywise`).
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def scan(
     than threefry, callbacks), it is differentiated one step at a time.
 
     Args:
-      f: (carry, x) -> (carry, y), as for jax.lax.scan. It is also run for many steps at once (jax.vmap).
+      f: (carry, x) -> (carry, y), as for jax.lax.scan. It also runs for many steps at once (jax.vmap).
       init: the carry before the first step, a pytree of arrays of any dtypes.
       xs: a pytree of arrays [T, ...], of which f gets one step at a time; None with a `length`.
       length: T, if there are no xs.
       reverse: whether to go from the last step to the first; marks and outputs stay at their steps.
-      gradient: the gradient method that jax.grad uses. `artbp` needs `cut`; `parallel` with `newton` needs
-        a carry of real numbers, `rtrl` and `parallel` no complex ones; `clipped` takes one norm of the
-        whole carry; for jax.jvp use `autodiff`.
+      gradient: the gradient method that jax.grad uses. `artbp` needs `cut`. `rtrl` and `parallel` refuse
+        complex numbers, and `parallel` with `newton` all but real ones. `clipped` takes one norm of the
+        whole carry. For jax.jvp use `autodiff`.
       mask: bool [T], or [T, *rows] where all leaves of the carry and of y begin with the axes rows. Where
         False the carry is held, y_t is zero, and x_t is not read: a NaN there affects nothing.
       reset: bool, shaped like mask; where True the step starts from init.
@@ -104,7 +104,7 @@ def scan(
     run = Run(traced.params, carry, start, flipped(sequence) if reverse else sequence)
     counts_only = not jax.tree.leaves(differentiable(carry))
     if not carry or (counts_only and gradient in (rtrl(), parallel())):
-        gradient = full()  # no derivative goes from step to step, so all methods are one
+        gradient = full()  # no derivative goes from step to step, so all methods are equal
     outputs: Any = _runner(f, traced, run, gradient, mask is not None)(run)
     ys = flipped(outputs.ys) if reverse else outputs.ys
     structure: Any = jax.tree.structure(traced.made)

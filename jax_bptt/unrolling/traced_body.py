@@ -22,7 +22,7 @@ from jax_bptt.engine.emission import of_leaves
 
 
 class TracedBody(NamedTuple):
-    """This is a body that was traced, with the arrays that it is called with.
+    """This is a body that was traced, with the arrays that it begins with and reads from outside.
 
     Attributes:
       jaxpr: f as operations on arrays.
@@ -43,17 +43,17 @@ class TracedBody(NamedTuple):
 
     @property
     def params(self) -> Leaves:
-        """Only what is being traced can be differentiated by; the rest stays in the body."""
+        """These are the traced constants, by which JAX may differentiate; the others stay in the body."""
         return tuple(c for c in self.consts if isinstance(c, jax.core.Tracer))
 
     def body(self, is_masked: bool) -> Body:
-        """The body reads its params in place of traced constants; outputs that are states come from them."""
+        """In this body params stand for the traced constants; outputs that are states are read from s_t."""
         n, number_of_xs = self.carries, len(self.jaxpr.invars) - self.carries
         of_state = {id(v): place for place, v in enumerate(self.jaxpr.outvars[:n])}
-        # where a step is masked its outputs are zero, but the states are held
+        # where a step is masked, its outputs are zero and not the state, which is held
         places = tuple(None if is_masked else of_state.get(id(v)) for v in self.jaxpr.outvars[n:])
 
-        dtypes = [z.dtype for z in jax.tree.leaves(self.made)]  # of outputs that are numbers of Python
+        dtypes = [z.dtype for z in jax.tree.leaves(self.made)]  # for outputs that are numbers of Python
 
         def run(jaxpr: Jaxpr, params: Leaves, carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
             given = iter(params)
@@ -89,7 +89,7 @@ def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:
 
 
 def _promoted(init: Any, carry: Any) -> Any:
-    """None if f returns the type of carry that it gets; else init with Python numbers in the dtypes of f."""
+    """The result is init with numbers of Python in the dtypes of f, or None if f returns what it gets."""
     expected = "a function that returns a carry like the one it gets"
     structure: Any = jax.tree.structure(init)
     if structure != jax.tree.structure(carry):
@@ -108,7 +108,7 @@ def _promoted(init: Any, carry: Any) -> Any:
 
 
 def _rank(dtype: DType) -> int:
-    """Bools, integers, real and complex numbers, in this order: a Python number takes the later kind."""
+    """Bools, integers, real and complex numbers, in this order: a Python number may move to a later kind."""
     kinds = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
     return next((rank for rank, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
@@ -146,17 +146,17 @@ def _in_order(jaxpr: Jaxpr, varies: list[bool]) -> bool:
     return False
 
 
-# jax.vmap draws other numbers, or calls the host otherwise
+# under jax.vmap these draw other numbers, or call the host in another way
 _NOT_MAPPED = ("rng_bit_generator", "rng_uniform", "pure_callback", "io_callback")
 
 
 def _is_other_key(v: Any) -> bool:
-    """Does an operation read keys of another kind than threefry?"""
+    """Does this hold keys of another kind than threefry?"""
     return hasattr(v.aval, "dtype") and is_other_key(v.aval.dtype)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The operations of an equation, such as those of an inner loop."""
+    """These are the programs inside an operation, such as the body of an inner loop."""
     for value in params.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(one, ClosedJaxpr):

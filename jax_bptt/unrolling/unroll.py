@@ -169,7 +169,7 @@ def run_checked(
 
 
 def begin(cell: AnyCell, params: ArrayTree, carry: State | None, sequence: Sequence) -> Run:
-    """The run of a cell gets what is missing: valid x for padding, s_0, and the initial carry for resets.
+    """The run of a cell gets what is missing: valid x for padding, s_0, and where resets go back to.
 
     In a jax.shard_map every device has its own copy of the parameters.
     """
