@@ -97,7 +97,7 @@ def scan_backward(
       cell: the cell.
       run: parameters and marks; s_0 and the inputs are not read.
       slopes: a_1..a_T.
-      d: dE/ds_T and G_1..G_T.
+      d: dE/ds_T and dE/dy_1..dE/dy_T, by what the steps hand out.
       transform: see `step_back_of`.
 
     Returns:

@@ -101,7 +101,7 @@ def sweep(cell: Runnable, run: Run, slopes: Slopes, d: Outputs, transform: Trans
       cell: the cell.
       run: its parameters and the marks.
       slopes: a_1..a_T from `linearise`.
-      d: dE/ds_T, leaves [..., H], and G_1..G_T, the derivatives by what the steps hand out.
+      d: dE/ds_T, leaves [..., H], and dE/dy_1..dE/dy_T, by what the steps hand out.
       transform: see `loops.step_back_of`.
 
     Returns:
@@ -159,7 +159,7 @@ def backward(cell: Runnable, kept: Kept, d: Outputs, transform: Transform | None
     Args:
       cell: the cell.
       kept: the stretch and its states; its slopes, or None to recompute them.
-      d: dE/ds_T and G_1..G_T of the stretch.
+      d: dE/ds_T and dE/dy_1..dE/dy_T of the stretch.
       transform: see `loops.step_back_of`.
 
     Returns:

@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
     Attributes:
       carry: s_T, leaves [..., H]; in d it is dE/ds_T.
       ys: y_1..y_T, what the steps hand out (`emission`): h_1..h_T, [T, ..., H], of a cell; in d it is
-        G_1..G_T.
+        dE/dy_1..dE/dy_T.
     """
 
     carry: State
