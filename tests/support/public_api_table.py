@@ -32,6 +32,7 @@ from support.reference_calls import (
     net_params,
     params,
     reset,
+    starts,
     targets,
     weight,
     xs,
@@ -55,6 +56,7 @@ class Row(NamedTuple):
 
 
 _marks = {"mask": (k.MARK, mask), "reset": (k.MARK, reset), "cut": (k.MARK, cut)}
+_starts, _net_starts = {"starts": (k.CARRY, starts)}, {"starts": (k.CARRY, (starts,))}
 _neutral = {"mask": (k.MARK, mask | True), "reset": (k.MARK, mask & False), "cut": (k.MARK, mask & False)}
 _cell = {"cell": (k.CELL, cell), "params": (k.TREE, params)}
 _run = _cell | {"carry": (k.CARRY, carry), "xs": (k.ARRAY, xs)}
@@ -77,7 +79,7 @@ _optimizer = {"optimizer": (k.OPTIMIZER, SGD)}
 _state = jb.init_train_state(KEY, net, SGD, (B,))._replace(carry=(carry,))
 _mesh = jax.make_mesh((1,), ("data",))
 _placed = {"mesh": (k.MESH, _mesh), "state": (k.STATE, _state)}
-_batch = jb.Batch(xs, targets, mask, reset, cut, KEY, weight)
+_batch = jb.Batch(xs, targets, mask, reset, cut, KEY, weight, (starts,))
 _batches = jax.tree.map(lambda z: jnp.stack([z, z]), _batch)
 _training = _net | _optimizer | _gradient
 
@@ -176,8 +178,23 @@ ROWS = {
     "by_steps": Row(jb.by_steps, {"z": (k.NUMBERS, xs[:3, 0, :])}, calls.by_steps),
     "unroll": Row(
         calls.unrolled,
-        _run | _marks | {"reverse": (k.FLAG, True)} | _gradient,
+        _run | _marks | _starts | {"reverse": (k.FLAG, True)} | _gradient,
         calls.plainly(calls.unrolled),
+        True,
+    ),
+    "unroll_states": Row(
+        calls.of_states,
+        _run | _marks | _starts | {"reverse": (k.FLAG, True)} | _gradient,
+        calls.plainly(calls.of_states),
+        True,
+    ),
+    "scan": Row(
+        calls.scanned,
+        {"f": (k.FUNCTION, calls.body), "init": (k.FLOATING_TREE, carry), "xs": (k.ARRAY, xs)}
+        | {"length": (k.or_none(k.integer(T, T)), T), "reverse": (k.FLAG, True)}
+        | {"gradient": (k.GRADIENT, jb.full(2))}
+        | _marks,
+        calls.plainly(calls.scanned),
         True,
     ),
     "unroll_by_newton": Row(
@@ -190,7 +207,7 @@ ROWS = {
     ),
     "Network.apply": Row(
         calls.applied,
-        _net_run | _marks | _key | _gradient,
+        _net_run | _marks | _net_starts | _key | _gradient,
         calls.plainly(calls.applied),
         True,
     ),
@@ -206,7 +223,9 @@ ROWS = {
         calls.applied_to_one,
         True,
     ),
-    "value_and_grad": Row(calls.graded, _judged | _marks | _key | _gradient, calls.graded_by_jax, True),
+    "value_and_grad": Row(
+        calls.graded, _judged | _marks | _net_starts | _key | _gradient, calls.graded_by_jax, True
+    ),
     "value_and_grad of classes": Row(
         calls.graded,
         _judged
