@@ -83,16 +83,18 @@ def _backward(
     of_s_prev: Any = _same,
     of_xs: Any = _same,
     of_gradient: Any = _same,
+    of_begun: Any = _same,
 ) -> Callable[[AnyCell, Kept, Outputs], Cotangents]:
     """The backward pass of full() with one of its parts replaced.
 
     of_s_prev and of_xs reach the gradient of w_h and w_x only; of_marks takes and returns the sequence;
-    of_d_hs reaches the sweep only, and of_d_own the contraction.
+    of_d_hs reaches the sweep only, and of_d_own the contraction; of_begun takes and returns the sequence from
+    which the states before the steps are found.
     """
 
     def backward(cell: AnyCell, kept: Kept, d: Outputs) -> Cotangents:
         run, states = kept.run, kept.states
-        s_prev = phases.previous(run, states)
+        s_prev = phases.previous(run._replace(sequence=of_begun(run.sequence)), states)
         slopes = of_slopes(phases.linearise(cell, run, s_prev, states))
         swept_run = run._replace(sequence=of_marks(run.sequence))
         if of_w_h is not _same:
@@ -107,7 +109,7 @@ def _backward(
             wrong = as_dict(phases.contract(cell, shifted, of_s_prev(s_prev), slopes, swept.lam)[0])
             name = "w_h" if of_xs is _same else "w_x"
             d_params = _replaced(d_params, **{name: wrong[name]})
-        return of_gradient(Cotangents(d_params, swept.carry, d_start, d_xs))
+        return of_gradient(Cotangents(d_params, swept.carry, d_start, d_xs, swept.starts))
 
     return backward
 
@@ -217,6 +219,40 @@ OF_SCANS = {
         )
         for mark, no in (("mask", jnp.ones_like), ("reset", jnp.zeros_like), ("cut", jnp.zeros_like))
     },
+}
+
+# of the backward pass of `jb.unroll_states` with starts, with the arguments whose gradient they spoil
+OF_STATES = {
+    "c of the states forgotten": (
+        _backward(of_d_hs=lambda d: d._replace(c=jnp.zeros_like(d.c))),
+        "params, carry, xs, starts",
+    ),
+    "states one step off": (_backward(of_d_hs=_tree(_next)), "params, carry, xs, starts"),
+    "final-carry cotangent forgotten": (_backward(of_d_carry=zeros_like), "params, xs, starts"),
+    "starts ignored where the step is linearised": (
+        _backward(of_begun=lambda m: m._replace(starts=zeros_like(m.starts))),
+        "params, xs, starts",
+    ),
+    "starts taken from the next step": (
+        _backward(of_begun=lambda m: m._replace(starts=_tree(_next)(m.starts))),
+        "params, xs, starts",
+    ),
+    "no gradient by starts": (
+        _backward(of_gradient=lambda g: g._replace(starts=zeros_like(g.starts))),
+        "starts",
+    ),
+    "gradient by starts one step off": (
+        _backward(of_gradient=lambda g: g._replace(starts=_tree(_next)(g.starts))),
+        "starts",
+    ),
+    "h and c of starts swapped": (
+        _backward(of_gradient=lambda g: g._replace(starts=type(g.starts)(*reversed(g.starts)))),
+        "starts",
+    ),
+    "reset ignored in the backward pass": (
+        _backward(of_marks=lambda m: m._replace(reset=jnp.zeros_like(m.reset))),
+        "params, carry, xs, starts",
+    ),
 }
 
 

@@ -66,6 +66,16 @@ MISTAKES = {
         r"^unroll\(\) missing a required argument: 'xs'; carry is None where a sequence begins at the "
         r"initial carry; write unroll\(cell, params, carry, xs, \*, gradient=full\(\)",
     ),
+    "starts without a reset": (
+        lambda: jb.unroll(CELL, PARAMS, None, XS, starts=CELL.initial_carry(PARAMS, (7, 4))),
+        ValueError,
+        r"^unroll: starts: expected resets, which go back to them, got no reset; pass reset, bool \[T",
+    ),
+    "a carry for starts in training": (
+        lambda: RUN(NET_PARAMS, None, XS, TARGETS, reset=XS[..., 0] > 0, starts=(CARRY,)),
+        ValueError,
+        r"^value_and_grad\(net, loss\): starts\[0\]\.h: expected shape \[7,4,5\], .*; pass a carry for",
+    ),
     "a forgotten carry of a network": (
         lambda: NET.apply(NET_PARAMS, XS),
         TypeError,

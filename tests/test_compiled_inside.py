@@ -17,6 +17,7 @@ XS, TARGETS = jnp.ones((6, 2, 3)), jnp.zeros((6, 2, 2))
 OF_NET = NET_PARAMS, None, XS, TARGETS
 CALLS = {
     "unroll": lambda: jb.unroll(CELL, PARAMS, None, XS),
+    "unroll_states": lambda: jb.unroll_states(CELL, PARAMS, None, XS),
     "gradient of unroll": lambda: jax.grad(lambda p: jb.unroll(CELL, p, None, XS)[1].sum())(PARAMS),
     "net.apply": lambda: NET.apply(NET_PARAMS, None, XS),
     "value_and_grad": lambda: jb.value_and_grad(NET, jb.squared_error)(*OF_NET),

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.checks import as_arrays, flag, is_array, size
-from jax_bptt.base.errors import bad, named, shown
+from jax_bptt.base.checks import as_arrays, flag, integer, is_array, is_known
+from jax_bptt.base.errors import bad, named, naming, shown
 from jax_bptt.base.trees import differentiable, flipped
 from jax_bptt.base.types import Foreign, Mark, Shape, Tree
 from jax_bptt.cell.body import Leaves
@@ -136,7 +136,9 @@ def _runner(
 
 
 def _arrays(argument: str, tree: Tree) -> Tree:
-    return jax.tree.map(jnp.asarray, as_arrays(argument, tree))
+    tree = as_arrays(argument, tree)
+    with naming(argument, "a pytree of arrays and numbers", "pass what jax.numpy.asarray takes"):
+        return jax.tree.map(jnp.asarray, tree)
 
 
 def _steps(xs: Foreign, length: Foreign) -> int:
@@ -147,10 +149,12 @@ def _steps(xs: Foreign, length: Foreign) -> int:
         raise bad("xs", "arrays [T, ...] of one length T", xs, "every leaf has the steps on its first axis")
     if not leaves and length is None:
         raise bad("length", "the number of steps, as there are no xs", length, "pass length=T")
+    if length is not None and is_known(length):
+        length = integer("length", length, 0, 2**31 - 1)
     if length is not None and leaves and lengths != {(length,)}:
         came = f"length {length} and xs of {shown(lengths.pop())} steps"
         raise bad("length", "the length of xs", came, "leave length out, or cut xs")
-    steps: int = leaves[0].shape[0] if leaves else size("length", length) if length else 0
+    steps: int = leaves[0].shape[0] if leaves else length
     return steps
 
 

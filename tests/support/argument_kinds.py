@@ -181,9 +181,10 @@ def _begins_floating(right, value):
 def _is_batch(right, value):
     if not isinstance(value, jb.Batch):
         return False
-    xs, targets, *marks, key, weight = value
+    xs, targets, *marks, key, weight, starts = value
     data = _is_like(right.xs, xs) and _is_like(right.targets, targets) and MARK.takes(right.weight, weight)
-    return data and all(MARK.takes(right.mask, m) for m in marks) and or_none(KEY).takes(right.key, key)
+    data = data and all(MARK.takes(right.mask, m) for m in marks) and CARRY.takes(right.starts, starts)
+    return data and or_none(KEY).takes(right.key, key)
 
 
 def _are_weights(right, value):

@@ -31,40 +31,49 @@ PLAIN = Program()
 
 
 def scan_one_way(plain, p, state, xs, marks, backwards, program=PLAIN):
-    """One direction as a scan over time; marks as the tests understand them."""
+    """The last state and h_1..h_T of one direction."""
+    last, states = states_one_way(plain, p, state, xs, marks, backwards, program)
+    return last, states["h"]
+
+
+def states_one_way(plain, p, state, xs, marks, backwards, program=PLAIN):
+    """One direction as a scan over time; marks as the tests understand them, starts as a dict."""
     p = p if isinstance(p, dict) else p._asdict()
-    start = initial(None, jnp, p, state)
+    start = None if marks.get("starts") else initial(None, jnp, p, state)
     no = jnp.zeros(xs.shape[:-1], bool)
     here = {"reset": no, "cut": no, "mask": ~no, **marks}
-    if backwards:  # a reset stands between t − 1 and t, from either side
-        moved = {n: jnp.concatenate([here[n][1:], no[:1]]) for n in ("reset", "cut")}
-        here = {**here, **moved}
+    if backwards == "a layer":  # a reset stands between t − 1 and t, from either side
+        ends = {n: here.get(n) for n in ("reset", "cut", "starts")}
+        here |= jax.tree.map(lambda z: jnp.concatenate([z[1:], jnp.zeros_like(z[:1])]), ends)
     read = jnp.arange(len(xs)).reshape(-1, *[1] * (xs.ndim - 2))
     read = len(xs) - 1 - read if backwards else read
     if program.window:
         here["cut"] = here["cut"] | (read % program.window == 0) & (read > 0)
 
     def where(mark, chosen, other):
-        return {n: jnp.where(mark[..., None], chosen[n], z) for n, z in other.items()}
+        wide = {n: mark.reshape(mark.shape + (1,) * (z.ndim - mark.ndim)) for n, z in other.items()}
+        return {n: jnp.where(wide[n], chosen[n], z) for n, z in other.items()}
 
     def step(state, at_t):
         x, mark = at_t
-        state = program.link(state) if program.link else state
+        if program.link:  # of what has a derivative
+            numbers = {n: z for n, z in state.items() if jnp.issubdtype(z.dtype, jnp.inexact)}
+            state = {**state, **program.link(numbers)}
         state = where(mark["cut"], jax.lax.stop_gradient(state), state)
-        state = where(mark["reset"], start, state)
+        state = where(mark["reset"], mark.get("starts") or start, state)
         state = where(mark["mask"], plain(jnp, p, state, x), state)
-        return state, state["h"]
+        return state, state
 
     # a custom_vjp in jax.lax.scan has no forward mode over reverse; written out it has
     scan = _written_out if program.link else jax.lax.scan
-    return scan(step, state, (xs, here), reverse=backwards)
+    return scan(step, state, (xs, here), reverse=bool(backwards))
 
 
 def _written_out(step, state, data, reverse):
     outs = {}
     for t in reversed(range(len(data[0]))) if reverse else range(len(data[0])):
         state, outs[t] = step(state, jax.tree.map(lambda z, t=t: z[t], data))
-    return state, jnp.stack([outs[t] for t in sorted(outs)])
+    return state, jax.tree.map(lambda *z: jnp.stack(z), *[outs[t] for t in sorted(outs)])
 
 
 def _ends(hs, forward, mask):
@@ -85,19 +94,20 @@ def by_loop(net, plains, params, carry, xs, marks, program=PLAIN):
     zeros = net.initial_carry(params, xs.shape[1:-1])  # for its shapes
     for number, (layer, plain, p) in enumerate(zip(net.layers, plains, params.cells, strict=True)):
 
-        def run(p, s, zeros, backwards, xs=xs, plain=plain):
+        def run(p, s, zeros, starts, backwards, xs=xs, plain=plain):
             own = zeros._asdict()
             s = initial(None, jnp, p._asdict(), own) if s is None else s._asdict()
-            end, hs = scan_one_way(plain, p, s, xs, marks, backwards, program)
+            of_layer = {**marks, "starts": None if starts is None else starts._asdict()}
+            end, hs = scan_one_way(plain, p, s, xs, of_layer, backwards, program)
             return type(zeros)(**end), hs
 
-        s = None if carry is None else carry[number]
+        s, back_to = (None if z is None else z[number] for z in (carry, marks.get("starts")))
         if layer.backward is None:
-            end, hs = run(p, s, zeros[number], False)
+            end, hs = run(p, s, zeros[number], back_to, False)
         else:
-            to_right, to_left = (None, None) if s is None else s
-            right, hs = run(p.forward, to_right, zeros[number].forward, False)
-            left, hs_left = run(p.backward, to_left, zeros[number].backward, True)
+            (to_right, to_left), (ahead, behind) = ((None, None) if z is None else z for z in (s, back_to))
+            right, hs = run(p.forward, to_right, zeros[number].forward, ahead, False)
+            left, hs_left = run(p.backward, to_left, zeros[number].backward, behind, "a layer")
             end, hs = jb.Directions(right, left), jnp.concatenate([hs, hs_left], -1)
         last.append(end)
         xs = hs + xs if layer.residual else hs

@@ -15,6 +15,7 @@ import jax_bptt as jb
 import support.argument_kinds as k
 from support import reference_calls as calls
 from support.bad_values import KEY
+from support.conversions_table import CONVERSIONS
 from support.factories_table import ACTIVATION, OF_CELLS, OF_METHODS, SIZES, factories
 from support.optimizers import SGD
 from support.reference_calls import (
@@ -32,6 +33,7 @@ from support.reference_calls import (
     net_params,
     params,
     reset,
+    starts,
     targets,
     weight,
     xs,
@@ -55,6 +57,7 @@ class Row(NamedTuple):
 
 
 _marks = {"mask": (k.MARK, mask), "reset": (k.MARK, reset), "cut": (k.MARK, cut)}
+_starts, _net_starts = {"starts": (k.CARRY, starts)}, {"starts": (k.CARRY, (starts,))}
 _neutral = {"mask": (k.MARK, mask | True), "reset": (k.MARK, mask & False), "cut": (k.MARK, mask & False)}
 _cell = {"cell": (k.CELL, cell), "params": (k.TREE, params)}
 _run = _cell | {"carry": (k.CARRY, carry), "xs": (k.ARRAY, xs)}
@@ -77,7 +80,7 @@ _optimizer = {"optimizer": (k.OPTIMIZER, SGD)}
 _state = jb.init_train_state(KEY, net, SGD, (B,))._replace(carry=(carry,))
 _mesh = jax.make_mesh((1,), ("data",))
 _placed = {"mesh": (k.MESH, _mesh), "state": (k.STATE, _state)}
-_batch = jb.Batch(xs, targets, mask, reset, cut, KEY, weight)
+_batch = jb.Batch(xs, targets, mask, reset, cut, KEY, weight, (starts,))
 _batches = jax.tree.map(lambda z: jnp.stack([z, z]), _batch)
 _training = _net | _optimizer | _gradient
 
@@ -176,8 +179,23 @@ ROWS = {
     "by_steps": Row(jb.by_steps, {"z": (k.NUMBERS, xs[:3, 0, :])}, calls.by_steps),
     "unroll": Row(
         calls.unrolled,
-        _run | _marks | {"reverse": (k.FLAG, True)} | _gradient,
+        _run | _marks | _starts | {"reverse": (k.FLAG, True)} | _gradient,
         calls.plainly(calls.unrolled),
+        True,
+    ),
+    "unroll_states": Row(
+        calls.of_states,
+        _run | _marks | _starts | {"reverse": (k.FLAG, True)} | _gradient,
+        calls.plainly(calls.of_states),
+        True,
+    ),
+    "scan": Row(
+        calls.scanned,
+        {"f": (k.FUNCTION, calls.body), "init": (k.FLOATING_TREE, carry), "xs": (k.ARRAY, xs)}
+        | {"length": (k.or_none(k.integer(T, T)), T), "reverse": (k.FLAG, True)}
+        | {"gradient": (k.GRADIENT, jb.full(2))}
+        | _marks,
+        calls.plainly(calls.scanned),
         True,
     ),
     "unroll_by_newton": Row(
@@ -190,7 +208,7 @@ ROWS = {
     ),
     "Network.apply": Row(
         calls.applied,
-        _net_run | _marks | _key | _gradient,
+        _net_run | _marks | _net_starts | _key | _gradient,
         calls.plainly(calls.applied),
         True,
     ),
@@ -206,7 +224,9 @@ ROWS = {
         calls.applied_to_one,
         True,
     ),
-    "value_and_grad": Row(calls.graded, _judged | _marks | _key | _gradient, calls.graded_by_jax, True),
+    "value_and_grad": Row(
+        calls.graded, _judged | _marks | _net_starts | _key | _gradient, calls.graded_by_jax, True
+    ),
     "value_and_grad of classes": Row(
         calls.graded,
         _judged
@@ -314,31 +334,5 @@ for name, (factory, arguments) in factories("cells", OF_CELLS).items():
 for name, (factory, arguments) in factories("gradients", OF_METHODS).items():
     ROWS[name] = _gradient_row(factory, **arguments)
 
-_rz = np.arange(3 * H) < 2 * H
-
-
-def _random(gates):
-    shapes = (I, gates * H), (H, gates * H), (gates * H,)
-    return jb.Params(*(np.random.default_rng(gates).normal(size=shape) for shape in shapes))
-
-
-_elman, _lstm, _before = _random(1), _random(4), _random(3)
-_after = jb.GRUParams(*_before, np.sin(np.arange(3 * H)))
-_folded = _after._replace(b_h=~_rz * _after.b_h)  # nothing that r and z would have to fold
-_without_b_n = _after._replace(b_h=np.zeros(3 * H))
-_there = {
-    "torch": _after,
-    "linen": _folded,
-    "nnx": _without_b_n,
-    "keras": _after,
-    "haiku": _before,
-    "equinox": _folded,
-}
-_where = {"layer": (k.integer(0), 1), "reverse": (k.FLAG, True)}
-for name, of in _there.items():
-    to, back = (getattr(jb.convert, f"{way}_{name}") for way in ("to", "from"))
-    where = _where if name == "torch" else {"optimized": (k.FLAG, True)} if name == "nnx" else {}
-    right = {argument: value for argument, (_, value) in where.items()}
-    ROWS[f"convert.to_{name}"] = Row(to, {"params": (k.WEIGHTS, of)} | where)
-    back_where = {"torch": _where, "keras": {"reset_after": (k.or_none(k.FLAG), None)}}.get(name, {})
-    ROWS[f"convert.from_{name}"] = Row(back, {"weights": (k.WEIGHTS, to(of, **right))} | back_where)
+for name, (convert, arguments) in CONVERSIONS.items():
+    ROWS[f"convert.{name}"] = Row(convert, arguments)

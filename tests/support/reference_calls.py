@@ -22,6 +22,7 @@ net = jb.network([jb.layer(cell, dropout=0.5)], jb.readout(H, O))
 net_params = net.init(KEY)
 targets = jax.random.normal(jax.random.key(3), (T, B, O))
 weight = jnp.arange(T * B, dtype=float).reshape(T, B) % 3 / 2  # a third of them is 0
+starts = jb.LSTMCarry(*jax.random.normal(jax.random.key(4), (2, T, B, H)))
 classes = jnp.arange(T * B).reshape(T, B) % O
 
 
@@ -67,6 +68,24 @@ def of_initializer(init):
 def unrolled(cell, params, carry, xs, **rest):
     jb.unroll(cell, params, carry, xs, **rest)  # what jax.vjp refuses is not asked
     out, back = jax.vjp(lambda *at: jb.unroll(cell, *at, **rest), params, carry, xs)
+    return out, back(weights(out))
+
+
+def of_states(cell, params, carry, xs, **rest):
+    jb.unroll_states(cell, params, carry, xs, **rest)
+    out, back = jax.vjp(lambda *at: jb.unroll_states(cell, *at, **rest), params, carry, xs)
+    return out, back(weights(out))
+
+
+def body(c, x):
+    """A body of `jb.scan`: every leaf of the carry and of x counts, and y is no part of the carry."""
+    h, c = jnp.tanh(c.h + 0.5 * c.c + x[..., :1]), 0.5 * c.c + jnp.sin(c.h)
+    return jb.LSTMCarry(h, c), {"y": h * c}
+
+
+def scanned(f, init, xs, **rest):
+    jb.scan(f, init, xs, **rest)
+    out, back = jax.vjp(lambda *at: jb.scan(f, *at, **rest), init, xs)
     return out, back(weights(out))
 
 
@@ -139,7 +158,7 @@ def trained_often(state, batches, **made):
 
 
 def trained_by_jax(state, batch, net, loss, optimizer, gradient, dtype):
-    marks = {name: getattr(batch, name) for name in ("mask", "reset", "cut", "key", "weight")}
+    marks = {name: getattr(batch, name) for name in batch._fields if name not in ("xs", "targets")}
     arguments = {"params": state.params, "carry": state.carry, "xs": batch.xs, "targets": batch.targets}
     (error, last), grads = graded_by_jax(net, loss, **arguments, **marks)
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))

@@ -133,7 +133,7 @@ def by_complex_step(case: Case) -> Any:
 
 def ratios(found: Any, wanted: Any) -> dict[str, float]:
     """‖found − wanted‖ / ‖wanted‖ for each leaf, by name; a NaN counts as infinite."""
-    names = ("params", "carry", "xs")
+    names = ("params", "carry", "xs", "starts")
     out = {}
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
         name = (

@@ -36,6 +36,12 @@ carry, hs = jb.unroll(lstm, params, None, xs, gradient=jb.truncated(3), mask=mas
 again, hs = jb.unroll(lstm, params, carry, xs)
 next_cell_state: jax.Array = jb.step(lstm, params, again, xs[0])[0].c
 cell_state: jax.Array = again.c
+of_all, states = jb.unroll_states(
+    lstm, params, None, xs, reset=mask, starts=lstm.initial_carry(params, (7, 2))
+)
+every_cell_state: jax.Array = states.c
+total, sums = jb.scan(lambda c, x: (c + x, c), jnp.zeros((2, 3)), xs, gradient=jb.truncated(3), cut=mask)
+last_total: jax.Array = total
 reset_weights: jax.Array = gru.init(key).b_h
 own_state: jax.Array = jb.unroll(own, own.init(key), None, xs)[0].c
 peephole: jax.Array = jb.lstm(3, 5, peephole=True).init(key).p_o
@@ -46,7 +52,7 @@ learned_state: jax.Array = jb.unroll(learned, learned.init(key), None, xs, rever
 net = jb.network([lstm, jb.layer(jb.gru(5, 5), residual=True)], jb.readout(5, 4))
 value_and_grad = jb.value_and_grad(net, jb.squared_error)
 (loss, state_of_layers), grads = value_and_grad(
-    net.init(key), None, xs, targets, gradient=jb.full(), mask=mask, weight=weight
+    net.init(key), None, xs, targets, gradient=jb.full(), mask=mask, weight=weight, reset=mask, starts=None
 )
 error: jax.Array = jb.squared_error(targets, targets, weight=weight)
 w_y: jax.Array = grads.readout.w_y
