@@ -9,6 +9,7 @@ derivative: λ has None in their place.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,11 +89,22 @@ def _pullback(
     return jax.tree.flatten(jax.vjp(of_s_prev, differentiable(s_prev))[1])
 
 
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, list[bool]]] = weakref.WeakKeyDictionary()
+
+
 def _varies(step: AnyStep, params: ArrayTree, s_prev: ArrayTree, u: ArrayTree) -> list[bool]:
-    """Which of these arrays depend on s_{t−1} or u?"""
-    of_params, *of_point = (jax.tree.map(jax.typeof, tree) for tree in (params, s_prev, u))
+    """Which of these arrays depend on s_{t−1} or u? It is found once for a step and these types."""
+    types = jax.tree.map(jax.typeof, (params, s_prev, u))
+    leaves, structure = jax.tree.flatten(types)
+    known = _KNOWN.setdefault(step, {})
+    if (key := (structure, tuple(leaves))) not in known:
+        known[key] = _traced_varies(step, *types)
+    return known[key]
+
+
+def _traced_varies(step: AnyStep, of_params: ArrayTree, *of_point: ArrayTree) -> list[bool]:
     jaxpr = jax.make_jaxpr(lambda p, *at: _pullback(step, p, *at)[0])(of_params, *of_point).jaxpr
-    varying = {id(v) for v in jaxpr.invars[len(jax.tree.leaves(params)) :]}
+    varying = {id(v) for v in jaxpr.invars[len(jax.tree.leaves(of_params)) :]}
     # an operation on a varying array gives varying arrays
     for equation in jaxpr.eqns:
         if any(id(v) in varying for v in equation.invars):

@@ -23,6 +23,7 @@ resets return step by step.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -197,7 +198,7 @@ def _backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
     with jax.named_scope("bptt/rtrl"):
         found = back(kept.run, d)
     like = differentiable(kept.run.params)
-    by_row = found.params.reshape(-1, found.params.shape[-1])
+    by_row = found.params.reshape(math.prod(found.params.shape[:-1]), found.params.shape[-1])
     return found._replace(params=from_vector(by_row.sum(0), like))
 
 

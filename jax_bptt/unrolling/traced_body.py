@@ -69,7 +69,7 @@ class TracedBody(NamedTuple):
         silent = _silent(self.jaxpr)
         step, silent_step = (functools.partial(run, jaxpr) for jaxpr in (self.jaxpr, silent))
         in_order = _in_order(self.jaxpr, [True] * len(self.jaxpr.invars))
-        return Body(step, silent_step, in_order, bool(silent.effects), of_leaves(places))
+        return Body(step, silent_step, in_order, _holds("io_callback", silent), of_leaves(places))
 
 
 def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:
@@ -124,6 +124,14 @@ def _silent(jaxpr: Jaxpr) -> Jaxpr:
         used.update(map(id, equation.invars))
     effects = {effect for equation in kept for effect in equation.effects}
     return jaxpr.replace(eqns=kept[::-1], effects=effects)
+
+
+def _holds(name: str, jaxpr: Jaxpr) -> bool:
+    """Is there an operation of this name, also inside of others?"""
+    return any(
+        equation.primitive.name == name or any(_holds(name, inner) for inner in _inner(equation.params))
+        for equation in jaxpr.eqns
+    )
 
 
 def _in_order(jaxpr: Jaxpr, varies: list[bool]) -> bool:
