@@ -110,6 +110,9 @@ def draw(number):
         unscored = jnp.asarray(rng.random(scored) < 0.3)
         unscored = unscored & (jnp.arange(weight.size).reshape(scored) > 0)
         problem = problem._replace(weight=jnp.where(unscored, jnp.zeros_like(weight), weight))
+    if "reset" in marks and road != "rtrl_step" and rng.random() < 0.5:
+        starts = jax.tree.map(lambda z: normal((steps, *z.shape)), zeros)
+        problem = problem._replace(marks={**marks, "starts": starts})
     return problem, method, road, dtype, direction
 
 

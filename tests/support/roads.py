@@ -153,18 +153,22 @@ def alone(problem):
     passed_through = jb.ReadoutParams(eye, jnp.zeros_like(eye[0]))
     carry = None if problem.carry is None else (first_of(problem, problem.carry),)
     d_carry = (first_of(problem, problem.d_carry),)
-    of_cell = problem._replace(net=net, plains=problem.plains[:1], carry=carry, d_carry=d_carry)
+    marks = dict(problem.marks)
+    if "starts" in marks:
+        marks["starts"] = (first_of(problem, marks["starts"]),)
+    of_cell = problem._replace(net=net, plains=problem.plains[:1], carry=carry, d_carry=d_carry, marks=marks)
     return of_cell, lambda params: jb.NetworkParams((params,), passed_through)
 
 
 def unrolled(problem, method, program):
     """jax.grad around unroll, of the first cell."""
     of_cell, params_of = alone(problem)
-    s_0 = first_of(problem, problem.carry)
+    s_0, starts = (first_of(problem, z) for z in (problem.carry, problem.marks.get("starts")))
+    marks = {**problem.marks, "starts": starts}
 
     def found(params):
         cell = of_cell.net.layers[0].forward
-        last, hs = jb.unroll(cell, params, s_0, problem.xs, gradient=method, **problem.marks)
+        last, hs = jb.unroll(cell, params, s_0, problem.xs, gradient=method, **marks)
         return jnp.sum(jnp.square(hs)) + of_carry(of_cell, (last,))
 
     def wanted(params):
