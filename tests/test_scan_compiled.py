@@ -107,3 +107,44 @@ def test_temporaries_of_a_long_simulation_are_a_part_of_those_of_jax():
     jax_alone = _temporaries(jax.lax.scan)
     assert _temporaries(jb.scan) <= 0.3 * jax_alone
     assert _temporaries(jb.scan, gradient=jb.checkpointed(slots=16)) <= jax_alone / 40
+
+
+def test_what_a_body_does_beside_its_numbers_is_done_once_a_step():
+    """Also under jax.grad, whose backward pass runs the steps again; what cannot be left out is refused."""
+    seen = []
+
+    def noted(c, x):
+        jax.debug.callback(lambda z: seen.append(float(z)), x[0])
+        return jnp.tanh(c + x), None
+
+    xs = jnp.arange(6.0).reshape(3, 2)
+    for run in (lambda c: jb.scan(noted, c, xs)[0].sum(), jax.grad(lambda c: jb.scan(noted, c, xs)[0].sum())):
+        seen.clear()
+        jax.block_until_ready(run(jnp.ones(2)))
+        jax.effects_barrier()
+        assert sorted(seen) == [0.0, 2.0, 4.0]
+
+    total = jax.new_ref(0.0)
+
+    def added(c, x):
+        total[...] = total[...] + x[0]
+        return c + x, None
+
+    jb.scan(added, jnp.ones(2), xs)
+    assert float(total[...]) == 6.0
+    with pytest.raises(ValueError, match=r"^scan: f: .* or a jax\.new_ref; use gradient=jb\.autodiff\(\)"):
+        jax.grad(lambda c: jb.scan(added, c, xs)[0].sum())(jnp.ones(2))
+
+
+def test_a_body_is_compiled_once_outside_jit():
+    """A partial is a new object at each call, but not a new program."""
+    from jax_bptt.unrolling import scan as module
+
+    def scaled(a, c, x):
+        return jnp.sin(a * c) + x, None
+
+    once = functools.partial(scaled, 2.0)
+    jb.scan(once, jnp.ones(2), jnp.ones((3, 2)))
+    programs = len(module._COMPILED)
+    jb.scan(once, jnp.zeros(2), jnp.ones((3, 2)))
+    assert len(module._COMPILED) == programs > 0

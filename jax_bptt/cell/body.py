@@ -27,7 +27,7 @@ class Body(NamedTuple):
         would run all branches of a jax.lax.cond on what differs from step to step, and the derivative of a
         branch that is not taken may be infinite. Keys of another kind than threefry would draw other numbers.
       calls_host: whether silent_step still has an effect, such as a jax.experimental.io_callback whose result
-        it uses; the backward pass must not repeat that.
+        it uses, or reads a jax.new_ref; the backward pass must not repeat that.
       emission: the `Emission` that says which outputs are leaves of s.
       engine: as for `Cell`.
     """

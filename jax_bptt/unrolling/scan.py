@@ -8,8 +8,6 @@ steps of a chunk at once, and by the carry alone in the backward loop (`bodywise
 
 from __future__ import annotations
 
-import types
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.checks import as_arrays, flag, integer, is_array, is_known
+from jax_bptt.base.compiling import PROGRAMS
 from jax_bptt.base.errors import bad, named, naming, shown
 from jax_bptt.base.trees import differentiable, flipped
 from jax_bptt.base.types import Foreign, Mark, Shape, Tree
@@ -61,7 +60,8 @@ def scan(
       init: the carry before the first step, a pytree of arrays of any dtypes.
       xs: a pytree of arrays [T, ...], of which f gets one step at a time; None with a `length`.
       length: T, if there are no xs.
-      reverse: whether to go from the last step to the first; marks and outputs stay at their steps.
+      reverse: whether to go from the last step to the first; marks and outputs stay at their steps. xs and
+        outputs are then copied once.
       gradient: the gradient method that jax.grad uses. `artbp` needs `cut`. `rtrl` and `parallel` refuse
         complex numbers, and `parallel` with `newton` all but real ones. `clipped` takes one norm of the
         whole carry. For jax.jvp use `autodiff`.
@@ -105,34 +105,34 @@ def scan(
     counts_only = not jax.tree.leaves(differentiable(carry))
     if not carry or (counts_only and gradient in (rtrl(), parallel())):
         gradient = full()  # no derivative goes from step to step, so all methods are equal
-    outputs: Any = _runner(f, traced, run, gradient, mask is not None)(run)
+    outputs: Any = _runner(traced, run, gradient, mask is not None)(run)
     ys = flipped(outputs.ys) if reverse else outputs.ys
     structure: Any = jax.tree.structure(traced.made)
     carry_and_ys: tuple[_Carry, Any] = structure.unflatten([*outputs.carry, *ys])
     return carry_and_ys
 
 
-# Outside jax.jit a body is compiled once while f exists, as jax.lax.scan does it.
-_COMPILED: weakref.WeakKeyDictionary[Any, dict[Any, Callable[[Run], Outputs]]] = weakref.WeakKeyDictionary()
+# Outside jax.jit a body is compiled once, as jax.lax.scan does it; the oldest of PROGRAMS is forgotten.
+_COMPILED: dict[Any, tuple[TracedBody, Callable[[Run], Outputs]]] = {}
 
 
 def _runner(
-    f: Callable[..., Any], traced: TracedBody, run: Run, gradient: GradientMethod, is_masked: bool
+    traced: TracedBody, run: Run, gradient: GradientMethod, is_masked: bool
 ) -> Callable[[Run], Outputs]:
     """This runs the body with its gradient; called with arrays again, the same body is not compiled again."""
 
     def make() -> Callable[[Run], Outputs]:
         return run_with_gradient(gradient.on_engine(traced.body(is_masked)), gradient)
 
-    is_traced = any(isinstance(z, jax.core.Tracer) for z in jax.tree.leaves(run))
-    if is_traced or not isinstance(f, types.FunctionType):
+    if any(isinstance(z, jax.core.Tracer) for z in jax.tree.leaves(run)):
         return make()
-    # the operations, and the arrays from outside, which the compiled body keeps alive
-    key = str(traced.jaxpr), tuple(map(id, traced.consts)), gradient, is_masked
-    known = _COMPILED.setdefault(f, {})
-    if key not in known:
-        known[key] = make()
-    return known[key]
+    # JAX traces a function once for its types; what has been traced is kept, so that no other has its id
+    key = id(traced.jaxpr), tuple(map(id, traced.consts)), gradient, is_masked
+    if key not in _COMPILED:
+        while len(_COMPILED) >= PROGRAMS:
+            _COMPILED.pop(next(iter(_COMPILED)))
+        _COMPILED[key] = traced, make()
+    return _COMPILED[key][1]
 
 
 def _arrays(argument: str, tree: Tree) -> Tree:

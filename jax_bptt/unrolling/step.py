@@ -63,7 +63,8 @@ def step(
 
     Returns:
       (carry, h): s_t, leaves [..., H], and h_t, [..., H]. Both are differentiable with respect to params,
-      carry and x, in reverse and in forward mode.
+      carry and x, in reverse and in forward mode. For second derivatives of many steps put the step into
+      `scan`, or take `unroll`: those through jax.lax.scan are an error.
 
     Raises:
       ValueError: at trace time, if an argument is wrong; it says which one, what was expected and what was

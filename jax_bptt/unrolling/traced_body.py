@@ -69,7 +69,9 @@ class TracedBody(NamedTuple):
         silent = _silent(self.jaxpr)
         step, silent_step = (functools.partial(run, jaxpr) for jaxpr in (self.jaxpr, silent))
         in_order = _in_order(self.jaxpr, [True] * len(self.jaxpr.invars))
-        return Body(step, silent_step, in_order, _holds("io_callback", silent), of_leaves(places))
+        reads_refs = any(type(v.aval).__name__ == "AbstractRef" for v in self.jaxpr.constvars)
+        calls_host = reads_refs or _holds("io_callback", silent)
+        return Body(step, silent_step, in_order, calls_host, of_leaves(places))
 
 
 def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:

@@ -189,12 +189,14 @@ def run_with_gradient(cell: Runnable, gradient: GradientMethod) -> Callable[[Run
     def forward(run: Run) -> tuple[Outputs, Kept]:
         if backward is not None and isinstance(cell, Body) and cell.calls_host:
             fix = "use gradient=jb.autodiff(), which runs each step once"
-            came = "a callback whose result the body uses"
+            came = "a callback whose result the body uses, or a jax.new_ref"
             raise bad("f", "a body that the backward pass may run again", came, fix)
         return gradient.forward(cell, run)
 
+    @functools.partial(jax.jit, inline=True)
     def plain(run: Run) -> Outputs:
-        if isinstance(cell, Body) and gradient.is_loop:  # nothing is kept where nobody differentiates
+        # nothing is kept where nobody differentiates
+        if isinstance(cell, Body) and backward is not None and gradient.is_loop:
             return phases.outputs(cell, phases.forward(cell, run))
         outputs, _ = forward(run)
         return outputs
