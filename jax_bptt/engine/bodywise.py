@@ -71,7 +71,7 @@ def _contract(
         return d_params, d_xs
 
     def add_step(sums: Any, at_t: tuple[Leaves, Leaves, ArrayTree]) -> tuple[Any, Any]:
-        d_params, d_x = back(body.step, *at_t)
+        d_params, d_x = back(body.silent_step, *at_t)
         return plus(sums, d_params), d_x
 
     if body.in_order:
