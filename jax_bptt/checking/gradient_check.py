@@ -181,7 +181,8 @@ class _Run(NamedTuple):
     def outputs(self, point: Point, marks: Marks) -> Any:
         params, numbers, xs = point
         # counters and keys have no derivative: they are those of the initial carry
-        initial = fixed_part(self.cell.initial_carry(params, xs.shape[1:-1]))
+        rows = getattr(xs, "shape", ())[1:-1]  # xs that are no array are refused by what runs below
+        initial = fixed_part(self.cell.initial_carry(params, rows))
         carry = merged(numbers, initial) if jax.tree.leaves(initial) else numbers
         given: dict[str, Any] = {"gradient": self.gradient, **marks}
         if isinstance(self.cell, Network):

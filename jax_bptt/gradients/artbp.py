@@ -66,13 +66,19 @@ def artbp(rate: float) -> GradientMethod:
     >>> artbp(0.1)
     artbp(0.1)
     """
-    return GradientMethod("artbp", functools.partial(_forward, rate), full().backward)
+    check = functools.partial(_check, rate)
+    return GradientMethod("artbp", functools.partial(_forward, rate), full().backward, check=check)
+
+
+def _check(rate: float, cell: Runnable, run: Run) -> None:
+    if run.sequence.cut is None:
+        fix = f"pass cut=jax.random.bernoulli(key, {rate}, (T, *batch_shape))"
+        raise bad("cut", "bool marks for gradient=jb.artbp", None, fix)
 
 
 def _forward(rate: float, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    _check(rate, cell, run)
     sequence = run.sequence
-    if sequence.cut is None:
-        fix = f"pass cut=jax.random.bernoulli(key, {rate}, (T, *batch_shape))"
-        raise bad("cut", "bool marks for gradient=jb.artbp", sequence.cut, fix)
+    assert sequence.cut is not None  # `_check` has refused that
     factor = jnp.full_like(sequence.cut, 1 / (1 - rate), dtype=float)  # (U1)
     return full().forward(cell, run._replace(sequence=sequence._replace(factor=factor)))

@@ -119,6 +119,8 @@ class GradientMethod(NamedTuple):
       stream: (recurrence, weights, carry, sequence, data) -> `Streamed`, for a method that runs a whole
         network with its loss chunk by chunk, so that the outputs of all steps never exist together; None
         for a method that runs one layer after the other.
+      check: (cell, run) -> None; it raises the ValueError of a run for which the method is not made, also
+        where nobody differentiates. None for a method without conditions.
       is_loop: whether the forward pass computes one step after the other; not so for Newton's method.
       engine: cell -> the `Engine` that runs the cell, for example one whose loops are a kernel; None for
         the cell's own engine. Any method runs on any engine: `full()._replace(engine=...)`.
@@ -129,6 +131,7 @@ class GradientMethod(NamedTuple):
     forward: Callable[[Runnable, Run], tuple[Outputs, Kept]]
     backward: Callable[[Runnable, Kept, Outputs], Cotangents] | None
     stream: Callable[[Recurrence, Weights, Carry, Sequence, Data], Streamed] | None = None
+    check: Callable[[Runnable, Run], None] | None = None
     is_loop: bool = True
     engine: Callable[[Runnable], AnyEngine] | None = None
     made_by: Call | None = None

@@ -73,18 +73,21 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
     True
     """
     if newton is None:
-        return GradientMethod("parallel", _forward, _backward)
+        return GradientMethod("parallel", _forward, _backward, check=_check)
     if not isinstance(newton, Newton):
         raise bad("newton", "a Newton or None", newton, "make one by jb.newton()")
     forward = functools.partial(_forward_by_newton, newton)
     return GradientMethod("parallel", forward, _backward, is_loop=False)
 
 
-def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+def _check(cell: Runnable, run: Run) -> None:
     check_on_one_device("jb.parallel", cell, run)
-    # the Jacobian of complex numbers is not one complex matrix
-    if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run.carry)):
+    if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run.carry)):  # their Jacobian is no complex matrix
         raise bad("gradient", "a carry of real numbers for jb.parallel", run.carry, "use jb.full()")
+
+
+def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    _check(cell, run)
     found = phases.forward(cell, run)
     return phases.outputs(cell, found), Kept(run, found.states)
 

@@ -107,7 +107,7 @@ def rtrl() -> GradientMethod:
     >>> rtrl()
     rtrl()
     """
-    return GradientMethod("rtrl", _forward, _backward)
+    return GradientMethod("rtrl", _forward, _backward, check=_check)
 
 
 def advance(
@@ -182,10 +182,14 @@ def _linearised(
     return stepped, j, Direct(by_params, by_x)
 
 
-def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+def _check(cell: Runnable, run: Run) -> None:
     check_on_one_device("jb.rtrl", cell, run)
     if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run)):
         raise bad("gradient", "real numbers for jb.rtrl", "complex numbers", "use jb.full()")
+
+
+def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
+    _check(cell, run)
     return phases.outputs(cell, phases.forward(cell, run)), Kept(run, None)
 
 

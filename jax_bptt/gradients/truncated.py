@@ -108,14 +108,16 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     came = f"a second derivative through jb.truncated({window}, stride={stride})"
     once = functools.partial(differentiated_once, came, f"use jb.truncated({window}) or jb.full()")
 
+    check = functools.partial(check_on_one_device, "jb.truncated with a stride")
+
     def forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
-        check_on_one_device("jb.truncated with a stride", cell, run)
+        check(cell, run)
         return once(functools.partial(full(recompute=True).forward, cell))(run)
 
     def backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:
         return once(functools.partial(_backward, window, stride, cell))(kept, d)
 
-    return GradientMethod("truncated", forward, backward)
+    return GradientMethod("truncated", forward, backward, check=check)
 
 
 def _forward_with_cuts(window: int, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:

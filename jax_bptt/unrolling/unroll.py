@@ -197,6 +197,8 @@ def run_with_gradient(cell: Runnable, gradient: GradientMethod) -> Callable[[Run
     def plain(run: Run) -> Outputs:
         # nothing is kept where nobody differentiates
         if isinstance(cell, Body) and backward is not None and gradient.is_loop:
+            if gradient.check is not None:
+                gradient.check(cell, run)
             return phases.outputs(cell, phases.forward(cell, run))
         outputs, _ = forward(run)
         return outputs
