@@ -157,4 +157,4 @@ def test_diagnostics_and_checks_take_a_carry_with_a_key():
     (flow,) = jb.gradient_flow(net, jb.squared_error, params, None, xs, targets).layers
     flow = flow._replace(saturation=flow.profile)  # NaN for any step_cell
     assert all(np.isfinite(z).all() for z in jax.tree.leaves(flow))
-    assert jb.check_cell(noisy.CELL).ok
+    assert jb.check_gradient(noisy.CELL, steps=3).ok
