@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+import jax
+
 from jax_bptt.base.types import ArrayTree, P, Slopes, State
 from jax_bptt.cell.body import Body
 from jax_bptt.cell.step_cell import AnyCell, Projected
@@ -68,6 +70,11 @@ class Swept(NamedTuple):
     lam: State
 
 
+def mapped(cell: object, f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one step is mapped over all steps."""
+    return jax.vmap(f)
+
+
 class Engine(NamedTuple, Generic[C, P]):
     """An engine says how one kind of cell is run.
 
@@ -81,9 +88,9 @@ class Engine(NamedTuple, Generic[C, P]):
       backward_step: (cell, params, prepared, a, lam, d_own) -> (ds_t/ds̃_{t−1})ᵀ λ_t, and what comes from
         the outputs that are no part of s_t.
       contract: (cell, params, s_prev, xs, a, lam, d_own) -> dE/dparams and dE/dxs, from all t at once.
-      at_once: (cell, f) -> f, a function of one step, for all steps at once, arguments with leaves [T, ...].
       forward_loop: (engine, cell, run, u, keep_slopes) -> `Forward`.
       backward_loop: (engine, cell, run, slopes, d_outputs, transform) -> `Swept`.
+      at_once: (cell, f) -> f, a function of one step, for all steps at once, arguments with leaves [T, ...].
     """
 
     pointwise: bool
@@ -94,9 +101,9 @@ class Engine(NamedTuple, Generic[C, P]):
     before_sweep: Callable[[C, P], Any]
     backward_step: Callable[[C, P, Any, Any, Any, Any], Any]
     contract: Callable[[C, P, Any, Any, Any, Any, Any], tuple[P, Any]]
-    at_once: Callable[[C, Callable[..., Any]], Callable[..., Any]]
     forward_loop: Callable[[AnyEngine, Runnable, Run, Projected, bool], Forward]
     backward_loop: Callable[[AnyEngine, Runnable, Run, Slopes, Outputs, Transform | None], Swept]
+    at_once: Callable[[C, Callable[..., Any]], Callable[..., Any]] = mapped
 
 
 AnyEngine: TypeAlias = Engine[Any, Any]

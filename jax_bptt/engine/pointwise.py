@@ -28,8 +28,6 @@ and "Layout of the backward loop".
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import Array
@@ -113,11 +111,6 @@ def _contract(
     return d_params, towards_x(cell, params.w_x, towards.u)  # (C5)
 
 
-def _at_once(cell: PointwiseCell, f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one step is mapped over all steps."""
-    return jax.vmap(f)
-
-
 POINTWISE = Engine(
     pointwise=True,
     project=_project,
@@ -127,7 +120,6 @@ POINTWISE = Engine(
     before_sweep=_before_sweep,
     backward_step=_backward_step,
     contract=_contract,
-    at_once=_at_once,
     forward_loop=scan_forward,
     backward_loop=scan_backward,
 )

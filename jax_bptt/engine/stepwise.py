@@ -11,7 +11,6 @@ computes the gradient of the weights once, for all t together, and not at every 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -82,11 +81,6 @@ def _contract(
     return d_params, d_xs
 
 
-def _at_once(cell: AnyStepCell, f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one step is mapped over all steps."""
-    return jax.vmap(f)
-
-
 STEPWISE = Engine(
     pointwise=False,
     project=_project,
@@ -96,7 +90,6 @@ STEPWISE = Engine(
     before_sweep=_before_sweep,
     backward_step=_backward_step,
     contract=_contract,
-    at_once=_at_once,
     forward_loop=scan_forward,
     backward_loop=scan_backward,
 )
