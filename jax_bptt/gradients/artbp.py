@@ -77,8 +77,7 @@ def _check(rate: float, cell: Runnable, run: Run) -> None:
 
 
 def _forward(rate: float, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
-    _check(rate, cell, run)
     sequence = run.sequence
-    assert sequence.cut is not None  # `_check` has refused that
+    assert sequence.cut is not None  # `_check` has refused None
     factor = jnp.full_like(sequence.cut, 1 / (1 - rate), dtype=float)  # (U1)
     return full().forward(cell, run._replace(sequence=sequence._replace(factor=factor)))

@@ -92,11 +92,8 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
         functools.partial(_forward, plan_of),
         functools.partial(_backward, plan_of),
         functools.partial(_stream, plan_of),
-        _check,
+        functools.partial(check_on_one_device, "jb.checkpointed"),
     )
-
-
-_check = functools.partial(check_on_one_device, "jb.checkpointed")
 
 
 _KEEP, _STEP = map(Action._fields.index, ("keep", "step"))  # columns of the array of actions
@@ -152,7 +149,6 @@ class _Slots(NamedTuple):
 
 
 def _forward(plan_of: _PlanOf, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
-    _check(cell, run)
     plan, ys = plan_of(run.sequence.steps, chunks.chunk_of_run(run)), []
     s = run.carry
     if plan.head:

@@ -12,7 +12,7 @@ from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import ArrayTree
 from jax_bptt.cell.body import Body
 from jax_bptt.cell.cell import Cell
-from jax_bptt.engine.devices import is_split, reduce_axes
+from jax_bptt.engine.devices import is_split
 from jax_bptt.engine.engine import AnyEngine, Engine, Runnable
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
@@ -51,15 +51,10 @@ def check_on_one_device(method: str, cell: Runnable, run: Run) -> None:
     """
     if not isinstance(cell, Body):
         return
-    fix = "use jb.full() or jb.truncated(h)"
     if is_split(run):
+        fix = "use jb.full() or jb.truncated(h), or Auto axes"
         came = "arrays split over the Explicit axes of a mesh"
-        raise bad(
-            "gradient", f"arrays that are not split, for {method} of a scan", came, f"{fix}, or Auto axes"
-        )
-    if method == "jb.rtrl" and reduce_axes((run.carry, run.sequence), run.params):
-        came = "rows that differ from device to device, and weights that do not"
-        raise bad("gradient", f"weights of each device, for {method} of a scan", came, fix)
+        raise bad("gradient", f"arrays that are not split, for {method} of a scan", came, fix)
 
 
 class Reversed(NamedTuple):

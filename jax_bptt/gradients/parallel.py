@@ -77,7 +77,8 @@ def parallel(newton: Newton | None = None) -> GradientMethod:
     if not isinstance(newton, Newton):
         raise bad("newton", "a Newton or None", newton, "make one by jb.newton()")
     forward = functools.partial(_forward_by_newton, newton)
-    return GradientMethod("parallel", forward, _backward, is_loop=False)
+    check = functools.partial(check_on_one_device, "jb.parallel")
+    return GradientMethod("parallel", forward, _backward, check=check, is_loop=False)
 
 
 def _check(cell: Runnable, run: Run) -> None:
@@ -87,13 +88,11 @@ def _check(cell: Runnable, run: Run) -> None:
 
 
 def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
-    _check(cell, run)
     found = phases.forward(cell, run)
     return phases.outputs(cell, found), Kept(run, found.states)
 
 
 def _forward_by_newton(newton: Newton, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
-    check_on_one_device("jb.parallel", cell, run)
     found, info = states_by_newton(newton, cell, run)
     states: State = jax.lax.cond(info.converged, lambda: found, lambda: phases.forward(cell, run).states)
     own = phases.own_of(cell, run, states)

@@ -44,9 +44,10 @@ from jax_bptt.base.trees import (
     zeros_like,
 )
 from jax_bptt.base.types import ArrayTree, Mark, State
+from jax_bptt.cell.body import Body
 from jax_bptt.engine import phases
 from jax_bptt.engine.chunks import add_to, sums_as, zero_sums
-from jax_bptt.engine.devices import to_local
+from jax_bptt.engine.devices import reduce_axes, to_local
 from jax_bptt.engine.emission import Emission, emission_of
 from jax_bptt.engine.engine import Runnable, Stepped
 from jax_bptt.engine.loops import begin_of_step
@@ -184,12 +185,15 @@ def _linearised(
 
 def _check(cell: Runnable, run: Run) -> None:
     check_on_one_device("jb.rtrl", cell, run)
+    if isinstance(cell, Body) and reduce_axes((run.carry, run.sequence), run.params):
+        came = "rows that differ from device to device, and weights that do not"
+        fix = "use jb.full() or jb.truncated(h)"
+        raise bad("gradient", "weights of each device, for jb.rtrl of a scan", came, fix)
     if any(jnp.iscomplexobj(z) for z in jax.tree.leaves(run)):
         raise bad("gradient", "real numbers for jb.rtrl", "complex numbers", "use jb.full()")
 
 
 def _forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
-    _check(cell, run)
     return phases.outputs(cell, phases.forward(cell, run)), Kept(run, None)
 
 

@@ -111,7 +111,6 @@ def truncated(window: int, stride: int | None = None) -> GradientMethod:
     check = functools.partial(check_on_one_device, "jb.truncated with a stride")
 
     def forward(cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
-        check(cell, run)
         return once(functools.partial(full(recompute=True).forward, cell))(run)
 
     def backward(cell: Runnable, kept: Kept, d: Outputs) -> Cotangents:

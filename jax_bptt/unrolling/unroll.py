@@ -185,20 +185,24 @@ def run_with_gradient(cell: Runnable, gradient: GradientMethod) -> Callable[[Run
     """The result runs a cell, or the body of a scan, and has the backward pass of a gradient method."""
     backward = gradient.backward
 
+    def check(run: Run) -> None:
+        if gradient.check is not None:
+            gradient.check(cell, run)
+
     @functools.partial(jax.jit, inline=True)
     def forward(run: Run) -> tuple[Outputs, Kept]:
         if backward is not None and isinstance(cell, Body) and cell.calls_host:
             fix = "use gradient=jb.autodiff(), which runs each step once"
             came = "a callback whose result the body uses, or a jax.new_ref"
             raise bad("f", "a body that the backward pass may run again", came, fix)
+        check(run)
         return gradient.forward(cell, run)
 
     @functools.partial(jax.jit, inline=True)
     def plain(run: Run) -> Outputs:
         # nothing is kept where nobody differentiates
         if isinstance(cell, Body) and backward is not None and gradient.is_loop:
-            if gradient.check is not None:
-                gradient.check(cell, run)
+            check(run)
             return phases.outputs(cell, phases.forward(cell, run))
         outputs, _ = forward(run)
         return outputs
