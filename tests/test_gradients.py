@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import support.witnesses as w
-from cases import CELLS, EXACT, KINDS, MARKS, METHODS, SHAPES, every_case, make
+from cases import CELLS, EXACT, KINDS, MARKS, METHODS, SHAPES, VARIED, every_case, make
 from support.compile_options import OPTIMISED
 
 import jax_bptt as jb
@@ -38,11 +38,11 @@ def _assert_agreement(case, methods=METHODS):
 
 
 FULL = {"full": jb.full()}
-VARIED = ("elman-tanh", "lstm", "own-attention")  # one field, two, and a step of any kind
 
 
 @every_case
 def test_full_agrees_with_a_plain_scan_in_every_shape(name, steps, batch):
+    """Every cell at one shape, and cells of every kind of state at all."""
     _assert_agreement(make(name, steps, batch), METHODS if name in VARIED else FULL)
 
 
@@ -67,7 +67,7 @@ ALL_MARKS, BOTH_WAYS = MARKS[-1], (False, True)
 
 
 # Each way back that is made of other parts of a cell; the other methods are made of the same parts.
-WAYS_BACK = ("full in chunks", "checkpointed", "truncated, sliding", "rtrl", "parallel")
+WAYS_BACK = ("full in chunks", "truncated, sliding", "rtrl", "parallel")
 EVERY_METHOD = ("elman-tanh", "lstm-learned-carry", "gru-before-learned", "own-attention")
 
 
@@ -93,7 +93,7 @@ def test_marks_without_and_with_two_batch_axes(name, batch):
     _assert_agreement(make(name, 6, batch, marks=("mask", "reset", "cut"), reverse=True))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", KINDS)
 def test_single_precision(name):
     case = make(name, 7, (2,), "float32", marks=("mask", "reset", "cut"))
     *methods, (_, wanted) = _by_methods(case, EXACT if name in ("elman-tanh", "lstm") else FULL).values()
@@ -103,7 +103,7 @@ def test_single_precision(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "marks"), [(name, ALL_MARKS) for name in CELLS] + [(name, ()) for name in VARIED]
+    ("name", "marks"), [(name, ALL_MARKS) for name in KINDS] + [(name, ()) for name in VARIED]
 )
 def test_full_equals_numpy_by_complex_step(name, marks):
     """By a program that is optimised as users have it."""

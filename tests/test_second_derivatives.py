@@ -25,10 +25,14 @@ TABLE = {
     "value_and_grad, squared_error": (*BY_CHUNKS, "artbp", "rtrl"),
     "value_and_grad, softmax_cross_entropy": BY_CHUNKS,
     "value_and_grad, a loss of one's own": BY_CHUNKS,
-    "what value_and_grad returns beside": (*BY_CHUNKS, "artbp"),
+    "what value_and_grad returns beside": BY_CHUNKS,
     "training steps": BY_CHUNKS,
     "rtrl_step": ("rtrl",),
 }
+
+
+# Reverse over reverse is the transpose of forward over reverse, so on the other roads it is enough.
+BOTH_ORDERS = ("unroll",)
 
 
 def _problem(road):
@@ -37,7 +41,7 @@ def _problem(road):
     first = jb.layer(jb.learn_carry(jb.elman(I, H)), backward=both)
     second = jb.layer(jb.indrnn(first.output_size, H, activation="tanh"), residual=both is None)
     net = jb.network([first] if road in ("unroll", "rtrl_step") else [first, second], jb.readout(H, 2))
-    rng, steps, rows = np.random.default_rng(7), 7, (2,)
+    rng, steps, rows = np.random.default_rng(7), 5, (2,)
 
     def normal(shape):
         return jnp.asarray(rng.normal(size=shape))
@@ -62,7 +66,10 @@ def test_every_method_by_every_road(road):
     problem, direction = _problem(road)
 
     def derivatives(f):
-        return jax.jit(lambda p: {name: f(p) for name, f in orders(f, direction).items()})(problem.params)
+        functions = orders(f, direction)
+        if road not in BOTH_ORDERS:
+            del functions["forward over reverse"]
+        return jax.jit(lambda p: {name: f(p) for name, f in functions.items()})(problem.params)
 
     wanted = {}
     for name in TABLE[road]:

@@ -27,12 +27,21 @@ RUNS = {
     "noise and counters, reversed, to the initial carry": lambda: Runs(*NOISY, (), True, with_starts=False),
 }
 FEW = {  # each goes another way through a carry whose leaves are not all numbers, or through the time
+    "lstm, two batch axes": [
+        "full, half recomputed",
+        "checkpointed, few slots",
+        "truncated to 1",
+        "artbp",
+        "clipped",
+        "rtrl",
+        "parallel",
+        "sliding",
+    ],
     "lstm, reversed": ["full", "truncated to 3", "rtrl", "sliding"],
     "noise and counters": [
         "full, half recomputed",
         "checkpointed, few slots",
         "truncated to 3",
-        "clipped",
         "rtrl",
         "parallel",
         "autodiff",
