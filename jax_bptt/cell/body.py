@@ -28,6 +28,7 @@ class Body(NamedTuple):
         branch that is not taken may be infinite. Keys of another kind than threefry would draw other numbers.
       calls_host: whether silent_step still has an effect, such as a jax.experimental.io_callback whose result
         it uses, or reads a jax.new_ref; the backward pass must not repeat that.
+      is_small: whether a step is few operations without effects, so that a program may hold several steps.
       emission: the `Emission` that says which outputs are leaves of s.
       engine: as for `Cell`.
     """
@@ -36,5 +37,6 @@ class Body(NamedTuple):
     silent_step: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
     in_order: bool
     calls_host: bool
+    is_small: bool
     emission: Hashable
     engine: Hashable | None = None

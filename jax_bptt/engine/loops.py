@@ -33,6 +33,7 @@ from jax_bptt.base.types import ArrayTree, S, Slopes, State
 from jax_bptt.cell.step_cell import Projected
 from jax_bptt.engine.emission import emission_of
 from jax_bptt.engine.engine import AnyEngine, Forward, Runnable, Swept, Transform
+from jax_bptt.engine.over_steps import over_steps
 from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Marks
 
@@ -56,7 +57,7 @@ StepBackOf: TypeAlias = Callable[[State, ArrayTree, Slopes, Marks], StepBack]
 
 
 def scan_forward(engine: AnyEngine, cell: Runnable, run: Run, u: Projected, keep_slopes: bool) -> Forward:
-    """jax.lax.scan computes the states of every step, and the slopes a_1..a_T if they are asked for.
+    """A loop computes the states of every step, and the slopes a_1..a_T if they are asked for.
 
     s_t = step(s̃_{t−1}, x_t)   (F4)
 
@@ -81,14 +82,14 @@ def scan_forward(engine: AnyEngine, cell: Runnable, run: Run, u: Projected, keep
         own = select(marks.mask, stepped.own, zeros_like(stepped.own))
         return s, (s, own, engine.linearise(cell, run.params, s_prev, u, v, s) if keep_slopes else None)
 
-    last, (states, own, slopes) = jax.lax.scan(step, run.carry, (u, run.sequence.marks))
+    last, (states, own, slopes) = over_steps(cell, step, run.carry, (u, run.sequence.marks))
     return Forward(last, states, own, slopes)
 
 
 def scan_backward(
     engine: AnyEngine, cell: Runnable, run: Run, slopes: Slopes, d: Outputs, transform: Transform | None
 ) -> Swept:
-    """jax.lax.scan computes λ backwards through time.
+    """A loop computes λ backwards through time.
 
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t   (S1-S5)
 
@@ -120,7 +121,7 @@ def scan_backward(
 
     towards: Towards = d.carry, zeros_like(d.carry) if one_start else None
     at = d.ys, slopes, run.sequence.marks
-    (d_carry, d_start), (lam, d_starts) = jax.lax.scan(step, towards, at, reverse=True)
+    (d_carry, d_start), (lam, d_starts) = over_steps(cell, step, towards, at, reverse=True)
     return Swept(d_carry, d_start, d_starts, lam)
 
 

@@ -71,7 +71,8 @@ class TracedBody(NamedTuple):
         in_order = _in_order(self.jaxpr, [True] * len(self.jaxpr.invars))
         reads_refs = any(type(v.aval).__name__ == "AbstractRef" for v in self.jaxpr.constvars)
         calls_host = reads_refs or _holds("io_callback", silent)
-        return Body(step, silent_step, in_order, calls_host, of_leaves(places))
+        is_small = not self.jaxpr.effects and _operations(self.jaxpr) <= 100
+        return Body(step, silent_step, in_order, calls_host, is_small, of_leaves(places))
 
 
 def trace(f: Callable[..., Any], init: Any, xs: Any) -> TracedBody:
@@ -134,6 +135,12 @@ def _holds(name: str, jaxpr: Jaxpr) -> bool:
         equation.primitive.name == name or any(_holds(name, inner) for inner in _inner(equation.params))
         for equation in jaxpr.eqns
     )
+
+
+def _operations(jaxpr: Jaxpr) -> int:
+    """This is the number of operations, with those inside of others."""
+    inside = (_operations(inner) for equation in jaxpr.eqns for inner in _inner(equation.params))
+    return len(jaxpr.eqns) + sum(inside)
 
 
 def _in_order(jaxpr: Jaxpr, varies: list[bool]) -> bool:
