@@ -83,14 +83,19 @@ def h100s(devices: int, kind: AxisType = AxisType.Explicit) -> Mesh:
     return Mesh(np.array(topology.devices), ("data",), axis_types=(kind,))
 
 
-def compile_for_gpu(f: Callable[..., Any], *shapes: Any) -> Program:
-    """The program of f for the devices on which its arguments lie.
+def compile_for_gpu(f: Callable[..., Any], args: Any, lie: Any) -> Program:
+    """The program of f.
 
     Args:
       f: a function of arrays.
-      *shapes: trees of jax.ShapeDtypeStruct with a sharding over a mesh of `h100s`.
+      args: a tuple of its arguments, of which only shapes and dtypes are read.
+      lie: their shardings on a mesh of `h100s`, a tree like args or the beginning of one.
     """
-    lowered = jax.jit(f).trace(*shapes).lower(lowering_platforms=("cuda",))
+
+    def placed(to: Any, part: Any) -> Any:
+        return jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype, sharding=to), part)
+
+    lowered = jax.jit(f).trace(*jax.tree.map(placed, lie, args)).lower(lowering_platforms=("cuda",))
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_backend_optimization_level": 3}
         compiled = lowered.compile(compiler_options=options)

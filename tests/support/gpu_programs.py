@@ -72,9 +72,8 @@ def program(name: str, gpus: int, kind: AxisType = AxisType.Explicit) -> Program
         params = jax.eval_shape(_network(CELLS[cell]).init, jax.random.key(0))
         data = [jax.ShapeDtypeStruct((T, B * gpus, n), jnp.float32) for n in (I, O)]
         mesh = h100s(gpus, kind)
-        everywhere = jax.tree.map(lambda z: NamedSharding(mesh, P()), params)
-        args = jax.tree.map(_placed, (params, *data), (everywhere, *jb.by_rows(mesh, data)))
-        return compile_for_gpu(METHODS[method](CELLS[cell]), *args)
+        lie = NamedSharding(mesh, P()), *jb.by_rows(mesh, data)
+        return compile_for_gpu(METHODS[method](CELLS[cell]), (params, *data), lie)
 
 
 def program_that_sums_in_its_loop(turns: int) -> Program:
@@ -89,9 +88,8 @@ def program_that_sums_in_its_loop(turns: int) -> Program:
 
     spread = jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     with as_in_a_script():
-        return compile_for_gpu(
-            spread, jax.ShapeDtypeStruct((8,), jnp.float32, sharding=NamedSharding(mesh, P("data")))
-        )
+        x = jax.ShapeDtypeStruct((8,), jnp.float32)
+        return compile_for_gpu(spread, (x,), (NamedSharding(mesh, P("data")),))
 
 
 @contextlib.contextmanager
@@ -107,7 +105,3 @@ def as_in_a_script() -> Iterator[None]:
 
 def _network(cell: Any) -> jb.Network:
     return jb.network([cell], jb.readout(H, O))
-
-
-def _placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
