@@ -7,7 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-_CALL = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
+_CALL = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
 _LOOP = re.compile(r" while\(.*?body=%([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"([a-z]+)(\d+)\[([\d,]*)\]|(pred)\[([\d,]*)\]")
@@ -80,8 +80,8 @@ def collectives(compiled: Any) -> list[Collective]:
 
     def of(block: Block) -> list[Collective]:
         found = [
-            Collective(kind, _bytes(shape), block.times, block.in_loop)
-            for shape, kind in _CALL.findall(block.text)
+            Collective(kind, _bytes(_result(shape, kind) if start else shape), block.times, block.in_loop)
+            for shape, kind, start in _CALL.findall(block.text)
         ]
         found += [collective for body in block.loops for collective in of(body)]
         if found and not block.times:
@@ -89,6 +89,13 @@ def collectives(compiled: Any) -> list[Collective]:
         return found
 
     return of(program(compiled))
+
+
+def _result(shape: str, kind: str) -> str:
+    """What the start of a collective will return: most starts give their operands as well, before it."""
+    if shape.startswith("(("):
+        return shape.partition("), ")[2]
+    return shape if kind == "all-reduce" else shape.partition("}, ")[2] or shape
 
 
 def _bytes(shape: str) -> int:
