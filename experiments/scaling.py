@@ -1,11 +1,13 @@
 """What training on many devices sends between them, counted in compiled programs.
 
-    python -m experiments.scaling                  some seconds for each of 2, 4 and 8 simulated devices
+    python -m experiments.scaling                  some seconds for each of 2, 4 and 8 simulated devices;
+                                                   with the extra `gpu` also compiled for two H100s, 3 minutes
 
 Four programs train an LSTM layer of H units with a readout; every device brings B rows of T steps:
 
     ours           jb.make_train_step, state by jb.data_parallel
-    fully sharded  the same step, state by jb.fully_sharded: parameters and optimizer in pieces
+    fully sharded  the same step, state by jb.fully_sharded: parameters and optimizer in pieces, and on
+                   Explicit axes the sum of the gradients too
     plain scan     jax.grad of the scan that one writes, rows split, the rest left to XLA
     hidden units   jax.grad of a scan whose units are split: each device has all rows and H/N units, and
                    every step gathers h before its product; this is what a layer across devices comes to
@@ -16,14 +18,19 @@ devices form a ring:
     all-reduce of S bytes 2 S (N − 1)/N,   all-gather to S bytes, reduce-scatter of S bytes S (N − 1)/N
 
 **What holds on every backend.** In our programs no sum over devices lies in a loop: all loops run on the rows
-of one device, and the one sum over devices is written after them. So this does not depend on the compiler,
-and the bytes of a step are what the formula says.
+of one device, and the sums over devices are written after them. So this does not depend on the compiler, and
+the bytes of a step are what the formula says.
 
 **What depends on the backend.** The gradient of a plain scan adds to dE/dW in every step of a loop. Compiled
 for CPUs, it runs an all-reduce in every step. Compiled for GPUs it does not: XLA moves the all-reduce out of
-the loop, and the program sends about as many bytes as ours. For two H100s (JAX 0.11.2, the sizes below;
-compiled without a GPU, nothing was timed) the collectives in loops + outside are 0 + 1 (ours), 0 + 2 (fully
-sharded), 0 + 1 (plain scan) and 256 + 1 (hidden units).
+the loop, also of one inside a jax.shard_map, and the program sends as many bytes as ours.
+
+**What is in pieces.** On Explicit axes each array says that it is in pieces. So "fully sharded" gives each
+device only its piece of the sum (reduce-scatter), and the norm of the gradient is a sum over pieces: with the
+gathering of the parameters that is two thirds of the bytes of summing whole gradients, for two more
+collectives. On Auto axes no array says so while it is traced. Compiled for GPUs, a sum of which each device
+uses its piece only becomes a reduce-scatter there too; but the norm that a training step returns uses the
+whole, and so the whole is summed. The page counts both for two H100s.
 
 **What a step would take on N GPUs** is calculated, not measured. Devices are assumed not to compute while
 they communicate:
@@ -33,8 +40,8 @@ they communicate:
 
 F is the number of FLOPs of a device in one step of the sequence. τ, R, α and β are assumptions about a GPU of
 the H100's kind: τ and R are options of the script; within a node of 8, α = 10 µs and β = 450 GB/s; beyond it
-α grows by 5 µs for every doubling, and β = 50 GB/s. The plain scan is left out, since what is counted here
-is its program for CPUs.
+α grows by 5 µs for every doubling, and β = 50 GB/s. The plain scan is left out, since its formula here
+is that of its program for CPUs.
 
 The library does not offer a layer across devices (hidden units). Compared with split rows, it saves no
 product and adds two collectives to every step, because each step needs h of all units: 2 T α, with the α and
@@ -48,30 +55,24 @@ one in every step; the bytes are as the formula of each program says.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import Array
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import jax_bptt as jb
 from experiments.support.collectives import Collective, collectives
 from experiments.support.command_line import run_script
+from experiments.support.compiled_for_gpu import MISSING, compile_for_gpu, h100s
 from experiments.support.findings import Row, conclude
 from experiments.support.options import check_counts, check_positive, refusal, settings
 from experiments.support.runs import Run
+from experiments.support.scaling_programs import ON_GPUS, PROGRAMS
 
 SIMULATED = (1, 2, 4, 8)
 CALCULATED = ("ours", "fully sharded", "hidden units")  # what they send is the same on CPUs and on GPUs
@@ -115,96 +116,22 @@ class Counted(NamedTuple):
     d_w_h: np.ndarray
 
 
-def network(config: Config) -> jb.Network:
-    """The LSTM and its readout."""
-    return jb.network([jb.lstm(config.inputs, config.hidden)], jb.readout(config.hidden, config.outputs))
+def counted(config: Config, name: str, mesh: Any) -> Counted:
+    """A program, compiled for the devices of the mesh and run there."""
+    problem = PROGRAMS[name](config, mesh)
+    args = jax.device_put(problem.args, problem.lie)
+    compiled = jax.jit(problem.run).lower(*args).compile()
+    d_w_h = np.asarray(problem.d_w_h(compiled(*args))).reshape(config.hidden, -1)
+    return Counted(collectives(compiled), d_w_h)
 
 
-def data(config: Config, devices: int) -> jb.Batch:
-    """A batch for this many devices."""
-    keys, rows = jax.random.split(jax.random.key(1)), config.rows * devices
-    xs = jax.random.normal(keys[0], (config.steps, rows, config.inputs))
-    return jb.Batch(xs, jax.random.normal(keys[1], (config.steps, rows, config.outputs)))
-
-
-def ours(place: Callable[..., Any], config: Config, mesh: Any) -> Counted:
-    """The training step, sgd with rate 1: the difference of the parameters is the gradient."""
-    net, optimizer, batch = network(config), optax.sgd(1.0), data(config, mesh.size)
-    state = jb.init_train_state(jax.random.key(0), net, optimizer, (batch.xs.shape[1],))
-    before = np.asarray(state.params.cells[0].w_h)
-    state = jax.device_put(state, place(mesh, state))
-    batch = jax.device_put(batch, jb.by_rows(mesh, batch))
-    train_step: Any = jb.make_train_step(net, jb.squared_error, optimizer)
-    step = train_step.lower(state, batch).compile()
-    return Counted(collectives(step), before - np.asarray(step(state, batch)[0].params.cells[0].w_h))
-
-
-def lstm_step(p: Any, state: tuple[Array, Array], x: Array, everyone: Callable[[Array], Array]) -> Any:
-    """One step as one writes it; weights are [.., 4, units], everyone makes h of all units from one's own."""
-    h, c = state
-    z = jnp.einsum("bi,igk->bgk", x, p["w_x"]) + jnp.einsum("bh,hgk->bgk", everyone(h), p["w_h"]) + p["b"]
-    i, f, g, o = (z[:, k] for k in range(4))
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = jax.nn.sigmoid(o) * jnp.tanh(c)
-    return (h, c), h
-
-
-def plain_params(config: Config) -> dict[str, Array]:
-    """The same parameters, gates as an axis of their own."""
-    (cell,), readout = network(config).init(jax.random.key(0))
-    by_gate = {name: getattr(cell, name).reshape(-1, 4, config.hidden) for name in ("w_x", "w_h")}
-    return by_gate | {"b": cell.b.reshape(4, config.hidden), "w_y": readout.w_y}
-
-
-def plain_error(everyone: Any, all_of: Any, params: Any, zero: Array, batch: jb.Batch) -> Array:
-    """E by the scan; zero is h_0 and c_0, all_of sums Y over units."""
-    step = functools.partial(lstm_step, params, everyone=everyone)
-    _, hs = jax.lax.scan(step, (zero, zero), batch.xs)
-    ys = all_of(hs @ params["w_y"])
-    return jnp.square(ys - batch.targets).sum()
-
-
-def plain_scan(config: Config, mesh: Any) -> Counted:
-    """jax.grad of it, rows split, all else left to XLA."""
-    mesh = jax.make_mesh((mesh.size,), ("data",), axis_types=(AxisType.Auto,))
-    batch, params = data(config, mesh.size), plain_params(config)
-    zero = jnp.zeros((batch.xs.shape[1], config.hidden))
-    alone = functools.partial(plain_error, lambda h: h, lambda ys: ys)
-    args = jax.device_put(
-        (params, zero, batch),
-        (NamedSharding(mesh, P()), NamedSharding(mesh, P("data")), jb.by_rows(mesh, batch)),
-    )
-    run = jax.jit(jax.grad(alone)).lower(*args).compile()
-    return Counted(collectives(run), np.asarray(run(*args)["w_h"]).reshape(config.hidden, -1))
-
-
-def hidden_units(config: Config, mesh: Any) -> Counted:
-    """jax.grad of it, units split: h gathered forward, its cotangent summed and scattered back."""
-    batch, params = data(config, mesh.size), plain_params(config)
-    zero = jnp.zeros((batch.xs.shape[1], config.hidden))
-    everyone = functools.partial(jax.lax.all_gather, axis_name="data", axis=1, tiled=True)
-    all_of = functools.partial(jax.lax.psum, axis_name="data")
-    units = P(None, None, "data")
-    lie = {"w_x": units, "w_h": units, "b": P(None, "data"), "w_y": P("data")}
-    spread = jax.shard_map(
-        jax.grad(functools.partial(plain_error, everyone, all_of)),
-        mesh=mesh,
-        in_specs=(lie, P(None, "data"), P()),
-        out_specs=lie,
-    )
-    of_units = jax.tree.map(lambda spec: NamedSharding(mesh, spec), lie)
-    of_zero, everywhere = (NamedSharding(mesh, spec) for spec in (P(None, "data"), P()))
-    args = jax.device_put((params, zero, batch), (of_units, of_zero, everywhere))
-    run = jax.jit(spread).lower(*args).compile()
-    return Counted(collectives(run), np.asarray(run(*args)["w_h"]).reshape(config.hidden, -1))
-
-
-PROGRAMS: dict[str, Callable[[Config, Any], Counted]] = {
-    "ours": functools.partial(ours, jb.data_parallel),
-    "fully sharded": functools.partial(ours, jb.fully_sharded),
-    "plain scan": plain_scan,
-    "hidden units": hidden_units,
-}
+def count_on_gpus(config: Config) -> dict[str, list[Collective]]:
+    """What each program sends if it is compiled for two H100s; nothing where that compiler is absent."""
+    found: dict[str, list[Collective]] = {}
+    for name, (program, kind) in ({} if MISSING else ON_GPUS).items():
+        problem = program(config, h100s(2, kind))
+        found[name] = compile_for_gpu(problem.run, problem.args, problem.lie).sent
+    return found
 
 
 def formula(config: Config, name: str, n: int) -> list[Collective]:
@@ -219,8 +146,14 @@ def formula(config: Config, name: str, n: int) -> list[Collective]:
         gathered = Collective("all-gather", 4 * b * h, t, True)
         scattered = Collective("reduce-scatter", 4 * b * h // n, t, True)
         return [gathered, scattered, Collective("all-reduce", 4 * t * b * config.outputs, 1, False)]
-    gathers = [Collective("all-gather", of_all, 1, False)] if name == "fully sharded" else []
-    return [*gathers, Collective("all-reduce", of_all + 8, 1, False)]
+    if name == "fully sharded":
+        pieces = [
+            Collective("all-gather", of_all, 1, False),
+            Collective("reduce-scatter", of_all // n, 1, False),
+        ]
+        of_norm = 4 * 5  # of five parameters the largest number, then the sum of squares
+        return [*pieces, *(Collective("all-reduce", size, 1, False) for size in (of_norm, of_norm + 8))]
+    return [Collective("all-reduce", of_all + 8, 1, False)]
 
 
 def seconds(config: Config, sent: list[Collective], n: int) -> float:
@@ -246,10 +179,10 @@ def count(config: Config, run: Run) -> dict[str, dict[int, Counted]]:
     with tqdm(total=len(PROGRAMS) * len(SIMULATED), unit="program") as bar:
         for n in SIMULATED:
             mesh = jax.make_mesh((n,), ("data",))
-            for name, program in PROGRAMS.items():
-                found[name][n] = counted = program(config, mesh)
-                inside, outside = split(counted.sent)
-                sent = sum(c.sent(n) for c in counted.sent)
+            for name in PROGRAMS:
+                found[name][n] = counted(config, name, mesh)
+                inside, outside = split(found[name][n].sent)
+                sent = sum(c.sent(n) for c in found[name][n].sent)
                 run.record(program=name, devices=n, inside=inside, outside=outside, sent=sent)
                 bar.update()
                 bar.set_postfix_str(f"{name} on {n}: {sent / 2**20:.1f} MiB sent")
@@ -289,7 +222,7 @@ def rows(config: Config, found: dict[str, dict[int, Counted]]) -> list[Row]:
     ]
 
 
-def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
+def page(config: Config, found: dict[str, dict[int, Counted]], gpus: dict[str, list[Collective]]) -> str:
     """What this file says, the counts and the calculation, in Markdown."""
     sizes = f"T = {config.steps}, {config.rows} rows a device, I = {config.inputs}, H = {config.hidden}"
     lines = ["# Scaling", "", *inspect.cleandoc(__doc__ or "").split("\n\n", 2)[2].splitlines(), ""]
@@ -302,9 +235,18 @@ def page(config: Config, found: dict[str, dict[int, Counted]]) -> str:
             for n in SIMULATED[1:]
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if gpus:
+        heading = "| compiled for two H100s | loops + outside, MiB | which outside |"
+        lines += ["", f"The same sizes, compiled for two H100s by JAX {jax.__version__}, without a GPU:", ""]
+        lines += [heading, "|---|---|---|"]
+        for name, sent in gpus.items():
+            outside = ", ".join(c.kind for c in sent if not c.in_loop)
+            numbers = "{} + {}, {:.1f}".format(*split(sent), sum(c.sent(2) for c in sent) / 2**20)
+            lines.append(f"| {name} | {numbers} | {outside} |")
+    lines.append("")
     calculated = "milliseconds of a step, and the share of one GPU's speed that is kept, as a figure too"
     alt = "Share of one GPU's speed that is kept, by the number of GPUs, calculated for three programs"
-    lines += ["", f"Calculated, not measured: {calculated}.", "", f"![{alt}](figures/scaling.png)", ""]
+    lines += [f"Calculated, not measured: {calculated}.", "", f"![{alt}](figures/scaling.png)", ""]
     lines += ["| | 1 GPU | " + " | ".join(f"{n:,}" for n in GPUS) + " |", "|---|---|" + "---|" * 3]
     for name in CALCULATED:
         cells = [
@@ -339,7 +281,7 @@ def main(config: Config) -> None:
     jax.config.update("jax_platforms", "cpu")  # the devices are simulated, on any machine
     run = Run(config.out, settings(config))
     found = count(config, run)
-    run.write("SCALING.md", page(config, found))
+    run.write("SCALING.md", page(config, found, count_on_gpus(config)))
     print(run.folder / "SCALING.md")
     run.save_figure("scaling.png", draw(config), dpi=180)
     conclude(run, "scaling", config, rows(config, found), 1, time.monotonic() - began)

@@ -8,6 +8,7 @@ from support.compile_options import FLAGS
 
 # Before jax is imported; what was chosen outside comes last, and counts.
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where there is a GPU, or the compiler for one
 
 import jax
 import pytest

@@ -86,12 +86,69 @@ def test_value_and_grad_are_those_of_one_device(name, loss, method, given, mode)
     assert not w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(*args), 1e-12)
 
 
-def test_a_sum_over_devices_that_is_a_mean_is_found(monkeypatch):
-    """The negative control."""
-    monkeypatch.setattr(sys.modules["jax_bptt.networks.value_and_grad"], "sum_over_devices", jax.lax.pmean)
-    run, args, lie = problem("one layer", jb.squared_error, jb.full())
-    spread, placed = spread_over_devices("auto", run, lie, None, args)
-    assert w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(*args), 1e-12)
+IN_PIECES = [  # mesh, and what splits parameters: all devices, which have pieces of the sum, or some
+    ((4,), ("data",), ("data",)),
+    ((2, 2), ("data", "b"), ("data", "b")),
+    ((2, 2), ("data", "b"), ("b",)),
+]
+
+
+def _piece(shape, by):
+    """The first axis that 4 devices divide is split."""
+    axis = next((axis for axis, n in enumerate(shape) if n % 4 == 0), None)
+    return P() if axis is None else P(*[None] * axis, by)
+
+
+def _in_pieces(shape, names, by):
+    """The gradient where each parameter is in pieces, its collectives, and whether it lies as they do."""
+    run, (params, *others), (_, *lie) = problem("plain", jb.softmax_cross_entropy, jb.full(), marked=True)
+    mesh = mesh_of("explicit", shape, names)
+    rows = tuple(P(*(names if axis == "data" else axis for axis in spec)) for spec in lie)
+    params = jax.tree.map(lambda z: put(mesh, z, _piece(z.shape, by)), params)
+    placed = (params, *(put(mesh, arg, spec) for arg, spec in zip(others, rows, strict=True)))
+    compiled = jax.jit(run).lower(*placed).compile()
+    (error, _), grads = compiled(*placed)
+    alike = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), grads, params)
+    return jax.device_get((error, grads)), collectives(compiled), all(jax.tree.leaves(alike))
+
+
+def _whole():
+    run, args, _ = problem("plain", jb.softmax_cross_entropy, jb.full(), marked=True)
+    (error, _), grads = jax.jit(run)(*args)
+    return error, grads
+
+
+@pytest.mark.parametrize(("shape", "names", "by"), IN_PIECES)
+def test_the_gradient_of_a_parameter_in_pieces_is_summed_in_pieces(shape, names, by):
+    found, sent, alike = _in_pieces(shape, names, by)
+    assert not w.wrong(found, _whole(), 1e-12)
+    assert alike
+    assert not any(c.in_loop for c in sent)
+    if by == names:  # the sum of all rows, E, and a bias of 2 numbers are left for all-reduces
+        assert sum(c.numbers for c in sent if c.kind == "all-reduce") < 8 * 8
+        assert "reduce-scatter" in {c.kind for c in sent}
+
+
+def _mean(whole, tree, axes, pieces):
+    return jax.lax.pmean((whole, tree), axes)
+
+
+def _first_piece(z, axes, *, scatter_dimension, tiled):
+    whole = jax.lax.pcast(jax.lax.psum(z, axes), axes, to="varying")
+    return jnp.split(whole, 4, scatter_dimension)[0]
+
+
+def test_a_wrong_sum_over_devices_is_found(monkeypatch):
+    """The negative controls: a mean, and on every device the piece of the first."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["jax_bptt.networks.value_and_grad"], "sum_in_pieces", _mean)
+        run, args, lie = problem("one layer", jb.squared_error, jb.full())
+        spread, placed = spread_over_devices("auto", run, lie, None, args)
+        assert w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(*args), 1e-12)
+    jax.clear_caches()
+    monkeypatch.setattr(jax.lax, "psum_scatter", _first_piece)
+    found, _, _ = _in_pieces((4,), ("data",), ("data",))
+    assert w.wrong(found, _whole(), 1e-12)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-_CALL = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
+_CALL = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
 _LOOP = re.compile(r" while\(.*?body=%([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"([a-z]+)(\d+)\[([\d,]*)\]|(pred)\[([\d,]*)\]")
@@ -35,8 +35,41 @@ class Collective(NamedTuple):
         return self.times * self.numbers * share.get(self.kind, others)
 
 
+class Block(NamedTuple):
+    """A program, or the body of a loop in it.
+
+    Attributes:
+      text: its instructions.
+      times: how often it runs in one call of the program; 0 where that is not known.
+      in_loop: whether it is the body of a loop.
+      loops: the bodies of its loops, in order.
+    """
+
+    text: str
+    times: int
+    in_loop: bool
+    loops: list[Block]
+
+
+def program(compiled: Any) -> Block:
+    """The program of jax.jit(...).lower(...).compile(), with its loops, from its text."""
+    blocks = re.split(r"\n(?=\S)", compiled.as_text())
+    bodies = {m[1]: b for b in blocks if (m := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", b))}
+    entry = next(b for b in blocks if b.startswith("ENTRY"))
+
+    def of(text: str, times: int, in_loop: bool) -> Block:
+        loops = []
+        for line in text.splitlines():
+            if loop := _LOOP.search(line):
+                trips = _TRIPS.search(line)
+                loops.append(of(bodies[loop[1]], times * int(trips[1]) if trips else 0, True))
+        return Block(text, times, in_loop, loops)
+
+    return of(entry, 1, False)
+
+
 def collectives(compiled: Any) -> list[Collective]:
-    """The collectives of a compiled program, from its text.
+    """The collectives of a compiled program.
 
     Args:
       compiled: from jax.jit(...).lower(...).compile().
@@ -44,22 +77,25 @@ def collectives(compiled: Any) -> list[Collective]:
     Raises:
       ValueError: a loop of unknown length around a collective.
     """
-    blocks = re.split(r"\n(?=\S)", compiled.as_text())
-    bodies = {m[1]: b for b in blocks if (m := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", b))}
-    entry = next(b for b in blocks if b.startswith("ENTRY"))
 
-    def of(block: str, times: int, in_loop: bool) -> list[Collective]:
-        found = [Collective(kind, _bytes(shape), times, in_loop) for shape, kind in _CALL.findall(block)]
-        for line in block.splitlines():
-            if loop := _LOOP.search(line):
-                trips = _TRIPS.search(line)
-                inside = of(bodies[loop[1]], times * int(trips[1]) if trips else 0, True)
-                if inside and not trips:
-                    raise ValueError(f"a loop of unknown length holds {inside[0].kind}")
-                found += inside
+    def of(block: Block) -> list[Collective]:
+        found = [
+            Collective(kind, _bytes(_result(shape, kind) if start else shape), block.times, block.in_loop)
+            for shape, kind, start in _CALL.findall(block.text)
+        ]
+        found += [collective for body in block.loops for collective in of(body)]
+        if found and not block.times:
+            raise ValueError(f"a loop of unknown length holds {found[0].kind}")
         return found
 
-    return of(entry, 1, False)
+    return of(program(compiled))
+
+
+def _result(shape: str, kind: str) -> str:
+    """What the start of a collective will return: most starts give their operands as well, before it."""
+    if shape.startswith("(("):
+        return shape.partition("), ")[2]
+    return shape if kind == "all-reduce" else shape.partition("}, ")[2] or shape
 
 
 def _bytes(shape: str) -> int:

@@ -9,7 +9,9 @@ run on local rows as on one device, and the sum over devices comes last.
 Array shardings determine which device holds which rows. On a mesh with Explicit axes the type of xs has its
 sharding, and the rows stay where they are. With Auto axes the type has no sharding, so rows are split by
 every axis of the mesh, in order, whose size divides the number of rows that a device still has. Parameters
-that are split over devices are gathered before the first loop.
+that are split over devices are gathered before the first loop. On Explicit axes they are known to be: if
+each device has a piece of a parameter, split over all devices that split rows, it gets that piece of the sum
+(a reduce-scatter, half of the bytes of an all-reduce). On Auto axes that is left to XLA.
 
 Inside a jax.shard_map of the caller the same sums go over the axes along which the rows vary and the
 parameters do not. If the parameters vary too, no sums are taken across devices. The same holds with
@@ -87,7 +89,7 @@ def num_parts(mesh: AnyMesh, axes: Iterable[Axes]) -> int:
 
 
 def on_devices(
-    f: Callable[..., Any], rows: Rows | None, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    f: Callable[..., Any], rows: Rows | None, inputs: tuple[str, ...], outputs: tuple[str | ArrayTree, ...]
 ) -> Callable[..., Any]:
     """The result runs f on every device, each with its own rows.
 
@@ -95,20 +97,40 @@ def on_devices(
       f: a function written for one device; it returns a tuple.
       rows: from `rows_of`; None for f itself.
       inputs: the kind of each argument, ALL, ROWS or STEPS.
-      outputs: the kind of each result; a result of kind ALL must be equal on all devices.
+      outputs: the kind of each result, or its `pieces_of`; a result of kind ALL must be equal on all devices.
 
     Returns:
       The function of arrays with the rows of all devices.
     """
     if rows is None:
         return f
-    in_specs, out_specs = (tuple(map(rows.spec, kinds)) for kinds in (inputs, outputs))
+    in_specs = tuple(map(rows.spec, inputs))
+    out_specs = tuple(rows.spec(kind) if isinstance(kind, str) else kind for kind in outputs)
     sharded = jax.shard_map(f, mesh=rows.mesh, in_specs=in_specs, out_specs=out_specs)
 
     def run(*args: object) -> Any:
         return sharded(*(_placed(arg, rows.mesh, spec) for arg, spec in zip(args, in_specs, strict=True)))
 
     return run
+
+
+def pieces_of(tree: ArrayTree, rows: Rows | None) -> ArrayTree:
+    """The PartitionSpec of each array that is split over just the devices that split the rows; P() of others.
+
+    An array on Auto axes is not known to be split.
+    """
+    of_rows = _names(rows.axes) if rows else set()
+
+    def one(z: Array) -> P:
+        spec = jax.typeof(z).sharding.spec
+        return spec if of_rows and _names(spec) == of_rows else P()
+
+    return jax.tree.map(one, tree)
+
+
+def _names(axes: Iterable[Axes]) -> set[str]:
+    """The names of all these axes."""
+    return {name for names in axes for name in ((names,) if isinstance(names, str) else names or ())}
 
 
 def _placed(tree: Tree, mesh: AnyMesh, spec: P) -> Tree:
@@ -176,3 +198,22 @@ def sum_over_devices(tree: Tree, axes: tuple[str, ...]) -> Tree:
     if not varying(tree):  # equal values need no communication: their sum is a multiple
         return jax.tree.map(lambda z: z * jax.lax.axis_size(axes), tree)
     return jax.lax.psum(to_local(tree, tree), axes)  # (G1)
+
+
+def sum_in_pieces(
+    whole: ArrayTree, tree: Tree, axes: tuple[str, ...], pieces: ArrayTree
+) -> tuple[ArrayTree, Tree]:
+    """Σ_d is computed over these axes; of an array in pieces, see `pieces_of`, each device gets its own."""
+    tree = to_local(tree, tree)
+    others = jax.tree.map(lambda z, spec: () if any(spec) else z, tree, pieces)
+    whole, others = sum_over_devices((whole, others), axes)
+    return whole, jax.tree.map(
+        lambda z, spec, sum_: _own_piece(z, spec) if any(spec) else sum_, tree, pieces, others
+    )
+
+
+def _own_piece(z: Array, spec: P) -> Array:
+    for axis, names in enumerate(spec):
+        if names:
+            z = jax.lax.psum_scatter(z, names, scatter_dimension=axis, tiled=True)  # (G1)
+    return z

@@ -31,14 +31,17 @@ from jax_bptt.base.checks import as_arrays
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import adding, named
 from jax_bptt.base.trees import differentiable, merged, plus
-from jax_bptt.base.types import Mark, PRNGKey, Targets, Weight
+from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Targets, Weight
 from jax_bptt.engine.devices import (
     ALL,
     ROWS,
     STEPS,
     on_devices,
+    pieces_of,
+    placed_like,
     reduce_axes,
     rows_of,
+    sum_in_pieces,
     sum_over_devices,
     to_local,
 )
@@ -212,16 +215,15 @@ def _compiled(objective: Objective, inputs: Inputs) -> Result:
 def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
     """This is `value_and_grad` that also reports whether the final carry is finite, in one all-reduce."""
     net, loss, gradient, dtype = objective
-    params, carry, sequence = check_run(
-        net, inputs.params, inputs.carry, inputs.sequence, gradient, inputs.key
-    )
+    params, carry, sequence = check_run(net, *inputs[:3], gradient, inputs.key)
     targets, weight = check_outputs(net, loss, sequence, inputs.targets, inputs.weight)
-    run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)))
     rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # others need every device's Y
-    lie = outputs_lie(net.readout)
-    taken, made = (ALL, ROWS, STEPS, lie, lie, STEPS), (ALL, ROWS, ALL, ALL)
+    lie, pieces = outputs_lie(net.readout), pieces_of(params, rows)
+    run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)), pieces)
+    taken, made = (ALL, ROWS, STEPS, lie, lie, STEPS), (ALL, ROWS, pieces, ALL)
     keys = dropout_keys(inputs.key, sequence)
-    return Result(*on_devices(run, rows, taken, made)(params, carry, sequence, targets, weight, keys))
+    found = Result(*on_devices(run, rows, taken, made)(params, carry, sequence, targets, weight, keys))
+    return found._replace(grads=placed_like(found.grads, params))
 
 
 class _Local(NamedTuple):
@@ -236,6 +238,7 @@ class _Local(NamedTuple):
 
 def _run(
     objective: Objective,
+    pieces: ArrayTree,
     params: NetworkParams,
     carry: NetworkCarry | None,
     sequence: Sequence,
@@ -243,7 +246,7 @@ def _run(
     weight: Weight,
     keys: PRNGKey | None,
 ) -> tuple[Array, NetworkCarry, NetworkParams, Array]:
-    """Each device returns E and dE/dθ of the rows of all devices, and s_T of its own rows."""
+    """Each device returns E and dE/dθ, or its pieces, of the rows of all devices, and s_T of its own rows."""
     net, loss, gradient, _ = objective
     rows = carry, sequence, targets, weight, keys
     axes = reduce_axes(rows, params)
@@ -251,14 +254,12 @@ def _run(
     judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
     n = sum_over_devices(count(loss, judged), axes)
     local = _Local(params, carry, sequence, judged._replace(n=n), keys)
-    if gradient.stream is not None and _runs_one_way(net, loss):
-        error, last, grads = _by_chunks(objective, local)
-    else:
-        error, last, grads = _by_layers(objective, local)
+    by = _by_chunks if gradient.stream is not None and _runs_one_way(net, loss) else _by_layers
+    error, last, grads = by(objective, local)
     finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(differentiable(last))]
     nonfinite = 1 - jnp.stack(finite).all().astype(error.dtype)
     # a number of the dtype of E, so that it joins the one sum over devices
-    error, grads, nonfinite_devices = sum_over_devices((error, grads, nonfinite), axes)
+    (error, nonfinite_devices), grads = sum_in_pieces((error, nonfinite), grads, axes, pieces)
     return error, last, grads, nonfinite_devices
 
 

@@ -104,9 +104,11 @@ def fully_sharded(mesh: Mesh, state: TrainState) -> TrainState:
 
     Returns:
       A `TrainState` of NamedShardings, used as that of `data_parallel`. A training step gathers the
-      parameters before its first loop; gradients are summed over devices as in `data_parallel`. Some
-      optimizers combine several parameters to update one of them (optax.adafactor, adaptive_grad_clip,
-      apply_if_finite); these need a mesh of Auto axes.
+      parameters before its first loop. On Explicit axes each device gets its pieces of the gradient only, by
+      a reduce-scatter after the last loop, and its norm is that of the pieces; on Auto axes the whole
+      gradient is summed, as in `data_parallel`. Some optimizers combine several numbers of a parameter to
+      update one of them (optax.adafactor, sm3, adaptive_grad_clip, contrib.muon); these need a mesh of Auto
+      axes.
 
     Raises:
       ValueError: as for `data_parallel`.
