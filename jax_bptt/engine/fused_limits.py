@@ -18,7 +18,7 @@ from jax_bptt.engine.fused_step import Rewritten
 from jax_bptt.engine.fused_table import Blocks, choose
 from jax_bptt.engine.linear_maps import PointwiseCell
 
-NO_GPU = "no NVIDIA GPU of compute capability 9.0 (Hopper) is here"
+_NO_GPU = "no NVIDIA GPU of compute capability 9.0 (Hopper) is here"
 
 
 def blocks_or_reason(cell: PointwiseCell, shape: Shape, arrays: ArrayTree) -> Blocks | str:
@@ -33,10 +33,6 @@ def blocks_or_reason(cell: PointwiseCell, shape: Shape, arrays: ArrayTree) -> Bl
       The `Blocks`, or a reason.
     """
     dtypes = {z.dtype for z in jax.tree.leaves(arrays)} - {jnp.dtype(bool)}
-    if jax.__version_info__ < (0, 11):
-        return f"it needs JAX 0.11 or newer, and this is {jax.__version__}"
-    if other := capabilities() - {"9.0"}:
-        return f"{NO_GPU}, but one of {' and '.join(sorted(other))}"
     if not cell.layout.recurrent:
         return "the cell has no recurrent product"
     if dtypes - {jnp.dtype(jnp.float32)} or cell.dtype not in (None, jnp.float32, jnp.bfloat16):
@@ -60,7 +56,20 @@ def foreign_operation(*functions: Rewritten | None) -> str | None:
     return first and f"the compiler of kernels does not take {first}"
 
 
-def capabilities() -> set[str]:
+def reason_of_machine() -> str | None:
+    """Why can no kernel be made here? None if one can, also where no GPU is: then for another machine."""
+    if jax.__version_info__ < (0, 11):
+        return f"it needs JAX 0.11 or newer, and this is {jax.__version__}"
+    others = _capabilities() - {"9.0"}
+    return f"{_NO_GPU}, but one of {' and '.join(sorted(others))}" if others else None
+
+
+def reason_of_this_run() -> str | None:
+    """Why does a program that holds a kernel not run it here? None if it does."""
+    return None if _capabilities() else f"{_NO_GPU}; a program that is compiled for one has the kernels"
+
+
+def _capabilities() -> set[str]:
     """The compute capabilities of the GPUs of this process; empty without any."""
     try:
         return {str(getattr(gpu, "compute_capability", "another maker")) for gpu in jax.devices("gpu")}

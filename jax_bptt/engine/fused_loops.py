@@ -24,10 +24,10 @@ from jax_bptt.cell.step_cell import Projected
 from jax_bptt.engine.engine import AnyEngine, Forward, Runnable, Swept, Transform
 from jax_bptt.engine.fused_kernels import backward_by_kernel, forward_by_kernel, plan_backward, plan_forward
 from jax_bptt.engine.fused_limits import (
-    NO_GPU,
     blocks_or_reason,
-    capabilities,
     foreign_operation,
+    reason_of_machine,
+    reason_of_this_run,
     say_once,
 )
 from jax_bptt.engine.loops import scan_backward, scan_forward
@@ -85,11 +85,12 @@ def _loop(
     results: Any,
 ) -> Callable[..., _R]:
     """The kernel on a GPU, the scan elsewhere; with places of the batch axes of arguments and results."""
-    if isinstance(plan_or_reason, str):
-        say_once(cell, plan_or_reason)
+    reason = plan_or_reason if isinstance(plan_or_reason, str) else reason_of_machine()
+    if reason is not None:
+        say_once(cell, reason)
         return scan
-    if not capabilities():
-        say_once(cell, f"{NO_GPU}; a program that is compiled for one has the kernels")
+    if (reason := reason_of_this_run()) is not None:
+        say_once(cell, reason)
 
     @custom_vmap
     def either(*args: Any) -> _R:

@@ -28,21 +28,25 @@ def _with_time_loops(argument: str, gradient: object) -> GradientMethod:
 
 
 @cached(gradient=_with_time_loops)
-def fused(gradient: GradientMethod = full()) -> GradientMethod:
+def fused(gradient: GradientMethod = full(chunk=256, recompute=True)) -> GradientMethod:
     """This method runs the time loops of another one as kernels of an NVIDIA GPU. It is experimental.
 
-    s_t = step(s̃_{t−1}, x_t),   λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t   each for all t in one launch
+    s_t = step(s̃_{t−1}, x_t),   λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t   all steps of a chunk in one launch
 
-    The numbers are those of the other method, up to rounding. A cell whose products are in float32 has
-    operands of 16 bits instead of 24; with dtype=jnp.bfloat16 they have 8, as in the other method.
+    The numbers are those of the other method up to rounding: where products are in float32 their operands
+    have 16 bits, and with dtype=jnp.bfloat16 they have 8, as in the other method. A chunk of 256 steps is
+    long enough for kernels; it stores the slopes of 256 steps, 256·B·G·H numbers. For less memory pass a
+    smaller chunk, or `checkpointed`.
 
-    The kernels hold any pointwise cell, built-in or from `make_cell`, with masks, resets and cuts. They need
-    a GPU of compute capability 9.0 (Hopper), JAX 0.11 or newer, float32 arrays and a W_h that fits into
-    shared memory: in bfloat16 512 units of `elman` or `mgu`, 256 of `gru` and `lstm`; in float32 256 of
-    `elman` and `mgu`, 128 of `gru` and 64 of `lstm`. Elsewhere, and for a step with an operation that the
-    compiler of kernels lacks (erf, atan, floor), the loops are those of the other method, and a UserWarning
-    says why, once for each cell. So are the loops of a step cell, of `scan`, and of any derivative of the
-    gradient; and the backward loops of `clipped` and of `truncated` with a stride.
+    The kernels run any pointwise cell, built-in or from `make_cell`, with masks, resets and cuts. They need
+    a GPU of compute capability 9.0 (Hopper), JAX 0.11 or newer, float32 arrays, and a W_h that fits into
+    shared memory: in bfloat16 up to 512 units of `elman`, `leaky` and `mgu`, 256 of `gru` and `lstm`; in
+    float32 256 of the first three, 128 of `gru` and 64 of `lstm`.
+
+    Elsewhere the loops are those of the other method, and a UserWarning says why, once for each cell. So
+    they are for a step with an operation that the compiler of kernels lacks (erf, atan, floor), for a step
+    cell, in `scan`, for a derivative of the gradient, and in the backward pass of `clipped` and of
+    `truncated` with a stride.
 
     Args:
       gradient: the method whose loops become kernels: `full`, `checkpointed`, `truncated`, `artbp` or
