@@ -72,7 +72,6 @@ def forward_kernel(
     step: Rewritten,
     linearise: Rewritten | None,
     arrays: ForwardArrays,
-    slopes: Slopes | None,
     blocks: Blocks,
     interpret: Any = None,
 ) -> tuple[State, Slopes | None]:
@@ -82,7 +81,6 @@ def forward_kernel(
       step: (units, s_prev, u, v) -> s, on [units, rows] of a warpgroup.
       linearise: (units, s_prev, u, v, s) -> a, likewise; None if no slopes are kept.
       arrays: what the kernel reads.
-      slopes: a tree like a_t, or None.
       blocks: how the kernel is cut into blocks.
       interpret: see `fused_parts.call`.
 
@@ -91,9 +89,7 @@ def forward_kernel(
     """
     steps, gates = arrays.u.shape[:2]
 
-    def written(tree: Any) -> Any:
-        like = jax.ShapeDtypeStruct((steps, *arrays.carry.h.shape), FLOAT)
-        return jax.tree.map(lambda _: like, tree)
+    like = jax.ShapeDtypeStruct((steps, *arrays.carry.h.shape), FLOAT)
 
     def body(read: ForwardArrays, write: _Results, w_h: Ref, loaded: Ref, memory: Ref, barrier: Ref) -> None:
         at, h = Place(blocks), Operand(blocks, memory, barrier)
@@ -134,6 +130,7 @@ def forward_kernel(
         plgpu.Barrier(num_arrivals=gates * blocks.parts),
         *Operand.scratch(blocks, blocks.units, writes=1),
     ]
-    results = _Results(written(arrays.carry), written(slopes))
+    slopes = None if linearise is None else linearise.result.unflatten([like] * linearise.result.num_leaves)
+    results = _Results(jax.tree.map(lambda _: like, arrays.carry), slopes)
     found = call(body, blocks, arrays, results, scratch, interpret)
     return found.states, found.slopes

@@ -2,91 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
+from typing import Any
 
 from jax_bptt.base.trees import last_step
-from jax_bptt.base.types import ArrayTree, Gates, Slopes, State, Units
+from jax_bptt.base.types import ArrayTree, Slopes, State
 from jax_bptt.cell.step_cell import Projected
 from jax_bptt.engine.emission import emission_of
 from jax_bptt.engine.engine import Forward, Swept
 from jax_bptt.engine.fused_arrays import Layout, backward_weights, forward_weights
-from jax_bptt.engine.fused_step import Rewritten, rewritten
-from jax_bptt.engine.fused_table import GROUP, Blocks
+from jax_bptt.engine.fused_plan import Plan
+from jax_bptt.engine.fused_table import Blocks
 from jax_bptt.engine.linear_maps import PointwiseCell
 from jax_bptt.engine.run import Outputs, Run
 
 
-class ForwardPlan(NamedTuple):
-    """This is what the forward kernel is made from.
-
-    Attributes:
-      step, linearise: the functions of the cell on the units and rows of a warpgroup; without linearise no
-        slopes are kept.
-      slopes: a tree like a_t, or None.
-      blocks: how the kernel is cut into blocks.
-    """
-
-    step: Rewritten
-    linearise: Rewritten | None
-    slopes: Slopes | None
-    blocks: Blocks
-
-
-class BackwardPlan(NamedTuple):
-    """This is what the backward kernel is made from.
-
-    Attributes:
-      adjoint: that of the cell on the units and rows of a warpgroup, without derivatives by u and p.
-      blocks: how the kernel is cut into blocks.
-    """
-
-    adjoint: Rewritten
-    blocks: Blocks
-
-
-def plan_forward(cell: PointwiseCell, carry: State, slopes: Slopes | None, blocks: Blocks) -> ForwardPlan:
-    """The step, and linearise where slopes like these are kept, are traced for a warpgroup."""
-    number, units = _of_a_group(cell, blocks)
-    s, gates = jax.tree.map(lambda _: number, carry), (number,) * cell.gates
-    step = rewritten(cell.step, units, s, gates, gates)
-    linearise = None if slopes is None else rewritten(cell.linearise, units, s, gates, gates, s)
-    return ForwardPlan(step, linearise, slopes, blocks)
-
-
-def plan_backward(cell: PointwiseCell, carry: State, slopes: Slopes, blocks: Blocks) -> BackwardPlan:
-    """The adjoint is traced for a warpgroup."""
-
-    def adjoint(units: Units, a: Slopes, lam: State) -> tuple[State, Gates]:
-        towards = cell.adjoint(units, a, lam)
-        return towards.carry, towards.v
-
-    number, units = _of_a_group(cell, blocks)
-    a, lam = jax.tree.map(lambda _: number, (slopes, carry))
-    return BackwardPlan(rewritten(adjoint, units, a, lam), blocks)
-
-
-def _of_a_group(cell: PointwiseCell, blocks: Blocks) -> tuple[Any, dict[str, Any]]:
-    number = jax.ShapeDtypeStruct((GROUP, blocks.tile), jnp.float32)
-    return number, dict.fromkeys(cell.layout.units, number)
-
-
 def forward_by_kernel(
-    cell: PointwiseCell, plan: ForwardPlan, run: Run, u: Projected, interpret: Any = None
+    cell: PointwiseCell,
+    plan: Plan,
+    run: Run,
+    u: Projected,
+    keep_slopes: bool,
+    interpret: Any = None,
 ) -> Forward:
     """This is `loops.scan_forward` by the kernel.
 
     Args:
       cell: the cell.
-      plan: from `plan_forward`.
+      plan: from `plan_or_reason`.
       run: parameters, s_0, the initial carry and the marks.
       u: u_1..u_T.
+      keep_slopes: whether a_1..a_T are stored.
       interpret: see `fused_parts.call`.
 
     Returns:
-      s_T, s_1..s_T, and a_1..a_T if the plan keeps them.
+      s_T, s_1..s_T, and a_1..a_T if they are asked for.
     """
     from jax_bptt.engine import fused_forward  # it imports Pallas
 
@@ -103,21 +52,20 @@ def forward_by_kernel(
         layout.of_mark(marks.mask),
         layout.of_mark(marks.reset),
     )
-    found = fused_forward.forward_kernel(
-        plan.step, plan.linearise, arrays, plan.slopes, plan.blocks, interpret
-    )
+    linearise = plan.linearise if keep_slopes else None
+    found = fused_forward.forward_kernel(plan.step, linearise, arrays, plan.blocks, interpret)
     states, slopes = layout.steps_back(found)
     return Forward(last_step(states), states, (), slopes)
 
 
 def backward_by_kernel(
-    cell: PointwiseCell, plan: BackwardPlan, run: Run, slopes: Slopes, d: Outputs, interpret: Any = None
+    cell: PointwiseCell, plan: Plan, run: Run, slopes: Slopes, d: Outputs, interpret: Any = None
 ) -> Swept:
     """This is `loops.scan_backward` by the kernel.
 
     Args:
       cell: the cell.
-      plan: from `plan_backward`.
+      plan: from `plan_or_reason`.
       run: parameters and marks; s_0 and the inputs are not read.
       slopes: a_1..a_T.
       d: dE/ds_T and dE/dy_1..dE/dy_T.

@@ -5,7 +5,7 @@
     derivative   that of the scan: only a derivative of the gradient asks for it                      (FU3)
     vmap         an axis of the data becomes a batch axis, one of the parameters a loop               (FU4)
 
-Where no kernel can be made (`fused_limits`) the loop is the scan, and a warning says why.
+Where no kernel can be made (`fused_plan`, `fused_limits`) the loop is the scan, and a warning says why.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
 
-from jax_bptt.base.types import Slopes
+from jax_bptt.base.types import ArrayTree, Shape, Slopes, State
 from jax_bptt.cell.step_cell import Projected
 from jax_bptt.engine.engine import AnyEngine, Forward, Runnable, Swept, Transform
-from jax_bptt.engine.fused_kernels import backward_by_kernel, forward_by_kernel, plan_backward, plan_forward
-from jax_bptt.engine.fused_limits import (
-    blocks_or_reason,
-    foreign_operation,
-    reason_of_machine,
-    reason_of_this_run,
-    say_once,
-)
+from jax_bptt.engine.fused_kernels import backward_by_kernel, forward_by_kernel
+from jax_bptt.engine.fused_limits import reason_of_machine, reason_of_this_run, say_once
+from jax_bptt.engine.fused_plan import Plan, plan_or_reason
 from jax_bptt.engine.loops import scan_backward, scan_forward
 from jax_bptt.engine.run import Outputs, Run
 
@@ -43,14 +38,8 @@ def fused_forward(engine: AnyEngine, cell: Any, run: Run, u: Projected, keep_slo
     run = run._replace(sequence=run.sequence._replace(xs=None))
     scan = functools.partial(scan_forward, engine, cell, keep_slopes=keep_slopes)
     like: Forward = jax.eval_shape(scan, run, u)
-    shape = like.states.h.shape
-    plan: Any = blocks_or_reason(cell, shape, (run, u))
-    if keep_slopes and any(a.shape != shape for a in jax.tree.leaves(like.slopes)):
-        plan = "its slopes are not shaped like h"
-    if not isinstance(plan, str):
-        plan = plan_forward(cell, run.carry, like.slopes, plan)
-        plan = foreign_operation(plan.step, plan.linearise) or plan
-    kernel = functools.partial(forward_by_kernel, cell, plan)
+    plan = _plan_or_reason(cell, run.carry, like.states.h.shape, like.slopes, (run, u))
+    kernel = functools.partial(forward_by_kernel, cell, plan, keep_slopes=keep_slopes)  # type: ignore[arg-type]
     results: Any = Forward(_ROWS, _STEPS, _STEPS, _STEPS)  # type: ignore[arg-type]
     return _loop(cell, plan, kernel, scan, (_OF_RUN, _STEPS), results)(run, u)
 
@@ -62,30 +51,31 @@ def fused_backward(
     run = run._replace(carry=d.carry, sequence=run.sequence._replace(xs=None))
     scan = functools.partial(scan_backward, engine, cell, transform=transform)
     shape = jax.tree.leaves(d.ys)[0].shape
-    plan: Any = blocks_or_reason(cell, shape, (run, slopes, d))
-    if any(a.shape != shape for a in jax.tree.leaves(slopes)):
-        plan = "its slopes are not shaped like h"
+    plan = _plan_or_reason(cell, d.carry, shape, slopes, (run, slopes, d))
     if transform is not None:
         plan = "the method changes λ on its way back"
-    if not isinstance(plan, str):
-        plan = plan_backward(cell, d.carry, slopes, plan)
-        plan = foreign_operation(plan.adjoint) or plan
-    kernel = functools.partial(backward_by_kernel, cell, plan)
+    kernel = functools.partial(backward_by_kernel, cell, plan)  # type: ignore[arg-type]
     results: Any = Swept(_ROWS, _ROWS, _STEPS, _STEPS)  # type: ignore[arg-type]
     places: Any = _OF_RUN, _STEPS, Outputs(_ROWS, _STEPS)  # type: ignore[arg-type]
     return _loop(cell, plan, kernel, scan, places, results)(run, slopes, d)
 
 
+def _plan_or_reason(cell: Any, carry: State, shape: Shape, slopes: Slopes, arrays: ArrayTree) -> Plan | str:
+    if any(a.shape != shape for a in jax.tree.leaves(slopes)):
+        return "what linearise returns is not shaped like h"
+    return plan_or_reason(cell, carry, shape, arrays)
+
+
 def _loop(
     cell: Runnable,
-    plan_or_reason: object,
+    plan: Plan | str,
     kernel: Callable[..., _R],
     scan: Callable[..., _R],
     places: Any,
     results: Any,
 ) -> Callable[..., _R]:
     """The kernel on a GPU, the scan elsewhere; with places of the batch axes of arguments and results."""
-    reason = plan_or_reason if isinstance(plan_or_reason, str) else reason_of_machine()
+    reason = plan if isinstance(plan, str) else reason_of_machine()
     if reason is not None:
         say_once(cell, reason)
         return scan

@@ -72,6 +72,7 @@ _REWRITTEN: dict[str, Callable[..., Any]] = {
     "sinh": lambda x, **_: 0.5 * (lax.exp(x) - lax.exp(-x)),  # (RW4)
     "cosh": lambda x, **_: 0.5 * (lax.exp(x) + lax.exp(-x)),  # (RW4)
     "add_any": lambda x, y, **_: x + y,
+    "one_minus_square": lambda x, **_: 1 - x * x,
     # on a mesh of devices these two carry a sharding, of which Mosaic knows nothing
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast,
