@@ -63,9 +63,11 @@ def test_a_kernel_gives_the_numbers_of_the_scan(name):
     backward = jax.jit(lambda run, a, d: engine.backward_loop(engine, cell, run, a, d, None))
     wanted = forward(run, u)
     plan = fused_plan.plan_of(cell, run.carry, kernel.blocks)
-    found = fused_kernels.forward_by_kernel(cell, plan, run, u, True, _interpreter())
-    assert not w.wrong(found, wanted, kernel.limit)
-    found = fused_kernels.backward_by_kernel(cell, plan, run, wanted.slopes, d, _interpreter())
+    with_interpreter = functools.partial(functools.partial, interpret=_interpreter())
+    forward_by_kernel = with_interpreter(fused_kernels.forward_by_kernel, cell, plan, keep_slopes=True)
+    backward_by_kernel = with_interpreter(fused_kernels.backward_by_kernel, cell, plan)
+    assert not w.wrong(jax.jit(forward_by_kernel)(run, u), wanted, kernel.limit)
+    found = jax.jit(backward_by_kernel)(run, wanted.slopes, d)
     assert not w.wrong(found, backward(run, wanted.slopes, d), kernel.limit)
 
 

@@ -28,7 +28,21 @@ from jax_bptt.base.types import ArrayTree
 _INSIDE = {"custom_jvp_call", "custom_vjp_call", "jit", "pjit", "closed_call", "remat2", "checkpoint"}
 _KNOWN = {
     *("abs", "add", "clamp", "convert_element_type", "cos", "div", "exp", "exp2", "integer_pow", "log"),
-    *("log2", "max", "min", "mul", "neg", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "sub"),
+    *(
+        "log2",
+        "max",
+        "min",
+        "mul",
+        "neg",
+        "round",
+        "rsqrt",
+        "select_n",
+        "sign",
+        "sin",
+        "sqrt",
+        "square",
+        "sub",
+    ),
     *("tanh", "and", "eq", "ge", "gt", "le", "lt", "ne", "not", "or", "xor"),
 }
 
@@ -48,7 +62,8 @@ def _log1p(x: Any, **_: object) -> Any:
 
 
 def _integer_pow(x: Any, y: int, **_: object) -> Any:
-    return lax.integer_pow(x, y) if y > 0 else 1 / lax.integer_pow(x, -y)  # (RW4)
+    power = lax.integer_pow(x, abs(y)) if abs(y) > 1 else x
+    return power if y > 0 else 1 / power  # (RW4)
 
 
 def _reshape(x: Any, new_sizes: tuple[int, ...], **_: object) -> Any:
