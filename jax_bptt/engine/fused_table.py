@@ -48,7 +48,7 @@ TABLE = (
     Row(2, 1, 192, 8, 1, "compiled"),
     Row(2, 3, 128, 8, 1, "compiled"),
     Row(2, 4, 64, 8, 1, "measured"),
-    Row(2, 8, 64, 8, 1, "compiled"),
+    Row(2, 6, 64, 8, 1, "compiled"),
     Row(2, 1, 256, 16, 4, "measured"),
     Row(2, 2, 256, 16, 4, "compiled"),
 )
