@@ -26,7 +26,8 @@ class Row(NamedTuple):
       units: the largest H.
       tile: R, the rows that one block, or one cluster of blocks, runs through all steps.
       blocks: C, the blocks of a cluster.
-      known: how it is known: "measured" with these gates and units on an H200, or "compiled" only.
+      known: how it is known: "measured" with these gates and units, by a prototype of the kernels on an
+        H200, or "compiled" only. See experiments/GPU.md.
     """
 
     parts: int
