@@ -9,7 +9,8 @@
              where reset_t: λ̃_{t−1} goes to start or start_t; then, or where
              cut_t, nothing goes to s_{t−1}; elsewhere λ̃_{t−1}, times the factor                      (KB7)
 
-This is the backward loop of `loops`, with the products of `pointwise`. Arrays are [T, units, rows], see `fused_arrays`.
+This is the backward loop of `loops`, with the products of `pointwise`. Arrays are [T, units, rows]: see
+`fused_arrays`.
 """
 
 from __future__ import annotations
