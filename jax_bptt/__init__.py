@@ -32,6 +32,7 @@ from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.checkpointed import checkpointed
 from jax_bptt.gradients.clipped import clipped
 from jax_bptt.gradients.full import full
+from jax_bptt.gradients.fused import fused
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.gradients.newton import Newton, NewtonInfo, newton
 from jax_bptt.gradients.parallel import parallel
@@ -105,6 +106,7 @@ __all__ = [
     "flossing",
     "full",
     "fully_sharded",
+    "fused",
     "gradient_flow",
     "gru",
     "identity",

@@ -56,6 +56,7 @@ PRINTED = {
     "truncated(20, stride=1)": jb.truncated(20, 1),
     "checkpointed(slots=4)": jb.checkpointed(slots=4),
     "artbp(0.1)": jb.artbp(0.1),
+    "fused(gradient=truncated(20))": jb.fused(jb.truncated(20)),
     "rtrl()": jb.rtrl(),
     "autodiff()": jb.autodiff(),
     "network([layer(lstm(3, 5), backward=lstm(3, 5), dropout=0.1), gru(10, 4)], last(readout(4, 2)))"

@@ -30,6 +30,9 @@ BUDGETS = {  # forward loop, backward loop
     "elman full": Budget(((5, 4), (1, 5)), 1686, 2616, 41),
     "lstm full": Budget(((7, 5), (8, 7)), 3973, 3736, 66),
     "gru full": Budget(((5, 4), (1, 5)), 1638, 2905, 47),
+    # no loops: a kernel of all steps each
+    "elman fused": Budget((), 3, 35, 105),
+    "own fused": Budget((), 3, 45, 217),
     "own full": Budget(((7, 5), (3, 7)), 2693, 3608, 60),
 }
 
@@ -44,6 +47,7 @@ def spent(found: Program) -> Budget:
 
 
 @compiles_for_gpus
+@pytest.mark.filterwarnings("ignore:jb.fused")
 @pytest.mark.parametrize("gpus", [1, 2])
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_gradient_keeps_to_its_budget(name, gpus):

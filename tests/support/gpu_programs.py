@@ -61,6 +61,7 @@ CELLS = {
 }
 METHODS = {  # another gradient method is one more line here, and lines in BUDGETS of tests/test_gpu.py
     "full": lambda cell: by_library(cell, jb.full()),
+    "fused": lambda cell: by_library(cell, jb.fused()),
     "scan": by_scan,
 }
 
