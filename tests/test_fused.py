@@ -12,8 +12,9 @@ from cases import CELLS, H, I, make
 from support import witnesses as w
 
 import jax_bptt as jb
-from jax_bptt.engine import fused_kernels, fused_limits, fused_plan, phases
-from jax_bptt.engine.fused_table import GROUP, TABLE, Blocks, choose
+from jax_bptt.engine import phases
+from jax_bptt.engine.kernels import both, limits, plan
+from jax_bptt.engine.kernels.table import GROUP, TABLE, Blocks, choose
 from jax_bptt.engine.run import Outputs
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.unrolling.unroll import begin
@@ -62,10 +63,10 @@ def test_a_kernel_gives_the_numbers_of_the_scan(name):
     forward = jax.jit(lambda run, u: engine.forward_loop(engine, cell, run, u, True))
     backward = jax.jit(lambda run, a, d: engine.backward_loop(engine, cell, run, a, d, None))
     wanted = forward(run, u)
-    plan = fused_plan.plan_of(cell, run.carry, kernel.blocks)
+    planned = plan.plan_of(cell, run.carry, kernel.blocks)
     with_interpreter = functools.partial(functools.partial, interpret=_interpreter())
-    forward_by_kernel = with_interpreter(fused_kernels.forward_by_kernel, cell, plan, keep_slopes=True)
-    backward_by_kernel = with_interpreter(fused_kernels.backward_by_kernel, cell, plan)
+    forward_by_kernel = with_interpreter(both.forward_by_kernel, cell, planned, keep_slopes=True)
+    backward_by_kernel = with_interpreter(both.backward_by_kernel, cell, planned)
     assert not w.wrong(jax.jit(forward_by_kernel)(run, u), wanted, kernel.limit)
     found = jax.jit(backward_by_kernel)(run, wanted.slopes, d)
     assert not w.wrong(found, backward(run, wanted.slopes, d), kernel.limit)
@@ -123,7 +124,7 @@ REFUSED = {  # cell, dtype of its arrays, why
 def test_what_a_kernel_cannot_do_is_done_by_the_scan_and_said_once(name):
     cell, dtype, why = REFUSED[name]
     gradient = functools.partial(_gradient, cell, dtype)
-    fused_limits._say.cache_clear()
+    limits._say.cache_clear()
     with pytest.warns(UserWarning, match=why) as said:
         found = gradient(jb.fused())
     assert len({str(one.message) for one in said}) == len(said) == 1
@@ -148,7 +149,7 @@ def test_a_machine_that_cannot_is_said(version, monkeypatch):
         monkeypatch.setattr(jax, "__version_info__", version)
     elif not HAS_INTERPRETER:
         pytest.skip("this JAX makes no kernels")
-    fused_limits._say.cache_clear()
+    limits._say.cache_clear()
     why = "JAX 0.11" if version else "no NVIDIA GPU .* that is compiled for one has the kernels"
     with pytest.warns(UserWarning, match=rf"jb.fused\(\) runs the time loops of elman\(3, \d\) by .*{why}"):
         # another cell each time: a program that is compiled once is not traced again
@@ -156,11 +157,11 @@ def test_a_machine_that_cannot_is_said(version, monkeypatch):
 
 
 def test_another_gpu_runs_the_scan(monkeypatch):
-    monkeypatch.setattr(fused_limits, "_capabilities", lambda: {"8.0"})
+    monkeypatch.setattr(limits, "_capabilities", lambda: {"8.0"})
     monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
-    assert "but one of 8.0" in fused_limits.reason_of_machine()
-    monkeypatch.setattr(fused_limits, "_capabilities", lambda: {"9.0"})
-    assert fused_limits.reason_of_machine() is fused_limits.reason_of_this_run() is None
+    assert "but one of 8.0" in limits.reason_of_machine()
+    monkeypatch.setattr(limits, "_capabilities", lambda: {"9.0"})
+    assert limits.reason_of_machine() is limits.reason_of_this_run() is None
 
 
 @pytest.mark.filterwarnings("ignore:jb.fused")

@@ -1,8 +1,8 @@
 """A kernel for all steps: one launch on the GPU forward and one back, instead of several for each step.
 
 The equations are those of the other method. Only the place of the arrays differs: W_h stays in the shared
-memory of the GPU and the state in its registers, see `fused_forward` and `fused_backward`. Products before
-and after the loops stay with XLA.
+memory of the GPU and the state in its registers, see `kernels.forward` and `kernels.backward`. Products
+before and after the loops stay with XLA.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from jax_bptt.base.caching import cached
 from jax_bptt.base.errors import bad
 from jax_bptt.engine.engine import AnyEngine, Runnable
-from jax_bptt.engine.fused_limits import say_once
-from jax_bptt.engine.fused_loops import fused_backward, fused_forward
+from jax_bptt.engine.kernels.limits import say_once
+from jax_bptt.engine.kernels.loops import fused_backward, fused_forward
 from jax_bptt.engine.phases import engine_of
 from jax_bptt.engine.pointwise import POINTWISE
 from jax_bptt.gradients.full import full

@@ -5,7 +5,7 @@
     derivative   that of the scan: only a derivative of the gradient asks for it                      (FU3)
     vmap         an axis of the data becomes a batch axis, one of the parameters a loop               (FU4)
 
-Where no kernel can be made (`fused_plan`, `fused_limits`) the loop is the scan, and a warning says why.
+Where no kernel can be made (`plan`, `limits`) the loop is the scan, and a warning says why.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jax.custom_batching import custom_vmap
 from jax_bptt.base.types import ArrayTree, Shape, Slopes, State
 from jax_bptt.cell.step_cell import Projected
 from jax_bptt.engine.engine import AnyEngine, Forward, Runnable, Swept, Transform
-from jax_bptt.engine.fused_kernels import backward_by_kernel, forward_by_kernel
-from jax_bptt.engine.fused_limits import reason_of_machine, reason_of_this_run, say_once
-from jax_bptt.engine.fused_plan import Plan, plan_or_reason
+from jax_bptt.engine.kernels.both import backward_by_kernel, forward_by_kernel
+from jax_bptt.engine.kernels.limits import reason_of_machine, reason_of_this_run, say_once
+from jax_bptt.engine.kernels.plan import Plan, plan_or_reason
 from jax_bptt.engine.loops import scan_backward, scan_forward
 from jax_bptt.engine.run import Outputs, Run
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jax_bptt.base.checks import is_known
 from jax_bptt.base.types import ArrayTree, Gates, Shape, Slopes, State, Units
-from jax_bptt.engine.fused_step import Rewritten, rewritten
-from jax_bptt.engine.fused_table import GROUP, Blocks, choose
+from jax_bptt.engine.kernels.step import Rewritten, rewritten
+from jax_bptt.engine.kernels.table import GROUP, Blocks, choose
 from jax_bptt.engine.linear_maps import PointwiseCell
 
 

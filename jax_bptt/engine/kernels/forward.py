@@ -8,8 +8,8 @@
              s_t = step(s̃_{t−1}, u_t, v_t) where mask_t, s̃_{t−1} elsewhere                            (KF6)
              s_t is written, and a_t if the slopes are kept                                           (KF7)
 
-This is the forward loop of `loops`, with the products of `pointwise`. Arrays are [T, units, rows]: see
-`fused_arrays`.
+This is the forward loop of `engine.loops`, with the products of `engine.pointwise`. Arrays are [T, units, rows]:
+see `arrays`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 
 from jax_bptt.base.trees import select
 from jax_bptt.base.types import Slopes, State, Units
-from jax_bptt.engine.fused_parts import (
+from jax_bptt.engine.kernels.parts import (
     FLOAT,
     Operand,
     Place,
@@ -34,8 +34,8 @@ from jax_bptt.engine.fused_parts import (
     products,
     weights_memory,
 )
-from jax_bptt.engine.fused_step import Rewritten
-from jax_bptt.engine.fused_table import GROUP, Blocks
+from jax_bptt.engine.kernels.step import Rewritten
+from jax_bptt.engine.kernels.table import GROUP, Blocks
 
 
 class ForwardArrays(NamedTuple):
@@ -83,7 +83,7 @@ def forward_kernel(
       linearise: (units, s_prev, u, v, s) -> a, likewise; None if no slopes are kept.
       arrays: what the kernel reads.
       blocks: how the kernel is cut into blocks.
-      interpret: see `fused_parts.call`.
+      interpret: see `parts.call`.
 
     Returns:
       The states, and the slopes or None.

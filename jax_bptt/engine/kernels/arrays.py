@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_bptt.base.types import Gates, Mark, Shape, Tree
-from jax_bptt.engine.fused_table import Blocks
+from jax_bptt.engine.kernels.table import Blocks
 
 
 class Layout(NamedTuple):

@@ -26,7 +26,7 @@ from jax.experimental.pallas import mosaic_gpu
 
 from jax_bptt.base.types import ArrayTree, Gates, Tree
 from jax_bptt.engine.devices import varying
-from jax_bptt.engine.fused_table import GROUP, Blocks
+from jax_bptt.engine.kernels.table import GROUP, Blocks
 
 Ref: TypeAlias = Any  # a piece of memory that a kernel reads and writes
 Refs: TypeAlias = Any  # a tree of them

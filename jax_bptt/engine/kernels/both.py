@@ -9,9 +9,9 @@ from jax_bptt.base.types import ArrayTree, Slopes, State
 from jax_bptt.cell.step_cell import Projected
 from jax_bptt.engine.emission import emission_of
 from jax_bptt.engine.engine import Forward, Swept
-from jax_bptt.engine.fused_arrays import Layout, backward_weights, forward_weights
-from jax_bptt.engine.fused_plan import Plan
-from jax_bptt.engine.fused_table import Blocks
+from jax_bptt.engine.kernels.arrays import Layout, backward_weights, forward_weights
+from jax_bptt.engine.kernels.plan import Plan
+from jax_bptt.engine.kernels.table import Blocks
 from jax_bptt.engine.linear_maps import PointwiseCell
 from jax_bptt.engine.run import Outputs, Run
 
@@ -32,16 +32,16 @@ def forward_by_kernel(
       run: parameters, s_0, the initial carry and the marks.
       u: u_1..u_T.
       keep_slopes: whether a_1..a_T are stored.
-      interpret: see `fused_parts.call`.
+      interpret: see `parts.call`.
 
     Returns:
       s_T, s_1..s_T, and a_1..a_T if they are asked for.
     """
-    from jax_bptt.engine import fused_forward  # it imports Pallas
+    from jax_bptt.engine.kernels import forward  # it imports Pallas
 
     layout, marks = _layout(cell, run.carry, plan.blocks), run.sequence.marks
     b_h = run.params._asdict()["b_h"] if cell.layout.recurrent_bias else None
-    arrays = fused_forward.ForwardArrays(
+    arrays = forward.ForwardArrays(
         forward_weights(run.params.w_h, plan.blocks),
         _units(cell, layout, run.params),
         None if b_h is None else layout.of_units(b_h.reshape(cell.gates, cell.hidden_size)),
@@ -53,7 +53,7 @@ def forward_by_kernel(
         layout.of_mark(marks.reset),
     )
     linearise = plan.linearise if keep_slopes else None
-    found = fused_forward.forward_kernel(plan.step, linearise, arrays, plan.blocks, interpret)
+    found = forward.forward_kernel(plan.step, linearise, arrays, plan.blocks, interpret)
     states, slopes = layout.steps_back(found)
     return Forward(last_step(states), states, (), slopes)
 
@@ -69,15 +69,15 @@ def backward_by_kernel(
       run: parameters and marks; s_0 and the inputs are not read.
       slopes: a_1..a_T.
       d: dE/ds_T and dE/dy_1..dE/dy_T.
-      interpret: see `fused_parts.call`.
+      interpret: see `parts.call`.
 
     Returns:
       dE/ds_0, dE/dstart or dE/dstarts, and λ_1..λ_T.
     """
-    from jax_bptt.engine import fused_backward  # it imports Pallas
+    from jax_bptt.engine.kernels import backward  # it imports Pallas
 
     layout, marks = _layout(cell, d.carry, plan.blocks), run.sequence.marks
-    arrays = fused_backward.BackwardArrays(
+    arrays = backward.BackwardArrays(
         backward_weights(run.params.w_h, plan.blocks),
         _units(cell, layout, run.params),
         layout.of_steps(slopes),
@@ -89,7 +89,7 @@ def backward_by_kernel(
         layout.of_mark(marks.factor),
     )
     to_state, one_start = emission_of(cell).to_state, run.start is not None
-    found = fused_backward.backward_kernel(plan.adjoint, to_state, arrays, one_start, plan.blocks, interpret)
+    found = backward.backward_kernel(plan.adjoint, to_state, arrays, one_start, plan.blocks, interpret)
     carry, start = layout.rows_back((found.carry, found.start))
     starts, lam = layout.steps_back((found.starts, found.lam))
     return Swept(carry, start, starts, lam)

@@ -9,8 +9,8 @@
              where reset_t: λ̃_{t−1} goes to start or start_t; then, or where
              cut_t, nothing goes to s_{t−1}; elsewhere λ̃_{t−1}, times the factor                      (KB7)
 
-This is the backward loop of `loops`, with the products of `pointwise`. Arrays are [T, units, rows]: see
-`fused_arrays`.
+This is the backward loop of `engine.loops`, with the products of `engine.pointwise`. Arrays are [T, units, rows]:
+see `arrays`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 
 from jax_bptt.base.trees import add_to_h, plus, select
 from jax_bptt.base.types import ArrayTree, Slopes, State, Units
-from jax_bptt.engine.fused_parts import (
+from jax_bptt.engine.kernels.parts import (
     FLOAT,
     Operand,
     Place,
@@ -36,8 +36,8 @@ from jax_bptt.engine.fused_parts import (
     products,
     weights_memory,
 )
-from jax_bptt.engine.fused_step import Rewritten
-from jax_bptt.engine.fused_table import GROUP, Blocks
+from jax_bptt.engine.kernels.step import Rewritten
+from jax_bptt.engine.kernels.table import GROUP, Blocks
 
 
 class BackwardArrays(NamedTuple):
@@ -98,7 +98,7 @@ def backward_kernel(
       arrays: what the kernel reads.
       one_start: whether all resets go back to one start, so that its derivatives are summed.
       blocks: how the kernel is cut into blocks.
-      interpret: see `fused_parts.call`.
+      interpret: see `parts.call`.
 
     Returns:
       The results.
