@@ -189,6 +189,23 @@ def test_chunks_of_one_length_are_one_program(method, loops):
     assert jax.jit(run).lower(*args).as_text().count("stablehlo.while") == loops
 
 
+@pytest.mark.parametrize(("rows", "most"), [(16, 1.6), (64, 2.3)], ids=["one chunk", "chunks"])
+def test_the_program_of_full_is_short_beside_that_of_the_scan(rows, most):
+    """Its operations before XLA optimises them: the time to compile grows with them."""
+    net = jb.network([jb.lstm(32, 64)], jb.readout(64, 2))
+    args = net.init(jax.random.key(0)), None, jnp.ones((128, rows, 32)), jnp.ones((128, rows, 2))
+    run = jb.value_and_grad(net, jb.squared_error)
+
+    def operations(method):
+        text = jax.jit(functools.partial(run, gradient=method)).lower(*args).as_text()
+        return text.count(" = stablehlo.")
+
+    assert operations(jb.full()) <= most * operations(jb.autodiff()), (
+        operations(jb.full()),
+        operations(jb.autodiff()),
+    )
+
+
 def test_no_product_is_made_for_gradients_nobody_asked_for():
     """Without xs among the arguments of jax.grad, dx_t = du_t W_xᵀ is not computed."""
     cell = jb.elman(INPUT, HIDDEN)
