@@ -189,9 +189,9 @@ def test_chunks_of_one_length_are_one_program(method, loops):
     assert jax.jit(run).lower(*args).as_text().count("stablehlo.while") == loops
 
 
-@pytest.mark.parametrize(("rows", "most"), [(16, 1.6), (64, 2.3)], ids=["one chunk", "chunks"])
+@pytest.mark.parametrize(("rows", "most"), [(16, 1.45), (64, 2.05)], ids=["one chunk", "chunks"])
 def test_the_program_of_full_is_short_beside_that_of_the_scan(rows, most):
-    """Its operations before XLA optimises them: the time to compile grows with them."""
+    """Its operations before XLA optimises them: the time to compile grows with them. 316 and 442 of 221."""
     net = jb.network([jb.lstm(32, 64)], jb.readout(64, 2))
     args = net.init(jax.random.key(0)), None, jnp.ones((128, rows, 32)), jnp.ones((128, rows, 2))
     run = jb.value_and_grad(net, jb.squared_error)

@@ -159,10 +159,10 @@ def table(lines: list[dict[str, Any]]) -> str:
     ]
     blocks.append(
         "Size: T×B×I×H. The times of the others are multiples of ours, full() (above 1: ours is faster),\n"
-        "with quartiles; in the second table of ours with the method that jb.fastest found. spread: half the\n"
-        "distance between the quartiles of the ratio of ours to itself. of peak: FLOPs of the products per\n"
-        "second, as a share of the fastest product of square matrices. distance: ‖difference of our gradient\n"
-        "and the scan's in float32‖ / ‖gradient‖, for the array where it is largest."
+        "with quartiles; in the second table of ours with what jb.fastest found. spread: half the distance\n"
+        "between the quartiles of the ratio of ours to itself. of peak: FLOPs of the products per second,\n"
+        "as a share of the fastest product of square matrices. distance: ‖difference of our gradient and\n"
+        "the scan's in float32‖ / ‖gradient‖, for the array where it is largest."
     )
     return "\n\n".join(blocks) + "\n"
 
