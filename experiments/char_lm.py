@@ -13,7 +13,8 @@ of each row that do not fill a window) and scored on the same validation charact
 Expectation: below the bigram (k = 1) in validation nats per character.
 
 After a kill or an interruption, the same command goes on from the last undamaged checkpoint and ends with the
-same parameters, bit for bit. A chunk whose loss or gradient is not finite is skipped and counted.
+same parameters, bit for bit (not with --gradient fastest, which measures anew). A chunk whose loss or
+gradient is not finite is skipped and counted.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Config:
     """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     seed: int = 0
     """Seed of the initial parameters, of dropout and of the samples."""
+    gradient: Literal["full", "fastest"] = "full"
+    """Gradient method; fastest is the one that jb.fastest finds on this machine, and rounds as that does."""
     every: int = 200
     """Steps between two validations; a checkpoint is written with each."""
     processes: int = 1
@@ -88,6 +91,8 @@ def check(config: Config) -> None:
     if not 0 <= config.dropout < 1:
         raise refusal(config, "dropout", "a share from 0 to below 1")
     check_positive(config, "learning_rate", "clip")
+    if config.gradient == "fastest" and config.processes > 1:
+        raise refusal(config, "gradient", "full; each of several processes would measure its own")
 
 
 class Corpus(NamedTuple):
@@ -150,6 +155,13 @@ def chunk(rows: np.ndarray, start: int, length: int, classes: int) -> jb.Batch:
     return jb.Batch(jax.nn.one_hot(part[:-1], classes), part[1:])
 
 
+def fastest(net: jb.Network, batch: jb.Batch) -> jb.GradientMethod:
+    """What takes the least time on this machine; the table of all is printed."""
+    found = jb.fastest(net, jb.softmax_cross_entropy, batch)
+    print(found)
+    return found.gradient
+
+
 def begin(net: jb.Network, params: jb.NetworkParams, rows: int) -> chex.ArrayTree:
     """The carry of rows that begin without memory."""
     return processes.by_rows(net.initial_carry(params, (rows,)), 0)
@@ -201,9 +213,11 @@ def train(config: Config, run: Run, corpus: Corpus) -> tuple[jb.Network, jb.Trai
     classes, chunks = len(corpus.alphabet), (corpus.train.shape[1] - 1) // config.window
     steps = config.epochs * chunks
     net, optimizer = build(config, classes, steps)
-    train_step = jb.make_train_step(net, jb.softmax_cross_entropy, optimizer)
     key = jax.random.key(config.seed)
     dropout_key = jax.random.fold_in(key, 1)
+    first = chunk(corpus.train, 0, config.window, classes)._replace(key=dropout_key)
+    method = fastest(net, first) if config.gradient == "fastest" else jb.full()
+    train_step = jb.make_train_step(net, jb.softmax_cross_entropy, optimizer, gradient=method)
     state = processes.data_parallel(jb.init_train_state(key, net, optimizer, (config.rows,)))
     with Checkpoints(run.folder / "checkpoints") as saved, StopRequest() as stop:
         state = saved.restore(state)

@@ -43,6 +43,7 @@ from jax_bptt.networks.losses import softmax_cross_entropy, squared_error
 from jax_bptt.networks.network import Network, NetworkParams, network
 from jax_bptt.networks.readout import Readout, ReadoutParams, last, readout
 from jax_bptt.networks.value_and_grad import value_and_grad
+from jax_bptt.training.fastest import Fastest, fastest
 from jax_bptt.training.sharding import by_rows, data_parallel, fully_sharded
 from jax_bptt.training.train import (
     Batch,
@@ -66,6 +67,7 @@ __all__ = [
     "Cell",
     "Credit",
     "Directions",
+    "Fastest",
     "GRUParams",
     "GradientFlow",
     "GradientMethod",
@@ -103,6 +105,7 @@ __all__ = [
     "credit",
     "data_parallel",
     "elman",
+    "fastest",
     "flossing",
     "full",
     "fully_sharded",

@@ -11,7 +11,7 @@ import jax_bptt as jb
 from experiments import benchmark
 from experiments.support import benchmark_peers, benchmark_programs, benchmark_table
 
-TINY = {"sizes": ("6x2x3x8",), "cells": ("elman",), "against": ("scan", "hoisted"), "rounds": 2}
+TINY = {"sizes": ("6x2x3x8",), "cells": ("elman",), "against": ("fastest", "scan", "hoisted"), "rounds": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,9 @@ def test_it_writes_tables_and_a_figure_and_measures_only_what_is_missing(tmp_pat
     assert (tmp_path / "table.md").read_text().startswith(text.split("\n\nSize:")[0])
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
     for m in lines:
-        assert m["contenders"].keys() == {"ours", "scan", "hoisted"}
+        assert m["contenders"].keys() == {"ours", "fastest", "scan", "hoisted"}
+        assert m["contenders"]["fastest"]["ratio_to_fastest"] == 1
+        assert m["fastest"] in text
         assert m["contenders"]["ours"]["ratio"] == 1
         assert all(c["distance"] < 1e-6 and c["milliseconds"] > 0 for c in m["contenders"].values())
 
@@ -161,8 +163,8 @@ def test_every_contender_has_every_place_and_ours_two_turns():
 
 
 def _line(cell, size, lane="float32", spread=0.02, **ratios):
-    contenders = {name.replace("_", " "): {"ratio": r, "temporaries": 2**23} for name, r in ratios.items()}
-    contenders["ours"] = {"ratio": 1.0, "temporaries": 2**21}
+    contenders = {name.replace("_", " "): {"ratio": r, "temporaries": 2**26} for name, r in ratios.items()}
+    contenders["ours"] = {"ratio": 1.0, "temporaries": 2**24}
     named = {"cell": cell, "size": size, "lane": lane, "work": "value_and_grad"}
     return {**named, "spread": spread, "refused": {}, "contenders": contenders}
 
@@ -178,7 +180,7 @@ def test_met_expectations_are_listed():
     assert benchmark_table.judge(lines) == (
         "met: float32 scan >= 1 (worst 1.50 at gru 8x1x2x4), float32 scan >= 1.5 on average (1.55 of 2), "
         "float32 torch >= 1.2 on average (1.25 of 2), float32 torch >= 0.9 (worst 1.20 at gru 8x1x2x4), "
-        "float32 temporaries <= 0.5 of scan's (most 0.25 at gru 8x1x2x4); as expected"
+        "float32 temporaries <= scan's (most 0.25 at gru 8x1x2x4); as expected"
     )
 
 
@@ -189,16 +191,27 @@ def test_what_is_not_met_is_named_with_its_worst_size():
         _line("lstm", "8x1x2x256", "bf16", scan=2.0, scan_in_float32=2.4, torch=0.99),
         _line("lstm", "8x1x2x4", "bf16", scan=2.0, scan_in_float32=1.1, torch=0.97),
     ]
-    lines[1]["contenders"]["ours"]["temporaries"] = 2**23
+    lines[1]["contenders"]["ours"]["temporaries"] = 2**27
     met, unmet = benchmark_table.judge(lines).split("; EXPECTATION NOT MET: ")
     assert met.startswith("met: float32 flax >= 1 (worst 0.99 at elman 8x1x2x4), float32 torch >= 1.2 on av")
-    assert met.endswith("bf16 temporaries <= 0.5 of scan's (most 0.25 at lstm 8x1x2x4)")
+    assert met.endswith("bf16 temporaries <= scan's (most 0.25 at lstm 8x1x2x4)")
     assert unmet.split(", float32 ", 1)[0] == "float32 scan >= 1 (worst 0.97 at elman 8x1x2x4, 1 of 2 below)"
     assert "float32 scan >= 1.5 on average (1.08 of 2)" in unmet
     assert "float32 torch >= 0.9 (worst 0.80 at elman 8x1x2x4, 1 of 2 below)" in unmet
-    assert "float32 temporaries <= 0.5 of scan's (most 1.00 at gru 8x1x2x4, 1 of 2 above)" in unmet
+    assert "float32 temporaries <= scan's (most 2.00 at gru 8x1x2x4, 1 of 2 above)" in unmet
     assert "bf16 scan in float32 >= 2.5 (worst 2.40 at lstm 8x1x2x256, 1 of 1 below)" in unmet
     assert "bf16 torch >= 1 (worst 0.97 at lstm 8x1x2x4, 1 of 2 below)" in unmet
+
+
+def test_the_fastest_of_ours_is_judged_by_its_own_ratios():
+    """Against PyTorch an LSTM of 128 units and less is excepted."""
+    lines = [_line(cell, "8x1x2x128", fastest=0.8, scan=0.9, torch=0.8) for cell in ("lstm", "gru")]
+    for line, of_torch in zip(lines, (0.5, 0.96), strict=True):
+        for name, ratio in {"scan": 1.1, "torch": of_torch}.items():
+            line["contenders"][name]["ratio_to_fastest"] = ratio
+    said = benchmark_table.judge(lines)
+    assert "float32 fastest against scan >= 1 (worst 1.10 at lstm 8x1x2x128)" in said.split("; EXP")[0]
+    assert "float32 fastest against torch >= 1 (worst 0.96 at gru 8x1x2x128, 1 of 1 below)" in said
 
 
 def test_steps_alone_are_not_judged():

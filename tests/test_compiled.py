@@ -13,6 +13,10 @@ from support.compiled_loops import computations, innermost, loops
 from support.optimizers import ADAM, SGD
 
 import jax_bptt as jb
+from jax_bptt.engine.chunks import chunk_of_run
+from jax_bptt.engine.run import Run
+from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients import kept_slopes
 
 T, B, INPUT, HIDDEN = 64, 8, 16, 32
 
@@ -187,6 +191,56 @@ def test_chunks_of_one_length_are_one_program(method, loops):
     args = net.init(jax.random.key(0)), None, jnp.ones((128, 32, 3)), jnp.ones((128, 32, 2))
     run = functools.partial(jb.value_and_grad(net, jb.squared_error), gradient=method)
     assert jax.jit(run).lower(*args).as_text().count("stablehlo.while") == loops
+
+
+CHOSEN = {
+    "lstm 128x32x32x64": (128, 0),  # in the caches, as one chunk
+    "lstm 128x32x64x128": (32, 0),  # in the caches
+    "lstm 256x64x128x256": (16, 0),  # many products for each slope
+    "gru 256x64x128x256": (16, 0),
+    "lstm 768x128x1x128": (8, 1),
+    "lstm 4096x8x64x64": (128, 1),
+    "elman 256x64x128x256": (16, 1),
+    "lstm 1024x1x32x64": (1024, 0),
+}
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "gpu"])
+def test_slopes_are_kept_where_that_is_faster(on_gpu, monkeypatch):
+    """As it was measured on two machines, one with fast products; on a GPU none is kept."""
+    monkeypatch.setattr(kept_slopes, "probably_on_a_gpu", lambda: on_gpu)
+    for name, (chunk, share) in CHOSEN.items():
+        kind, size = name.split()
+        steps, rows, inputs, hidden = map(int, size.split("x"))
+        cell = getattr(jb, kind)(inputs, hidden)
+        params, carry = jax.eval_shape(lambda cell=cell, rows=rows: _params_and_carry(cell, rows))
+        xs = jax.ShapeDtypeStruct((steps, rows, inputs), "float32")
+        run = Run(params, carry, None, Sequence(xs, None, None, None))
+        found = kept_slopes.chunk_of(cell, run)
+        wanted = (chunk_of_run(run), 1) if on_gpu else (chunk, share)
+        assert (found, kept_slopes.share_recomputed(cell, run, found)) == wanted, name
+
+
+def _params_and_carry(cell, rows):
+    params = jax.tree.map(lambda p: p.astype("float32"), cell.init(jax.random.key(0)))
+    return params, cell.initial_carry(params, (rows,))
+
+
+@pytest.mark.parametrize(("rows", "most"), [(16, 1.45), (64, 2.05)], ids=["one chunk", "chunks"])
+def test_the_program_of_full_is_short_beside_that_of_the_scan(rows, most):
+    """Its operations before XLA optimises them: the time to compile grows with them. 316 and 442 of 221."""
+    net = jb.network([jb.lstm(32, 64)], jb.readout(64, 2))
+    args = net.init(jax.random.key(0)), None, jnp.ones((128, rows, 32)), jnp.ones((128, rows, 2))
+    run = jb.value_and_grad(net, jb.squared_error)
+
+    def operations(method):
+        text = jax.jit(functools.partial(run, gradient=method)).lower(*args).as_text()
+        return text.count(" = stablehlo.")
+
+    assert operations(jb.full()) <= most * operations(jb.autodiff()), (
+        operations(jb.full()),
+        operations(jb.autodiff()),
+    )
 
 
 def test_no_product_is_made_for_gradients_nobody_asked_for():

@@ -1,13 +1,17 @@
 """A result folder has one run at a time, and what does not belong to it does no harm."""
 
+import dataclasses
 import fcntl
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
+import jax_bptt as jb
 from experiments import char_lm, results
 from experiments.support import folder_lock, learning, runs
 
@@ -114,6 +118,18 @@ def config(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question. " * 200)
     return char_lm.Config(text=text, hidden=4, rows=8, window=16, epochs=1, every=20, out=tmp_path / "out")
+
+
+def test_char_lm_trains_with_the_method_that_is_the_fastest(config, monkeypatch, capsys):
+    config = dataclasses.replace(config, gradient="fastest")
+    found = SimpleNamespace(gradient=jb.full(recompute=True))
+    monkeypatch.setattr(jb, "fastest", lambda net, loss, batch: found)
+    monkeypatch.setattr(jb, "make_train_step", lambda *_, gradient: sys.exit(repr(gradient)))
+    with pytest.raises(SystemExit, match=r"^full\(recompute=True\)$"):
+        char_lm.main(config)
+    assert repr(found) in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--gradient fastest: give full; each of several processes"):
+        char_lm.main(dataclasses.replace(config, processes=2))
 
 
 def test_char_lm_goes_on_beside_foreign_names_and_without_its_metrics(config, capsys):

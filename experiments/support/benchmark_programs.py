@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 import jax_bptt as jb
-from experiments.support.benchmark_peers import OUTPUTS, PEERS, Peer, Problem, network_params
+from experiments.support.benchmark_peers import OUTPUTS, PEERS, Peer, Problem, network_params, problem_of
 
 LANES = {"float32": "highest", "tf32": "default", "bf16": "default"}  # the precision of products
 RATE = 1e-4
@@ -56,7 +56,9 @@ def program_of(name: str, work: str, problem: Problem, for_cuda: bool = False) -
 def task_of(name: str, work: str, problem: Problem) -> Task | None:
     """The program of a contender in JAX, not yet compiled."""
     if name == "ours":
-        return OURS[work](problem)
+        return OURS[work](problem, jb.full())
+    if name == "fastest":
+        return OURS[work](problem, fastest_method(problem.cell, problem.size, problem.lane))
     peer = PEERS[name](problem)
     return None if peer is None else THEIRS[work](peer, problem)
 
@@ -88,19 +90,29 @@ def of_adam(optimizer_state: Any) -> Any:
 # Ours.
 
 
-def our_value_and_grad(problem: Problem) -> Task:
-    """jb.value_and_grad with the gradient method it has by default."""
+@functools.cache
+def fastest_method(cell: str, size: tuple[int, ...], lane: str) -> jb.GradientMethod:
+    """What jb.fastest finds; the lane's precision of products is that of the caller."""
+    problem = problem_of(cell, size, lane)
+    batch = jb.Batch(problem.xs, problem.targets)
+    return jb.fastest(problem.net, jb.squared_error, batch, **our_dtype(problem)).gradient
+
+
+def our_value_and_grad(problem: Problem, gradient: jb.GradientMethod) -> Task:
+    """jb.value_and_grad with this gradient method."""
     carry = problem.net.initial_carry(problem.params, problem.xs.shape[1:2])
-    run = functools.partial(jb.value_and_grad(problem.net, jb.squared_error), **our_dtype(problem))
+    options = {"gradient": gradient, **our_dtype(problem)}
+    run = functools.partial(jb.value_and_grad(problem.net, jb.squared_error), **options)
     return Task(jax.jit(run), (problem.params, carry, problem.xs, problem.targets), lambda out: out[1])
 
 
-def our_step(problem: Problem) -> Task:
+def our_step(problem: Problem, gradient: jb.GradientMethod) -> Task:
     """jb.make_train_step."""
+    options = {"gradient": gradient, **our_dtype(problem)}
     optimizer = optax.adam(RATE, B1)
     state = jb.init_train_state(jax.random.key(0), problem.net, optimizer, problem.xs.shape[1:2])
     state = state._replace(params=jax.tree.map(jnp.copy, problem.params))
-    step = jb.make_train_step(problem.net, jb.squared_error, optimizer, **our_dtype(problem))
+    step = jb.make_train_step(problem.net, jb.squared_error, optimizer, **options)
     batch = jb.Batch(problem.xs, problem.targets)
     return Task(step, (state, batch), lambda out: of_adam(out[0].opt_state))
 

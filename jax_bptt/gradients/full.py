@@ -28,12 +28,13 @@ import jax.numpy as jnp
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number, or_none, size
 from jax_bptt.base.errors import bad
-from jax_bptt.base.trees import differentiable, num_parameters
+from jax_bptt.base.trees import differentiable
 from jax_bptt.base.types import ArrayTree, Foreign, Slopes, State
 from jax_bptt.engine import chunks, phases
 from jax_bptt.engine.engine import Forward, Runnable, Transform
 from jax_bptt.engine.run import Cotangents, Kept, Outputs, Run
 from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients import kept_slopes
 from jax_bptt.gradients.method import GradientMethod
 
 _Towards: TypeAlias = tuple[State, tuple[ArrayTree, State | None]]  # dE/ds; sums of dE/dparams, dE/dstart
@@ -58,17 +59,16 @@ def full(chunk: int | None = None, recompute: float | None = None) -> GradientMe
     λ_{t−1} = G_{t−1} + (ds_t/ds_{t−1})ᵀ λ_t,   dE/dW = Σ_t (∂s_t/∂W)ᵀ λ_t
 
     It takes O(T) time. It stores the states of all steps, T·B·H numbers for each field of the state, and
-    the slopes of K steps, O(K·B·G·H), or of all steps with recompute=False. It works in reverse mode and
-    in any mode over that (grad of grad, hessian); for jvp and jacfwd of the unroll itself use `autodiff`.
+    the slopes of K steps, O(K·B·G·H), or of all steps where they are kept. It works in reverse mode and in
+    any mode over that (grad of grad, hessian); for jvp and jacfwd of the unroll itself use `autodiff`.
 
     Args:
       chunk: K, the number of steps that are linearised, swept and contracted together. T or more puts all
-        steps into one chunk; None chooses K by length, batch and weights (`chunks.chunk_of`).
+        steps into one chunk; None chooses K (`kept_slopes`).
       recompute: the fraction of the steps whose slopes are recomputed in the backward pass: the earliest
         steps. The forward pass stores the slopes of the other steps. True recomputes all slopes, False
-        none. None chooses: 0 if one chunk holds all steps, because all slopes then exist together in any
-        case; 2/3 for a million weights or more; 1 otherwise. See experiments/MEASURED.md, "Recomputed
-        slopes".
+        none. None chooses by size: they are kept where they fit the caches or cost many products, and
+        computed again elsewhere (`kept_slopes`).
 
     Returns:
       The `GradientMethod`; the same object for the same arguments.
@@ -94,8 +94,8 @@ def full_with(transform: Transform) -> Callable[[Runnable, Kept, Outputs], Cotan
 
 
 def _forward(chunk: int | None, recompute: float | None, cell: Runnable, run: Run) -> tuple[Outputs, Kept]:
-    steps, total = chunk or chunks.chunk_of_run(run), run.sequence.steps
-    share = _share(steps, run) if recompute is None else recompute
+    steps, total = chunk or kept_slopes.chunk_of(cell, run), run.sequence.steps
+    share = kept_slopes.share_recomputed(cell, run, steps) if recompute is None else recompute
     if share in (0, 1):
         kept_from = total if share else 0
     else:  # rounded up to whole chunks, so that no chunk is split between the two parts
@@ -122,20 +122,13 @@ def _forward(chunk: int | None, recompute: float | None, cell: Runnable, run: Ru
     return phases.outputs(cell, found), Kept(run, found.states, found.slopes)
 
 
-def _share(steps: int, run: Run) -> float:
-    """This is the fraction of steps whose slopes are recomputed if the user gives none."""
-    if steps == run.sequence.steps or steps >= chunks.fixed(run.sequence.steps):
-        return 0
-    return 2 / 3 if num_parameters(run.params) >= 1e6 else 1
-
-
 def backward(
     chunk: int | None, transform: Transform | None, cell: Runnable, kept: Kept, d: Outputs
 ) -> Cotangents:
     """The chunks go back one by one, the last one first (B2-B5); for transform see `loops.step_back_of`."""
     run, states, slopes = kept.run, kept.states, kept.slopes
     assert states is not None  # the forward pass keeps them
-    steps, total = chunk or chunks.chunk_of_run(run), run.sequence.steps
+    steps, total = chunk or kept_slopes.chunk_of(cell, run), run.sequence.steps
     kept_from = total if slopes is None else total - chunks.length(slopes)
 
     def back_through_chunk(

@@ -179,8 +179,11 @@ def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
 
 def check_method(gradient: object) -> None:
     """gradient must be a gradient method, or a ValueError is raised."""
-    if not isinstance(gradient, GradientMethod):
-        raise bad("gradient", "a gradient method", gradient, "pass jb.full(), with parentheses")
+    if isinstance(gradient, GradientMethod):
+        return
+    is_found = isinstance(getattr(gradient, "gradient", None), GradientMethod)  # by jb.fastest
+    fix = "pass its field: gradient=found.gradient" if is_found else "pass jb.full(), with parentheses"
+    raise bad("gradient", "a gradient method", gradient, fix)
 
 
 def check_params(params: Foreign, shapes: ArrayTree, fix: str) -> DType:

@@ -250,6 +250,17 @@ ROWS = {
         calls.trained_often_by_jax,
         True,
     ),
+    "fastest": Row(
+        lambda **given: sorted(repr(one.gradient) for one in jb.fastest(**given).tried),
+        {
+            name: (k.only_wrong(kind), right)  # an answer takes seconds
+            for name, (kind, right) in (
+                _net
+                | {"batch": (k.BATCH, _batch), "dtype": (k.DTYPE, None)}
+                | {"memory": (k.or_none(k.number(lambda bytes: bytes > 0)), 1e9)}
+            ).items()
+        },
+    ),
     "init_train_state": Row(
         lambda **given: jb.init_train_state(**given),
         {"key": (k.KEY, KEY), "net": (k.NET, net), **_optimizer, "batch_shape": (k.or_none(k.SHAPE), (B,))},

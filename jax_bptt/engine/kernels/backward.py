@@ -9,8 +9,8 @@
              where reset_t: λ̃_{t−1} goes to start or start_t; then, or where
              cut_t, nothing goes to s_{t−1}; elsewhere λ̃_{t−1}, times the factor                      (KB7)
 
-This is the backward loop of `engine.loops`, with the products of `engine.pointwise`. Arrays are [T, units, rows]:
-see `arrays`.
+This is the backward loop of `engine.loops`, with the products of `engine.pointwise`. Arrays are [T, units,
+rows], see `arrays`.
 """
 
 from __future__ import annotations

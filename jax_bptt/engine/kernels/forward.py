@@ -8,8 +8,8 @@
              s_t = step(s̃_{t−1}, u_t, v_t) where mask_t, s̃_{t−1} elsewhere                            (KF6)
              s_t is written, and a_t if the slopes are kept                                           (KF7)
 
-This is the forward loop of `engine.loops`, with the products of `engine.pointwise`. Arrays are [T, units, rows]:
-see `arrays`.
+This is the forward loop of `engine.loops`, with the products of `engine.pointwise`. Arrays are [T, units,
+rows], see `arrays`.
 """
 
 from __future__ import annotations
