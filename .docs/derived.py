@@ -93,7 +93,9 @@ def _entry(module: griffe.Module, options: str) -> str:
 
 
 def _modules(folder: griffe.Module) -> list[griffe.Module]:
-    return [module for _, module in sorted(folder.modules.items())]
+    """The modules of a folder, each before those inside it."""
+    inside = [module for _, module in sorted(folder.modules.items())]
+    return [found for module in inside for found in (module, *_modules(module))]
 
 
 def _docstring(module: griffe.Module) -> str:

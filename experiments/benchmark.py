@@ -55,13 +55,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 import jax_bptt as jb
 from experiments.support.benchmark_peers import Problem, problem_of
-from experiments.support.benchmark_programs import LANES, Program, fastest_method, program_of
+from experiments.support.benchmark_programs import LANES, Program, fastest_method, peak, program_of
 from experiments.support.benchmark_table import draw, judge, table
 from experiments.support.command_line import run_script
 from experiments.support.comparisons import farthest, seconds
@@ -234,20 +233,6 @@ def take_turns(programs: dict[str, Program], rounds: int, stop: StopRequest) -> 
             seconds(turns[name], 1)
             times[name].append(seconds(turns[name], calls[name]))
     return {name: np.array(of_name) for name, of_name in times.items()}
-
-
-def peak(lane: str, tiny: bool) -> float:
-    """FLOP/s of the best product of two square matrices, summed in float32."""
-    sides = (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
-    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
-    best = 0.0
-    with jax.default_matmul_precision(LANES[lane]):
-        for n in (64,) if tiny else sides:
-            a = jnp.ones((n, n), jnp.bfloat16 if lane == "bf16" else jnp.float32)
-            call = functools.partial(jax.jit(product).lower(a, a).compile(), a, a)
-            took = min(seconds(call, 1) for _ in range(10))
-            best = max(best, 2 * n**3 / took)
-    return best
 
 
 def main(config: Config) -> None:

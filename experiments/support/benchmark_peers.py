@@ -101,8 +101,8 @@ def network_params(cell: Any, readout: Any) -> jb.NetworkParams:
     return jb.NetworkParams((cell,), readout)
 
 
-def scan(problem: Problem, hoisted: bool = False) -> Peer:
-    """The scan that one writes."""
+def scan(problem: Problem, hoisted: bool = False, unroll: int = 1) -> Peer:
+    """The scan that one writes; unroll steps in an iteration."""
     two = problem.cell == "lstm"
 
     def error(weights: Any, xs: Array, targets: Array) -> Array:
@@ -117,7 +117,7 @@ def scan(problem: Problem, hoisted: bool = False) -> Peer:
         xs = xs.astype(problem.dtype)
         if hoisted:
             xs = xs @ params.w_x.astype(problem.dtype) + params.b.astype(problem.dtype)
-        _, hs = jax.lax.scan(body, (problem.zeros,) * (1 + two), xs)
+        _, hs = jax.lax.scan(body, (problem.zeros,) * (1 + two), xs, unroll=unroll)
         return squares(readout, hs, targets)
 
     return Peer(problem.weights, error, lambda grads: network_params(*grads))

@@ -19,6 +19,7 @@ from jax import Array
 
 import jax_bptt as jb
 from experiments.support.benchmark_peers import OUTPUTS, PEERS, Peer, Problem, network_params, problem_of
+from experiments.support.comparisons import seconds
 
 LANES = {"float32": "highest", "tf32": "default", "bf16": "default"}  # the precision of products
 RATE = 1e-4
@@ -98,10 +99,10 @@ def fastest_method(cell: str, size: tuple[int, ...], lane: str) -> jb.GradientMe
     return jb.fastest(problem.net, jb.squared_error, batch, **our_dtype(problem)).gradient
 
 
-def our_value_and_grad(problem: Problem, gradient: jb.GradientMethod) -> Task:
-    """jb.value_and_grad with this gradient method."""
+def our_value_and_grad(problem: Problem, gradient: jb.GradientMethod, **marks: Array) -> Task:
+    """jb.value_and_grad with this gradient method, and perhaps marks."""
     carry = problem.net.initial_carry(problem.params, problem.xs.shape[1:2])
-    options = {"gradient": gradient, **our_dtype(problem)}
+    options = {"gradient": gradient, **our_dtype(problem), **marks}
     run = functools.partial(jb.value_and_grad(problem.net, jb.squared_error), **options)
     return Task(jax.jit(run), (problem.params, carry, problem.xs, problem.targets), lambda out: out[1])
 
@@ -161,7 +162,8 @@ def torch_program(work: str, problem: Problem) -> Program:
         tf32 = problem.lane == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     _, _, inputs, hidden = problem.size
-    dtype = torch.bfloat16 if problem.lane == "bf16" else torch.float32
+    halves = {"bf16": torch.bfloat16, "float16": torch.float16}
+    dtype = halves.get(problem.lane, torch.float32)
     cell, readout = problem.weights
     rnn = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[problem.cell](inputs, hidden)
     rnn.load_state_dict({key: torch.tensor(w) for key, w in jb.convert.to_torch(cell).items()})
@@ -187,6 +189,20 @@ def torch_program(work: str, problem: Problem) -> Program:
         del of_cell["bias_hh_l0"]  # the same as that of the other
     of_readout = jb.ReadoutParams(grads["1.weight"].T, grads["1.bias"])
     return Program(call, network_params(jb.convert.from_torch(of_cell), of_readout), None, None)
+
+
+def peak(lane: str, tiny: bool) -> float:
+    """FLOP/s of the best product of two square matrices, summed in float32."""
+    sides = (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
+    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+    best = 0.0
+    with jax.default_matmul_precision(LANES[lane]):
+        for n in (64,) if tiny else sides:
+            a = jnp.ones((n, n), jnp.bfloat16 if lane == "bf16" else jnp.float32)
+            call = functools.partial(jax.jit(product).lower(a, a).compile(), a, a)
+            took = min(seconds(call, 1) for _ in range(10))
+            best = max(best, 2 * n**3 / took)
+    return best
 
 
 OURS = {"value_and_grad": our_value_and_grad, "step": our_step}

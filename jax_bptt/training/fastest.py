@@ -30,9 +30,11 @@ from jax_bptt.base.checks import as_arrays, is_floating, number, or_none
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import norm_of
 from jax_bptt.base.types import Foreign
+from jax_bptt.engine.kernels.limits import kernels_run_here
 from jax_bptt.gradients.autodiff import autodiff
 from jax_bptt.gradients.checkpointed import checkpointed
 from jax_bptt.gradients.full import full
+from jax_bptt.gradients.fused import fused
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
 from jax_bptt.networks.network import Network, NetworkParams, check_network
@@ -88,7 +90,8 @@ class Fastest(NamedTuple):
 
 def exact_methods() -> tuple[GradientMethod, ...]:
     """These are tried; the gradients of the others must agree with that of the first one that fits."""
-    return autodiff(), full(), full(recompute=False), full(recompute=True), checkpointed()
+    by_loops = autodiff(), full(), full(recompute=False), full(recompute=True), checkpointed()
+    return (*by_loops, fused()) if kernels_run_here() else by_loops
 
 
 @named()
@@ -99,10 +102,10 @@ def fastest(
 
     min over methods of the median of t / t′, where ‖g − g′‖ ≤ √ε ‖g′‖   (FM1, FM2)
 
-    It compiles and times the value and gradient of `autodiff`, `full` in its forms, and `checkpointed`, in
-    turns, which takes from seconds to half a minute. Call it once, on a machine that does nothing else, with
-    a batch of the size that you train with. A method that was slower here can be faster on another machine
-    or at another size.
+    It compiles and times the value and gradient of `autodiff`, `full` in its forms, `checkpointed`, and
+    `fused` where its kernels run, in turns, which takes from seconds to half a minute. Call it once, on a
+    machine that does nothing else, with a batch of the size that you train with. A method that was slower
+    here can be faster on another machine or at another size.
 
     Args:
       net: from `network`.

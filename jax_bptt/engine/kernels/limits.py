@@ -27,11 +27,16 @@ def reason_of_this_run() -> str | None:
     return None if _capabilities() else f"{_NO_GPU}; a program that is compiled for one has the kernels"
 
 
+def kernels_run_here() -> bool:
+    """Do kernels run on this machine?"""
+    return reason_of_machine() is reason_of_this_run() is None
+
+
 def _capabilities() -> set[str]:
     """The compute capabilities of the GPUs of this process; empty without any."""
     try:
         return {str(getattr(gpu, "compute_capability", "another maker")) for gpu in jax.devices("gpu")}
-    except RuntimeError:  # no platform of this name
+    except RuntimeError:  # no GPU
         return set()
 
 
