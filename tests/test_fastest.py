@@ -97,7 +97,11 @@ def test_what_needs_more_memory_is_left_out_before_it_runs(monkeypatch):
 
 def _timed(monkeypatch, **taken):
     """What is said of programs that take these seconds, call by call; and how often each was asked."""
-    programs = [module._Program(getattr(jb, name)(), getattr(jb, name), 0) for name in taken]
+    sizes = range(len(taken), 0, -1)  # of temporaries
+    programs = [
+        module._Program(getattr(jb, name)(), getattr(jb, name), n)
+        for name, n in zip(taken, sizes, strict=True)
+    ]
     times = dict(zip([program.run for program in programs], map(iter, taken.values()), strict=True))
     asked = collections.Counter()
 
@@ -118,6 +122,14 @@ def test_a_machine_that_is_busy_for_a_while_is_so_for_all(monkeypatch):
     assert (first.gradient, first.ratio, second.ratio) == (jb.full(), 1.0, pytest.approx(1.25))
     assert first.milliseconds == pytest.approx(50.0)
     assert asked == {"autodiff": 8, "full": 8}
+
+
+def test_of_a_tie_the_leanest_is_taken(monkeypatch):
+    """The last one needs the fewest temporaries, and then the second."""
+    taken = {"autodiff": 1.0, "full": 1.04, "checkpointed": 1.06}
+    found, _ = _timed(monkeypatch, **{name: itertools.repeat(t) for name, t in taken.items()})
+    assert [one.gradient for one in found] == [jb.full(), jb.autodiff(), jb.checkpointed()]
+    assert [round(one.ratio, 2) for one in found] == [1.04, 1.0, 1.06]
 
 
 def test_the_rounds_end_after_some_seconds(monkeypatch):
