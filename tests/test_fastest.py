@@ -97,11 +97,8 @@ def test_what_needs_more_memory_is_left_out_before_it_runs(monkeypatch):
 
 def _timed(monkeypatch, **taken):
     """What is said of programs that take these seconds, call by call; and how often each was asked."""
-    sizes = range(len(taken), 0, -1)  # of temporaries
-    programs = [
-        module._Program(getattr(jb, name)(), getattr(jb, name), n)
-        for name, n in zip(taken, sizes, strict=True)
-    ]
+    methods = [getattr(jb, name) for name in taken]
+    programs = [module._Program(f(), f, len(taken) - number) for number, f in enumerate(methods)]
     times = dict(zip([program.run for program in programs], map(iter, taken.values()), strict=True))
     asked = collections.Counter()
 
