@@ -228,7 +228,7 @@ def _params_and_carry(cell, rows):
 
 @pytest.mark.parametrize(("rows", "most"), [(16, 1.5), (64, 2.1)], ids=["one chunk", "chunks"])
 def test_the_program_of_full_is_short_beside_that_of_the_scan(rows, most):
-    """Its operations before XLA optimises them: the time to compile grows with them. 322 and some 450 of 221."""
+    """Its operations before XLA optimises them: compiling takes longer with more. 322 and some 450 of 221."""
     net = jb.network([jb.lstm(32, 64)], jb.readout(64, 2))
     args = net.init(jax.random.key(0)), None, jnp.ones((128, rows, 32)), jnp.ones((128, rows, 2))
     run = jb.value_and_grad(net, jb.squared_error)
