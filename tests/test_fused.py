@@ -13,7 +13,7 @@ from support import witnesses as w
 
 import jax_bptt as jb
 from jax_bptt.engine import phases
-from jax_bptt.engine.kernels import both, limits, plan
+from jax_bptt.engine.kernels import both, limits, plan, step
 from jax_bptt.engine.kernels.table import GROUP, TABLE, Blocks, choose
 from jax_bptt.engine.run import Outputs
 from jax_bptt.engine.sequence import Sequence
@@ -106,6 +106,47 @@ def _softened(z):
 OUTSIDE = np.linspace(0, 1, H, dtype=np.float32)[None]
 
 
+REWRITTEN = {
+    "a power with a whole number": lambda x: x**2.0 + x**3.0,
+    "a power with a broken number": lambda x: jnp.abs(x) ** 1.5,
+    "powers with numbers of the state": lambda x: x ** jax.lax.stop_gradient(jnp.round(x)),
+    "no power": lambda x: x**0 + x**1 + x**0.0,
+    "negative powers": lambda x: (x + 5) ** -2.0,
+    "sinh": jnp.sinh,
+    "expm1": jnp.expm1,
+    "softplus": jax.nn.softplus,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_a_function_that_is_written_again_has_the_same_numbers(name):
+    """And so has its derivative: also at zero, near it and below it."""
+    f = REWRITTEN[name]
+    x = jnp.array([[-3, -1.5, -1e-4, 1e-4, 0.3, 2, 3]], "float32")
+    x = x if name == "powers with numbers of the state" else jnp.append(x, jnp.zeros((1, 1), "float32"), 1)
+
+    def both(x):
+        y, back = jax.vjp(f, x)
+        return y, back(jnp.ones_like(y))[0]
+
+    made = step.rewritten(both, x)
+    assert made.foreign() is None
+    for found, wanted in zip(made(x), both(x), strict=True):
+        np.testing.assert_allclose(found, wanted, 1e-5, 1e-7)
+
+
+def _by_its_units(units, s, u, v):
+    return jb.Carry(jnp.tanh(u[0] + v[0]) / s.h.shape[-1])
+
+
+INSIDE = np.ones((1, 1), np.float32)
+
+
+def _with_a_compiled_function(units, s, u, v):
+    return jb.Carry(jax.jit(lambda z: z * jnp.asarray(INSIDE))(u[0] + v[0]))
+
+
 def _with_an_array(units, s, u, v):
     return jb.Carry(jnp.tanh(u[0] + v[0]) * OUTSIDE)
 
@@ -116,6 +157,8 @@ REFUSED = {  # cell, dtype of its arrays, why
     "many units": (jb.lstm(1, 65), "float32", "4 gates of 65 units does not fit in float32"),
     "erf": (jb.elman(I, H, activation=_softened), "float32", "operation erf"),
     "array": (jb.make_cell(I, H, _with_an_array), "float32", "another number of units than 4"),
+    "units": (jb.make_cell(I, H, _by_its_units), "float32", "follows from how many units there are"),
+    "compiled": (jb.make_cell(I, H, _with_a_compiled_function), "float32", "an array that the step reads"),
     "step cell": (CELLS["own-layer-norm"].cell, "float32", "not pointwise"),
 }
 
