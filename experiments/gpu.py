@@ -55,9 +55,13 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=460, help="time for everything (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="SECTION", help=f"some of {NAMES}")
     parser.add_argument("--rehearse", action="store_true", help="compile for an H100, without a GPU")
-    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="result folder (%(default)s)")
+    help_of_out = "result folder (results/gpu, or results/gpu_rehearsal)"
+    parser.add_argument("--out", type=Path, help=help_of_out)
     parser.add_argument("--section", choices=NAMES, help=argparse.SUPPRESS)  # of the process of one section
-    return parser.parse_args(words)
+    config = parser.parse_args(words)
+    # what was rehearsed does not count as measured, so it has another folder
+    config.out = config.out or Path("results") / ("gpu_rehearsal" if config.rehearse else "gpu")
+    return config
 
 
 def main(config: argparse.Namespace) -> None:
@@ -67,6 +71,8 @@ def main(config: argparse.Namespace) -> None:
         run = rehearse_section if config.rehearse else run_section
         run(sections[config.section], measured_cases(config.out))
         return
+    if config.rehearse:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # of the sections; a search for GPUs would fail in them
     config.out.mkdir(parents=True, exist_ok=True)
     kept = [line for line in lines_in(config.out) if "error" not in line]  # what failed is tried again
     replace(config.out / LINES, "".join(json.dumps(line) + "\n" for line in kept))

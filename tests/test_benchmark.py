@@ -80,7 +80,7 @@ def test_without_a_gpu_its_programs_are_lowered_for_one(tmp_path, capsys):
 def test_what_cannot_be_lowered_for_cuda_is_an_error():
     schur = jax.jit(lambda a: jax.lax.linalg.schur(a)[0])  # is for CPUs only
     task = benchmark_programs.Task(schur, (np.eye(3),), lambda out: out)
-    assert benchmark_programs.compiled(task, False).grads.shape == (3, 3)
+    assert benchmark_programs.compiled(task, False)().grads.shape == (3, 3)
     with pytest.raises(NotImplementedError, match="cuda"):
         benchmark_programs.compiled(task, False, for_cuda=True)
 

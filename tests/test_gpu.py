@@ -5,9 +5,11 @@ from typing import NamedTuple
 import jax
 import pytest
 from jax.sharding import AxisType
-from support.gpu_programs import T, program, program_that_sums_in_its_loop
+from support.gpu_programs import T, as_in_a_script, program, program_that_sums_in_its_loop
 
 from experiments.support.compiled_for_gpu import MISSING, Program, Thunk, read_thunks
+from experiments.support.gpu_cases import Case
+from experiments.support.gpu_section import counted
 
 
 class Budget(NamedTuple):
@@ -71,6 +73,13 @@ def test_the_counter_sees_what_a_plain_scan_costs():
 def test_the_counter_sees_a_sum_over_devices_in_a_loop():
     found = program_that_sums_in_its_loop(turns=5)
     assert [(c.kind, c.in_loop, c.times) for c in found.sent] == [("all-reduce", True, 5)]
+
+
+@compiles_for_gpus
+def test_a_case_of_the_script_is_rehearsed():
+    with as_in_a_script():
+        line = counted(Case("elman", (16, 8, 8, 8), "float32", "full()"))
+    assert line["operations"].endswith(" from the host")
 
 
 def test_thunks_are_read_as_a_tree():

@@ -51,7 +51,7 @@ def program_of(name: str, work: str, problem: Problem, for_cuda: bool = False) -
         if name == "torch":
             return torch_program(work, problem)
         task = task_of(name, work, problem)
-        return None if task is None else compiled(task, work == "step", for_cuda)
+        return None if task is None else compiled(task, work == "step", for_cuda)()
 
 
 def task_of(name: str, work: str, problem: Problem) -> Task | None:
@@ -64,8 +64,8 @@ def task_of(name: str, work: str, problem: Problem) -> Task | None:
     return None if peer is None else THEIRS[work](peer, problem)
 
 
-def compiled(task: Task, chained: bool, for_cuda: bool = False) -> Program:
-    """A task compiled and called once; lowered for CUDA as well where that is wanted."""
+def compiled(task: Task, chained: bool, for_cuda: bool = False) -> Callable[[], Program]:
+    """A task compiled, to be called for the first time; lowered for CUDA as well where that is wanted."""
     if for_cuda:
         task.jitted.trace(*task.arguments).lower(lowering_platforms=("cuda",))
     began = time.perf_counter()
@@ -79,8 +79,11 @@ def compiled(task: Task, chained: bool, for_cuda: bool = False) -> Program:
             arguments[0] = out[0]
         return out
 
-    grads = jax.tree.map(np.asarray, task.gradient(call()))
-    return Program(call, grads, took, run.memory_analysis().temp_size_in_bytes)
+    def first() -> Program:
+        grads = jax.tree.map(np.asarray, task.gradient(call()))
+        return Program(call, grads, took, run.memory_analysis().temp_size_in_bytes)
+
+    return first
 
 
 def of_adam(optimizer_state: Any) -> Any:

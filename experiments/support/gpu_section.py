@@ -1,8 +1,8 @@
 """One section of `experiments.gpu`, in a process of its own: a line of JSON for each result, as it comes.
 
-Some programs are compiled at the same time, in threads; then one after the other is checked and timed. In a
-rehearsal every program in JAX is compiled for an H100 instead, without a GPU, and what a step costs is
-counted.
+Some programs are compiled at the same time, in threads; then one after the other is called, checked and
+timed, so that one that hangs does not take the results of those before it. In a rehearsal every program in
+JAX is compiled for an H100 instead, without a GPU, and what a step costs is counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from experiments.support.compiled_for_gpu import compile_for_gpu, h100s
 from experiments.support.gpu_cases import Case, Section, problem_of_case, task_of_case
 
 AGREE = {"float32": 1e-4, "tf32": 1e-2, "bf16": 0.1, "float16": 0.1}
-PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "equinox", "torch")
+PACKAGES = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "equinox", "torch")
 AT_A_TIME = 10  # programs that are compiled together
 MIB = 2**20
 LOTS, LOT = 5, 0.03  # lots of calls, and seconds of a lot
@@ -86,24 +86,25 @@ def wanted(case: Case) -> jb.NetworkParams:
     """The gradient of a case."""
     program = program_of_case(case)
     assert program is not None
-    return program.grads
+    return program().grads
 
 
-def program_of_case(case: Case) -> Program | None:
-    """The program of a case, compiled and called once; None where a peer has no such cell or lane."""
+def program_of_case(case: Case) -> Callable[[], Program] | None:
+    """The program of a case, compiled and not yet called; None where a peer has no such cell or lane."""
     problem = problem_of_case(case)
     if case.program == "torch":
-        return torch_program("value_and_grad", problem)
+        return functools.partial(torch_program, "value_and_grad", problem)
     with jax.default_matmul_precision(LANES[case.lane]):
         task = task_of_case(case, problem)
         return None if task is None else compiled(task, False)
 
 
-def measured(case: Case, program_of: Callable[[], Program | None]) -> Line:
+def measured(case: Case, compiled_case: Callable[[], Callable[[], Program] | None]) -> Line:
     """Microseconds a step, if the gradient agrees."""
-    program = program_of()
-    if program is None:
+    first = compiled_case()
+    if first is None:
         return {"absent": True}
+    program = first()
     distance = farthest(program.grads, wanted(of_reference(case)))
     line = {"distance": distance, "MiB": program.temporaries and program.temporaries / MIB}
     if not distance < AGREE[case.lane]:
@@ -128,9 +129,7 @@ def counted(case: Case) -> Line:
         task = task_of_case(case, problem_of_case(case))
         if task is None:
             return {"absent": True}
-        there = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
-        shapes = jax.tree.map(lambda z: there(z.shape, z.dtype), task.arguments)
-        program = compile_for_gpu(task.jitted, *shapes)
+        program = compile_for_gpu(task.jitted, task.arguments, everywhere)
     steps = case.size[0]
     operations = f"{program.device / steps:.1f}, {program.host / steps:.1f} from the host"
     return {"operations": operations, "MiB": program.temporaries / MIB}

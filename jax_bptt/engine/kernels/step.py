@@ -66,7 +66,8 @@ def _log1p(x: Any, **_: object) -> Any:
 
 def _pow(x: Any, y: Any, **_: object) -> Any:
     if isinstance(y, np.generic):
-        return _integer_pow(x, int(y)) if float(y).is_integer() else lax.exp(y * lax.log(x))  # (RW4)
+        n = float(y)
+        return _integer_pow(x, int(n)) if n.is_integer() else lax.exp(n * lax.log(x))  # (RW4)
     size = lax.exp(y * lax.log(lax.abs(x)))
     is_odd, is_whole = 2 * jnp.round(0.5 * y) != y, jnp.round(y) == y
     below = jnp.where(is_whole, jnp.where(is_odd, -size, size), jnp.nan)
