@@ -94,7 +94,7 @@ def _entry(module: griffe.Module, options: str) -> str:
 
 def _modules(folder: griffe.Module) -> list[griffe.Module]:
     """The modules of a folder, each before those inside it."""
-    inside = [module for _, module in sorted(folder.modules.items())]
+    inside = [module for _, module in sorted(folder.modules.items()) if not module.is_alias]
     return [found for module in inside for found in (module, *_modules(module))]
 
 

@@ -276,8 +276,8 @@ def test_an_epoch_begins_without_memory(text, tmp_path, monkeypatch):
     config = char_lm.Config(text=text, hidden=8, rows=8, window=500, epochs=2, every=10, out=tmp_path)
     make, begun = char_lm.jb.make_train_step, []
 
-    def recording(*args):
-        step = make(*args)
+    def recording(*args, **options):
+        step = make(*args, **options)
 
         def run(state, batch):
             begun.append(bool(np.any(state.carry[0].h)))

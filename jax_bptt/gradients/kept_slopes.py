@@ -60,13 +60,11 @@ def share_recomputed(cell: Runnable, run: Run, chunk: int) -> float:
 
 def _writes_little(cell: Runnable, run: Run) -> bool:
     """B H b < 512 and T ≥ 512."""
-    steps, h = run.sequence.steps, jax.tree.leaves(run.carry)[0]
-    return (
-        is_known(steps)
-        and steps >= LONG
-        and is_pointwise(cell)
-        and chunks.rows_of_a_step(run.sequence.rows) * cell.hidden_size * h.dtype.itemsize < SMALL
-    )
+    steps = run.sequence.steps
+    if not is_known(steps) or steps < LONG or not is_pointwise(cell):
+        return False
+    rows, dtype = chunks.rows_of_a_step(run.sequence.rows), jax.tree.leaves(run.carry)[0].dtype
+    return rows * cell.hidden_size * dtype.itemsize < SMALL
 
 
 def _bytes_and_intensity(cell: Runnable, run: Run) -> tuple[int, float] | None:

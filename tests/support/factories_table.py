@@ -48,5 +48,5 @@ def factories(folder, kinds):
     return {
         name: (factory, {one: kinds[one] for one in parameters[name]})
         for name, factory in here.items()
-        if name not in ("learn_carry", "newton")  # they have rows of their own
+        if name not in ("learn_carry", "newton", "fused")  # they have rows of their own
     }

@@ -344,6 +344,8 @@ for name, (factory, arguments) in factories("cells", OF_CELLS).items():
     ROWS[name] = _cell_row(factory, **arguments)
 for name, (factory, arguments) in factories("gradients", OF_METHODS).items():
     ROWS[name] = _gradient_row(factory, **arguments)
+by_scan = lambda **given: jb.fused(**given)._replace(engine=None)  # noqa: E731  without its warning
+ROWS["fused"] = _gradient_row(by_scan, gradient=(k.GRADIENT, jb.full()))
 
 for name, (convert, arguments) in CONVERSIONS.items():
     ROWS[f"convert.{name}"] = Row(convert, arguments)
