@@ -347,5 +347,4 @@ for name, (factory, arguments) in factories("gradients", OF_METHODS).items():
 by_scan = lambda **given: jb.fused(**given)._replace(engine=None)  # noqa: E731  without its warning
 ROWS["fused"] = _gradient_row(by_scan, gradient=(k.GRADIENT, jb.full()))
 
-for name, (convert, arguments) in CONVERSIONS.items():
-    ROWS[f"convert.{name}"] = Row(convert, arguments)
+ROWS |= {f"convert.{name}": Row(*row) for name, row in CONVERSIONS.items()}
