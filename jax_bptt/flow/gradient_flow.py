@@ -10,7 +10,7 @@
                 neither to its input nor to its own past, ‖∂s_t/∂(u_t, s̃_{t−1})‖ < 0.05      (FL5)
 
     verdict     exploding where ρ > 1/ε at the longest lag, vanishing where ρ < ε, healthy between;
-                where loss or gradient overflows exploding if ρ does, else "not finite";
+                where loss or gradient overflows exploding if ρ > 1/ε at any lag, else "not finite";
                 unknown where no loss goes back a step, as where the gradient is zero
 
 λᵗ_k is defined in `lags`, g_l in `credit`; the bounds on the rate come from `bounds`. A large gradient norm
@@ -266,7 +266,7 @@ def _horizon(lag_norm: Array, eps: float) -> Array:
 def _verdict(layer: LayerFlow, eps: float, finite: bool) -> str:
     steps, left = _left(layer)
     if not finite:
-        return "exploding" if np.isinf(layer.profile).any() else "not finite"
+        return "exploding" if (np.asarray(layer.profile) > 1 / eps).any() else "not finite"
     if steps == 0:
         return "unknown"
     if left > 1 / eps:
