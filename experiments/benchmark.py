@@ -60,7 +60,7 @@ from tqdm import tqdm
 
 import jax_bptt as jb
 from experiments.support.benchmark_peers import Problem, problem_of
-from experiments.support.benchmark_programs import LANES, Program, fastest_method, peak, program_of
+from experiments.support.benchmark_programs import AGREE, LANES, Program, fastest_method, peak, program_of
 from experiments.support.benchmark_table import draw, judge, table
 from experiments.support.command_line import run_script
 from experiments.support.comparisons import farthest, seconds
@@ -77,14 +77,8 @@ SIZES = (
     "4096x8x64x64",
 )
 TINY = "8x4x3x16"
-AGREE = {"float32": 1e-4, "tf32": 1e-2, "bf16": 0.1}
 TURN = 0.03  # seconds
-PACKAGES = {
-    "fastest": "jax",
-    "scan": "jax",
-    "hoisted": "jax",
-    "cudnn": "jax",
-}  # the other contenders are named as theirs
+PACKAGES = dict.fromkeys(("fastest", "scan", "hoisted", "cudnn"), "jax")  # the others are named as theirs
 
 
 @dataclasses.dataclass(frozen=True)

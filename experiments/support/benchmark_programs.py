@@ -22,6 +22,7 @@ from experiments.support.benchmark_peers import OUTPUTS, PEERS, Peer, Problem, n
 from experiments.support.comparisons import seconds
 
 LANES = {"float32": "highest", "tf32": "default", "bf16": "default"}  # the precision of products
+AGREE = {"float32": 1e-4, "tf32": 1e-2, "bf16": 0.1, "float16": 0.1}  # the farthest that a gradient may be
 RATE = 1e-4
 B1 = 0.9
 

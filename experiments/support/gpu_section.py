@@ -24,12 +24,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jax_bptt as jb
-from experiments.support.benchmark_programs import LANES, Program, compiled, peak, torch_program
+from experiments.support.benchmark_programs import AGREE, LANES, Program, compiled, peak, torch_program
 from experiments.support.comparisons import farthest, seconds
 from experiments.support.compiled_for_gpu import compile_for_gpu, h100s
 from experiments.support.gpu_cases import Case, Section, problem_of_case, task_of_case
 
-AGREE = {"float32": 1e-4, "tf32": 1e-2, "bf16": 0.1, "float16": 0.1}
 PACKAGES = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "equinox", "torch")
 AT_A_TIME = 10  # programs that are compiled together
 MIB = 2**20
