@@ -58,6 +58,14 @@ def number(argument: str, expected: str, value: Foreign) -> float:
     return found
 
 
+def positive(argument: str, expected: str, value: Foreign, fix: str) -> float:
+    """The argument must be a finite number above 0; it is returned as a Python float."""
+    found = number(argument, expected, value)
+    if found <= 0:
+        raise bad(argument, expected, value, fix)
+    return found
+
+
 def _quoted(value: object) -> object:
     """A word in quotes, so that it is not taken for a number; anything else as it is."""
     return repr(value) if isinstance(value, str) else value

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import number
-from jax_bptt.base.errors import bad
+from jax_bptt.base.checks import positive
 from jax_bptt.base.trees import common_dtype, norm_of_rows, trailing
 from jax_bptt.base.types import DType, S
 from jax_bptt.gradients.full import full, full_with
@@ -27,11 +26,8 @@ from jax_bptt.gradients.method import GradientMethod
 
 def positive_norm(argument: str, max_norm: object) -> float:
     """The largest norm is returned as a float; ValueError unless it is a positive number."""
-    expected = "a positive number"
-    found = number(argument, expected, max_norm)
-    if found <= 0:
-        raise bad(argument, expected, max_norm, "pass the largest norm of a row of lambda, such as 1.0")
-    return found
+    fix = "pass the largest norm of a row of lambda, such as 1.0"
+    return positive(argument, "a positive number", max_norm, fix)
 
 
 @cached(max_norm=positive_norm)

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import flag, number, size
+from jax_bptt.base.checks import flag, number, positive, size
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
 from jax_bptt.base.trees import common_dtype, select
@@ -81,10 +81,9 @@ class NewtonInfo(NamedTuple):
 
 
 def _tolerance(argument: str, value: object) -> float | None:
-    found = None if value is None else number(argument, "a number above 0, or None", value)
-    if found is not None and found <= 0:
-        raise bad(argument, "a number above 0, or None", value, "pass None for the default")
-    return found
+    if value is None:
+        return None
+    return positive(argument, "a number above 0, or None", value, "pass None for the default")
 
 
 def _damping(argument: str, value: object) -> float:

@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jax_bptt.base.checks import as_arrays, is_floating, number, or_none
+from jax_bptt.base.checks import as_arrays, is_floating, or_none, positive
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.trees import norm_of
 from jax_bptt.base.types import Foreign
@@ -154,11 +154,8 @@ class _Program(NamedTuple):
 
 
 def _bytes(argument: str, value: Foreign) -> float:
-    expected = "a positive number of bytes, or None"
-    found = number(argument, expected, value)
-    if found <= 0:
-        raise bad(argument, expected, value, "2e9 are two gigabytes; None is no limit")
-    return found
+    fix = "2e9 are two gigabytes; None is no limit"
+    return positive(argument, "a positive number of bytes, or None", value, fix)
 
 
 def _free_bytes(xs: Foreign) -> float:
