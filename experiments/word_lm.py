@@ -13,7 +13,7 @@ computed a few steps at a time, so that no array of all steps by all symbols exi
 
     perplexity = exp(nats per symbol)           between how many symbols, equally likely, there is to choose
 
-The network is compared with k-grams, k = 0..3, of interpolated Kneser-Ney smoothing (support/kgrams.py),
+The network is compared with k-grams, k = 0..5, of interpolated Kneser-Ney smoothing (support/kgrams.py),
 counted on the same training symbols and scored on the same validation symbols.
 
 Expectation: a perplexity below that of every k-gram.
@@ -43,8 +43,10 @@ from experiments.support.findings import Row
 from experiments.support.kgrams import kneser_ney_nats
 from experiments.support.language_options import CellName, LanguageOptions
 from experiments.support.language_script import Found, Script, run_language_script
-from experiments.support.options import refusal
+from experiments.support.options import check_counts
 from experiments.support.texts import docstrings, each_paragraph_once, mixed, read_text, topics
+
+LONGEST = 5  # context of the k-grams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,17 +71,18 @@ class Config(LanguageOptions):
     """Rows B that are read side by side."""
     epochs: int = 4
     """Passes over the training text."""
+    learning_rate: float = 4e-3
+    """Learning rate of Adam at the beginning; it falls to a tenth along a cosine."""
     out: Path = Path("results/word_lm")
     """Folder of the results."""
 
 
 def load(config: Config) -> Corpus:
     """The text in rows."""
-    if not BYTES <= config.vocabulary <= 2**15:  # four of them are a number of 64 bits
-        raise refusal(config, "vocabulary", f"a number from {BYTES} to {2**15}")
+    check_counts(config, vocabulary=BYTES)
     text = read_text(config.text) if config.text else mixed(each_paragraph_once(docstrings() | topics()))
     symbols = learn_byte_pairs(training_part(text), config.vocabulary)
-    return corpus_of(text, symbols, "symbol", kneser_ney_nats, 3, config.rows, config.window)
+    return corpus_of(text, symbols, "symbol", kneser_ney_nats, LONGEST, config.rows, config.window)
 
 
 def symbols_of(symbols: Mapping[str, Any]) -> BytePairs:

@@ -35,91 +35,95 @@ def kgram_nats(train: np.ndarray, text: np.ndarray, classes: int, k: int) -> np.
 
     Returns:
       [k+1], nats per symbol.
-
-    Raises:
-      ValueError: so many classes that k + 1 symbols have no number of 64 bits.
     """
-    _check_numbers(classes, k)
     nats = []
     p = np.full(len(text) - 1, 1 / classes)
-    for length in range(k + 1):
-        here = _found(
-            *np.unique(_grams(train, classes, length + 1), return_counts=True), text, classes, length
-        )
+    contexts, *longer = _grams(train, text, k + 1)
+    for length, pairs in enumerate(longer):
+        here = _counted(contexts, pairs, np.arange(len(train) - length), len(train), length)
         smoothed = (here.both + here.different * p) / np.maximum(here.context + here.different, 1)
         p = np.where(here.context > 0, smoothed, p)
         nats.append(-np.log(p).mean())
+        contexts = pairs
     return np.array(nats)
 
 
 def kneser_ney_nats(train: np.ndarray, text: np.ndarray, classes: int, k: int) -> np.ndarray:
     """The same with interpolated Kneser-Ney smoothing; see `kgram_nats`."""
-    _check_numbers(classes, k)
     nats = []
     below = np.full(len(text) - 1, 1 / classes)
+    grams = _grams(train, text, k + 1)
     for length in range(k + 1):
-        pairs, n = np.unique(_grams(train, classes, length + 1), return_counts=True)
-        nats.append(-np.log(_discounted(pairs, n, text, classes, length, below)).mean())
+        contexts, pairs = grams[length : length + 2]
+        everywhere = np.arange(len(train) - length)
+        nats.append(-np.log(_discounted(contexts, pairs, everywhere, len(train), length, below)).mean())
         if length < k:
-            longer = np.unique(_grams(train, classes, length + 2))  # each once: with what stands before
-            pairs, n = np.unique(longer % classes ** (length + 1), return_counts=True)
-            below = _discounted(pairs, n, text, classes, length, below)
+            _, first = np.unique(grams[length + 2][: len(everywhere) - 1], return_index=True)
+            # Of each gram that is longer by the symbol before it, one place is counted.
+            below = _discounted(contexts, pairs, first + 1, len(train), length, below)
     return np.array(nats)
 
 
 def _discounted(
-    pairs: np.ndarray, n: np.ndarray, text: np.ndarray, classes: int, length: int, below: np.ndarray
+    contexts: np.ndarray, pairs: np.ndarray, at: np.ndarray, trained: int, length: int, below: np.ndarray
 ) -> np.ndarray:
-    """p of each symbol of text[1:], D taken from every count."""
-    here = _found(pairs, n, text, classes, length)
-    once, twice = np.sum(n == 1), np.sum(n == 2)
+    """p of each symbol of text[1:], D taken from every count; see `_counted`."""
+    here = _counted(contexts, pairs, at, trained, length)
+    once, twice = (np.sum(here.counts == n) for n in (1, 2))
     d = (once + 1) / (once + 2 * twice + 2)
     smoothed = (np.maximum(here.both - d, 0) + d * here.different * below) / np.maximum(here.context, 1)
     return np.where(here.context > 0, smoothed, below)
 
 
-class _Found(NamedTuple):
-    """What was counted at each symbol of text[1:].
+def _grams(train: np.ndarray, text: np.ndarray, longest: int) -> list[np.ndarray]:
+    """For each length 0..longest, at each place of train and then of text, the number of the gram from there.
+
+    Grams have the same number if they are the same symbols.
+    """
+    codes = np.concatenate([train, text]).astype(np.int64)
+    grams = [np.zeros(len(codes) + 1, np.int64)]
+    for length in range(longest):
+        pairs = np.stack([grams[-1][: len(codes) - length], codes[length:]])
+        grams.append(np.unique(pairs[0] * (1 + codes.max()) + pairs[1], return_inverse=True)[1])
+    return grams
+
+
+class _Counted(NamedTuple):
+    """What was counted, at each symbol of text[1:].
 
     Attributes:
       both: of the symbol after its context.
-      context: of its context before any symbol.
+      context: of its context before any symbol; 0 where the text has no context of this length yet.
       different: how many different symbols followed the context.
+      counts: of every gram that was counted, in no order of the text.
     """
 
     both: np.ndarray
     context: np.ndarray
     different: np.ndarray
+    counts: np.ndarray
 
 
-def _found(pairs: np.ndarray, n: np.ndarray, text: np.ndarray, classes: int, length: int) -> _Found:
-    """Look up counts n of `pairs`, the numbers of a context and the symbol after it, in ascending order."""
-    contexts, first, different = np.unique(pairs // classes, return_index=True, return_counts=True)
-    n_context = np.add.reduceat(n, first)
-    target = text[1:]
-    here = np.full(len(target), -1)  # the first symbols of the text have no context this long
-    start = max(length, 1)
-    here[start - 1 :] = _grams(text, classes, length)[start - length : len(text) - length]
-    return _Found(
-        _look_up(pairs, n, np.where(here < 0, -1, here * classes + target)),
-        _look_up(contexts, n_context, here),
-        _look_up(contexts, different, here),
+def _counted(contexts: np.ndarray, pairs: np.ndarray, at: np.ndarray, trained: int, length: int) -> _Counted:
+    """Count some places of the training text, and look at those of the text.
+
+    Args:
+      contexts, pairs: the grams of `length` symbols, and of one more.
+      at: the places of the training text that are counted.
+      trained: its length.
+      length: of the context.
+    """
+    _, first, counts = np.unique(pairs[at], return_index=True, return_counts=True)
+    ends = np.arange(1, len(contexts) - 1 + length - trained)  # the symbols of text[1:]
+    known = ends >= length
+    place = trained + ends - length
+
+    def looked_up(grams: np.ndarray, where: np.ndarray) -> np.ndarray:
+        return np.where(known, np.bincount(grams[where], minlength=grams.max() + 1)[grams[place]], 0)
+
+    return _Counted(
+        both=looked_up(pairs, at),
+        context=looked_up(contexts, at),
+        different=looked_up(contexts, at[first]),
+        counts=counts,
     )
-
-
-def _grams(codes: np.ndarray, classes: int, length: int) -> np.ndarray:
-    """The number of the `length` symbols that begin at each symbol, [N − length + 1]."""
-    gram = np.zeros(len(codes) - length + 1, np.int64)
-    for i in range(length):
-        gram = gram * classes + codes[i : len(codes) - length + 1 + i]
-    return gram
-
-
-def _look_up(keys: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, counts[at], 0)
-
-
-def _check_numbers(classes: int, k: int) -> None:
-    if classes ** (k + 1) > 2**63:
-        raise ValueError(f"{k + 1} symbols of {classes} have no number of 64 bits; choose a smaller k")

@@ -1,7 +1,6 @@
 """Text that a language model writes, one symbol a step, each drawn from what it predicts and read by it next.
 
-p(symbol) = softmax(logits / temperature). A finished run has all that is needed in its folder: its options in
-run.json, its symbols in vocabulary.json, and its parameters in the newest checkpoint.
+p(symbol) = softmax(logits / temperature)
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def _write(
 
     def step(state: tuple[chex.ArrayTree, Array], key: Array) -> tuple[tuple[chex.ArrayTree, Array], Array]:
         carry, logits = state
-        code = jax.random.categorical(key, logits / temperature).astype(prompt.dtype)
+        code = jax.random.categorical(key, logits / temperature.astype(logits.dtype)).astype(prompt.dtype)
         return net.step(params, carry, code), code
 
     carry, logits = net.apply(params, net.initial_carry(params, ()), prompt)
