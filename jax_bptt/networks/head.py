@@ -219,6 +219,7 @@ def tied_again(net: Any, grads: Any) -> Any:
     if not isinstance(net.readout, TiedReadout):
         return grads
     d_w_y, *d_bias = grads.readout
-    d_w_e = grads.encoder.w_e + transposed(d_w_y)  # (TI2)
+    # the barrier keeps XLA:CPU from merging the two into a product in bfloat16 that it cannot run
+    d_w_e = grads.encoder.w_e + jax.lax.optimization_barrier(d_w_y).T  # (TI2)
     own = TiedParams(*d_bias) if net.readout.bias else varied(TiedParams(d_w_y), "WithoutBias", {})
     return grads._replace(encoder=grads.encoder._replace(w_e=d_w_e), readout=own)
