@@ -25,11 +25,12 @@ from experiments.support.samples import write_text
 C = TypeVar("C", bound=LanguageOptions)
 
 
-def write_from(config: C, vocabulary: Callable[[Mapping[str, Any]], Vocabulary]) -> str:
-    """The prompt and `--sample` symbols more.
+def write_from(config: C, length: int, vocabulary: Callable[[Mapping[str, Any]], Vocabulary]) -> str:
+    """The prompt and so many symbols more.
 
     Args:
       config: the folder, and how to write; the options of the network are those of the run.
+      length: how many symbols.
       vocabulary: makes the symbols from what text.json says of them.
 
     Raises:
@@ -56,8 +57,7 @@ def write_from(config: C, vocabulary: Callable[[Mapping[str, Any]], Vocabulary])
         params = saved.restore(begun).params
     del lock
     prompt = begin if config.prompt is None else config.prompt
-    assert config.sample is not None
-    return write_text(net, params, symbols, prompt, config.sample, config.temperature, key)
+    return write_text(net, params, symbols, prompt, length, config.temperature, key)
 
 
 def _options(config: C, recorded: Mapping[str, Any]) -> C:

@@ -30,5 +30,6 @@ def draw(config: LanguageOptions, corpus: Corpus, run: Run, perplexity: bool) ->
     name = "perplexity" if perplexity else "nats"
     axes.set_ylabel(f"{name} per {corpus.unit}", fontsize=12)
     axes.set_yscale("log" if perplexity else "linear")
+    axes.tick_params(labelsize=11)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9), fontsize=11)
     return figure

@@ -56,7 +56,7 @@ def run_language_script(script: Script[C], config: C) -> None:
     """Train in this process, or in several; or write from a finished run."""
     check(config)
     if config.sample is not None:
-        print(write_from(config, script.vocabulary))
+        print(write_from(config, config.sample, script.vocabulary))
         return
     if config.processes > 1 and not processes.is_member():
         processes.start(config.processes, f"experiments.{script.name}")
