@@ -13,7 +13,7 @@ from jax_bptt.base.types import Foreign
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.networks.dense import Dense
-from jax_bptt.networks.params import NetworkCarry, NetworkParams
+from jax_bptt.networks.params import NetworkCarry, NetworkParams, with_encoder
 from jax_bptt.unrolling.arguments import (
     check_inputs,
     check_method,
@@ -63,9 +63,10 @@ def sizes_of(net: Foreign) -> Sizes:
     """These are the shapes of the parameters of the network, and what it reads."""
     key = jax.random.key(0)
     readout = jax.eval_shape(lambda: net.readout.init(key))
-    encoder = None if net.encoder is None else jax.eval_shape(lambda: net.encoder.init(key))
-    layers = tuple(layer.each(_shapes_of_layer) for layer in net.layers)
-    return Sizes(NetworkParams(layers, readout, encoder), net.layers[0].input_size, net.encoder)
+    params = NetworkParams(tuple(layer.each(_shapes_of_layer) for layer in net.layers), readout)
+    if net.encoder is not None:
+        params = with_encoder(params, jax.eval_shape(lambda: net.encoder.init(key)))
+    return Sizes(params, net.layers[0].input_size, net.encoder)
 
 
 def _shapes_of_layer(cell: Foreign) -> Any:
