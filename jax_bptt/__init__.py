@@ -42,6 +42,13 @@ from jax_bptt.networks.layers import Directions, Layer, layer
 from jax_bptt.networks.losses import softmax_cross_entropy, squared_error
 from jax_bptt.networks.network import Network, NetworkParams, network
 from jax_bptt.networks.readout import Readout, ReadoutParams, last, readout
+from jax_bptt.networks.ready_losses import (
+    binary_cross_entropy,
+    gaussian_nll,
+    huber_error,
+    quantile_error,
+)
+from jax_bptt.networks.step_errors import mean_over_steps, sum_over_steps
 from jax_bptt.networks.value_and_grad import value_and_grad
 from jax_bptt.training.fastest import Fastest, fastest
 from jax_bptt.training.sharding import by_rows, data_parallel, fully_sharded
@@ -93,6 +100,7 @@ __all__ = [
     "TrainState",
     "artbp",
     "autodiff",
+    "binary_cross_entropy",
     "by_rows",
     "by_steps",
     "check_cell",
@@ -110,8 +118,10 @@ __all__ = [
     "full",
     "fully_sharded",
     "fused",
+    "gaussian_nll",
     "gradient_flow",
     "gru",
+    "huber_error",
     "identity",
     "indrnn",
     "init_train_state",
@@ -126,12 +136,14 @@ __all__ = [
     "make_train_step",
     "make_train_steps",
     "mask_of_lengths",
+    "mean_over_steps",
     "mgu",
     "network",
     "newton",
     "omega",
     "orthogonal",
     "parallel",
+    "quantile_error",
     "readout",
     "rtrl",
     "rtrl_gradient",
@@ -142,6 +154,7 @@ __all__ = [
     "squared_error",
     "step",
     "step_cell",
+    "sum_over_steps",
     "truncated",
     "unroll",
     "unroll_by_newton",

@@ -102,7 +102,7 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
 
     hs, back = jax.vjp(read_by_readout, here.xs)
     judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
-    judged = judged._replace(n=count(loss, judged))
+    judged = judged._replace(n=count(loss, judged, hs.shape[:-1]))
     found = loss_and_grad(net.readout, loss, params.readout, hs, judged)
     return Record(tuple(layers), found.error, back(found.hs)[0])
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.trees import wide
+from jax_bptt.base.trees import common_dtype, num_parameters, wide
+from jax_bptt.base.types import ArrayTree
 from jax_bptt.engine import chunks
 from jax_bptt.engine.devices import ALL, Rows, on_devices, reduce_axes, sum_over_devices, to_local
 from jax_bptt.networks.judged import Judged
@@ -66,33 +68,35 @@ def loss_and_grad(
     if is_additive(loss) and not readout.of_last:
         return loss_and_grad_of_steps(readout, loss, params, hs, judged)
     lie = outputs_lie(readout)
-    zs, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
-    error, d_ys = value_and_slope(loss, ys, judged)  # (E2)
+    kept, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
+    error, d_ys = value_and_slope(loss, ys, judged, hs.shape[:-1])  # (E2)
 
-    def backward(params: ReadoutParams, hs: Array, *at: Array) -> tuple[ReadoutParams, Array]:
+    def backward(params: ReadoutParams, hs: Array, *at: ArrayTree) -> tuple[ReadoutParams, Array]:
         d_params, d_hs = readout.backward(to_local(params, hs), hs, *at)  # (E3)
         return sum_over_devices(d_params, reduce_axes(hs, params)), d_hs
 
     back = on_devices(backward, rows, (ALL, lie, lie, lie, lie), (ALL, lie))
-    return ReadoutGradient(error, *back(params, hs, zs, ys, d_ys))
+    return ReadoutGradient(error, *back(params, hs, kept, ys, d_ys))
 
 
 def loss_and_grad_of_steps(
     readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, judged: Judged
 ) -> ReadoutGradient:
     """This is `loss_and_grad` for an additive loss, a few steps at a time."""
-    outputs = chunks.rows_of_a_step(hs.shape[1:-1]) * readout.output_size
-    chunk = chunks.at_most(AT_ONCE // outputs, hs.shape[0])
+    ys_of_a_row = jax.eval_shape(readout.forward, params, jax.ShapeDtypeStruct(hs.shape[-1:], hs.dtype))[1]
+    outputs = chunks.rows_of_a_step(hs.shape[1:-1]) * num_parameters(ys_of_a_row)
+    chunk = chunks.at_most(AT_ONCE // max(1, outputs), hs.shape[0])
     Sums = tuple[Array, ReadoutParams]
 
     def read_chunk(sums: Sums, first: chunks.First, here: tuple[Array, Judged]) -> tuple[Sums, Array]:
         hs, judged_here = here
-        zs, ys = readout.forward(params, hs)  # (E1)
-        error, d_ys = value_and_slope_of_steps(loss, ys, judged_here._replace(n=judged.n))  # (E2)
-        d_params, d_hs = readout.backward(params, hs, zs, ys, d_ys)  # (E3)
+        kept, ys = readout.forward(params, hs)  # (E1)
+        judged_here = judged_here._replace(n=judged.n)
+        error, d_ys = value_and_slope_of_steps(loss, ys, judged_here, hs.shape[:-1])  # (E2)
+        d_params, d_hs = readout.backward(params, hs, kept, ys, d_ys)  # (E3)
         return chunks.add_to(sums, (error, d_params)), d_hs
 
-    like = jnp.zeros((), wide(hs.dtype)), params
+    like = jnp.zeros((), wide(common_dtype(ys_of_a_row))), params
     data = hs, judged._replace(n=None)
     sums, d_hs = chunks.scan(read_chunk, chunks.zero_sums(like), data, chunk)
     return ReadoutGradient(*chunks.sums_as(sums, like), d_hs)

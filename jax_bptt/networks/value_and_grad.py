@@ -8,13 +8,12 @@ back      dE/dW_x, dE/dW_h of each layer    from G_t: the summed rule, in `gradi
           G_t of the layer below            is dE/dx_t of this one
 
 No jax.grad goes through time: (V3) is the backward pass of the gradient method. It has two orders. By
-layers: all steps of one layer, then the next layer. By chunks: all layers, the readout and the loss of one
-chunk of steps, then the next chunk. A gradient method that must not store any layer's outputs for all steps
-uses chunks:
+layers: all steps of one layer, then the next layer. By chunks: all layers, readout and loss of a chunk of
+steps, then the next chunk. A method that must not store any layer's outputs for all steps uses chunks:
 
           dE/dθ = Σ dE/dθ of the chunks,    dE/ds of a chunk's begin from dE/ds of its end      (V4)
 
-Chunks need that no layer reads backwards and that the loss is a sum over steps.
+Chunks need that no layer reads backwards and that the loss adds up errors of steps.
 """
 
 from __future__ import annotations
@@ -95,8 +94,8 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
 
     Args:
       net: from `network`.
-      loss: `squared_error` (a sum), `softmax_cross_entropy` (a mean), or any function (ys, targets) ->
-        scalar. If there is a mask or a weight, a function of your own is also given mask=mask, weight=weight.
+      loss: such as `squared_error` (a sum); one of your own by `sum_over_steps` or `mean_over_steps`; or any
+        function (ys, targets) -> scalar, which is also given mask=mask, weight=weight where there are any.
 
     Returns:
       A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
@@ -252,7 +251,8 @@ def _run(
     axes = reduce_axes(rows, params)
     params, carry, sequence, keys = to_local((params, carry, sequence, keys), (params, *rows))
     judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
-    n = sum_over_devices(count(loss, judged), axes)
+    leading = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1]
+    n = sum_over_devices(count(loss, judged, leading), axes)
     local = _Local(params, carry, sequence, judged._replace(n=n), keys)
     by = _by_chunks if gradient.stream is not None and _runs_one_way(net, loss) else _by_layers
     error, last, grads = by(objective, local)
@@ -346,5 +346,5 @@ def check_outputs(
         weight = check_weight(weight, leading, dtype)
         if is_additive(loss):
             ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), dtype)
-            check_targets(loss, ys, Judged(targets, steps_that_count(net, sequence.mask), weight))
+            check_targets(loss, ys, Judged(targets, steps_that_count(net, sequence.mask), weight), leading)
     return targets, weight
