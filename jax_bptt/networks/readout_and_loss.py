@@ -94,7 +94,9 @@ def loss_and_grad_of_steps(
     def read_chunk(sums: Sums, first: chunks.First, hs: Array) -> tuple[Sums, Array]:
         kept, ys = readout.forward(params, hs)  # (E1)
         # only now are steps taken out of the targets: a copy of more of them may be as large as all of Y
-        judged_here = chunks.take_steps(judged._replace(n=None), begin + first, hs.shape[0])._replace(n=judged.n)
+        judged_here = chunks.take_steps(judged._replace(n=None), begin + first, hs.shape[0])._replace(
+            n=judged.n
+        )
         error, d_ys = value_and_slope_of_steps(loss, ys, judged_here, hs.shape[:-1])  # (E2)
         d_params, d_hs = readout.backward(params, hs, kept, ys, d_ys)  # (E3)
         return chunks.add_to(sums, (error, d_params)), d_hs
