@@ -148,7 +148,7 @@ SHOWN = {
     "word_lm": Shown(
         "A language model of byte pairs",
         "Validation perplexity by updates, on a logarithmic scale, which falls below that of every k-gram",
-        "An LSTM whose readout has the weights of its embedding predicts which of 4,096 symbols, words and "
+        "A GRU whose readout has the weights of its embedding predicts which of 4,096 symbols, words and "
         "parts of words, comes next. Longer contexts help the k-grams little: most of them occur once.",
     ),
 }  # an experiment that is not here goes by its name

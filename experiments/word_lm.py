@@ -7,7 +7,7 @@
 
 The text comes with Python: its help topics and the docstrings of its standard library, each paragraph once.
 The last tenth is kept for validation. The symbols are byte pairs, learnt from the training text alone: most
-are words or parts of words, about four characters each, and no word is unknown. An LSTM reads each as an
+are words or parts of words, about four characters each, and no word is unknown. A GRU reads each as an
 embedding and predicts the next; the logits are products with the same embeddings (tied weights), and they are
 computed a few steps at a time, so that no array of all steps by all symbols exists.
 
@@ -55,7 +55,7 @@ class Config(LanguageOptions):
 
     vocabulary: int = 4096
     """Symbols V: the 256 bytes, and so many byte pairs more."""
-    cell: CellName = "lstm"
+    cell: CellName = "gru"
     """Cell of the network."""
     dropout: float = 0.3
     """Share of each layer's outputs that is set to zero in training."""

@@ -219,7 +219,7 @@ def test_a_finished_run_writes(config, capsys):
 @pytest.mark.parametrize(
     ("script", "change", "message"),
     [
-        (word_lm, {"cell": "gru"}, "out holds a run with --cell lstm; leave out --cell gru"),
+        (word_lm, {"cell": "lstm"}, "out holds a run with --cell gru; leave out --cell lstm"),
         (word_lm, {"sample": 0}, "--sample 0: give a number of at least 1"),
         (word_lm, {"temperature": 0.0}, "--temperature 0.0: give a positive number"),
         (word_lm, {"embedding": 9}, r"--embedding 9: give 8 \(--hidden\), or --no-tied"),
