@@ -38,9 +38,13 @@ from jax_bptt.gradients.newton import Newton, NewtonInfo, newton
 from jax_bptt.gradients.parallel import parallel
 from jax_bptt.gradients.rtrl import rtrl
 from jax_bptt.gradients.truncated import truncated
+from jax_bptt.networks.dense import Dense, DenseParams, dense
+from jax_bptt.networks.encoder import Embedding, EmbeddingParams, Encoder, embedding, encoder
+from jax_bptt.networks.head import Head, TiedParams, TiedReadout, head, tied_readout
 from jax_bptt.networks.layers import Directions, Layer, layer
 from jax_bptt.networks.losses import softmax_cross_entropy, squared_error
-from jax_bptt.networks.network import Network, NetworkParams, network
+from jax_bptt.networks.network import Network, network
+from jax_bptt.networks.params import NetworkParams
 from jax_bptt.networks.readout import Readout, ReadoutParams, last, readout
 from jax_bptt.networks.ready_losses import (
     binary_cross_entropy,
@@ -52,14 +56,8 @@ from jax_bptt.networks.step_errors import mean_over_steps, sum_over_steps
 from jax_bptt.networks.value_and_grad import value_and_grad
 from jax_bptt.training.fastest import Fastest, fastest
 from jax_bptt.training.sharding import by_rows, data_parallel, fully_sharded
-from jax_bptt.training.train import (
-    Batch,
-    Metrics,
-    TrainState,
-    init_train_state,
-    make_train_step,
-    make_train_steps,
-)
+from jax_bptt.training.state import Batch, Metrics, TrainState
+from jax_bptt.training.train import init_train_state, make_train_step, make_train_steps
 from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, rtrl_step
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.unrolling.step import step
@@ -73,11 +71,17 @@ __all__ = [
     "Carry",
     "Cell",
     "Credit",
+    "Dense",
+    "DenseParams",
     "Directions",
+    "Embedding",
+    "EmbeddingParams",
+    "Encoder",
     "Fastest",
     "GRUParams",
     "GradientFlow",
     "GradientMethod",
+    "Head",
     "LSTMCarry",
     "Layer",
     "LayerFlow",
@@ -97,6 +101,8 @@ __all__ = [
     "StepCell",
     "StepCotangent",
     "Terms",
+    "TiedParams",
+    "TiedReadout",
     "TrainState",
     "artbp",
     "autodiff",
@@ -112,7 +118,10 @@ __all__ = [
     "convert",
     "credit",
     "data_parallel",
+    "dense",
     "elman",
+    "embedding",
+    "encoder",
     "fastest",
     "flossing",
     "full",
@@ -121,6 +130,7 @@ __all__ = [
     "gaussian_nll",
     "gradient_flow",
     "gru",
+    "head",
     "huber_error",
     "identity",
     "indrnn",
@@ -155,6 +165,7 @@ __all__ = [
     "step",
     "step_cell",
     "sum_over_steps",
+    "tied_readout",
     "truncated",
     "unroll",
     "unroll_by_newton",

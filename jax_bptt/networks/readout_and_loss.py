@@ -10,7 +10,7 @@ compared with its target and freed a few steps at a time; Y of all steps, [T, B,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax_bptt.engine import chunks
 from jax_bptt.engine.devices import ALL, Rows, on_devices, reduce_axes, sum_over_devices, to_local
 from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.losses import Loss, is_additive, value_and_slope, value_and_slope_of_steps
-from jax_bptt.networks.readout import Readout, ReadoutParams, outputs_lie
+from jax_bptt.networks.readout import AnyReadout, outputs_lie
 
 AT_ONCE = 2**20  # so many numbers of Y exist together: with their slopes they nearly fit into the caches
 
@@ -37,14 +37,14 @@ class ReadoutGradient(NamedTuple):
     """
 
     error: Array
-    params: ReadoutParams
+    params: Any
     hs: Array
 
 
 def loss_and_grad(
-    readout: Readout,
+    readout: AnyReadout,
     loss: Loss,
-    params: ReadoutParams,
+    params: Any,
     hs: Array,
     judged: Judged,
     rows: Rows | None = None,
@@ -52,7 +52,7 @@ def loss_and_grad(
     """The features of the last layer give E, dE/dparams of the readout and G.
 
     Args:
-      readout: from `readout` or `last`.
+      readout: from `readout` or `head`, perhaps in `last`.
       loss: as for `value_and_grad`.
       params: the parameters of the readout.
       hs: [T, ..., H], or [..., H] with `last`.
@@ -71,7 +71,7 @@ def loss_and_grad(
     kept, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
     error, d_ys = value_and_slope(loss, ys, judged, hs.shape[:-1])  # (E2)
 
-    def backward(params: ReadoutParams, hs: Array, *at: ArrayTree) -> tuple[ReadoutParams, Array]:
+    def backward(params: Any, hs: Array, *at: ArrayTree) -> tuple[Any, Array]:
         d_params, d_hs = readout.backward(to_local(params, hs), hs, *at)  # (E3)
         return sum_over_devices(d_params, reduce_axes(hs, params)), d_hs
 
@@ -80,13 +80,13 @@ def loss_and_grad(
 
 
 def loss_and_grad_of_steps(
-    readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, judged: Judged
+    readout: AnyReadout, loss: Loss, params: Any, hs: Array, judged: Judged
 ) -> ReadoutGradient:
     """This is `loss_and_grad` for an additive loss, a few steps at a time."""
     ys_of_a_row = jax.eval_shape(readout.forward, params, jax.ShapeDtypeStruct(hs.shape[-1:], hs.dtype))[1]
     outputs = chunks.rows_of_a_step(hs.shape[1:-1]) * num_parameters(ys_of_a_row)
     chunk = chunks.at_most(AT_ONCE // max(1, outputs), hs.shape[0])
-    Sums = tuple[Array, ReadoutParams]
+    Sums = tuple[Array, Any]
 
     def read_chunk(sums: Sums, first: chunks.First, here: tuple[Array, Judged]) -> tuple[Sums, Array]:
         hs, judged_here = here
