@@ -56,6 +56,7 @@ from jax_bptt.networks.network_arguments import check_outputs, check_run, leadin
 from jax_bptt.networks.params import NetworkCarry, NetworkParams
 from jax_bptt.networks.readout import outputs_lie
 from jax_bptt.networks.readout_and_loss import loss_and_grad, loss_and_grad_of_steps
+from jax_bptt.networks.recurrent_dropout import kept_units, thinned
 
 
 class ValueAndGrad(Protocol):
@@ -214,9 +215,11 @@ def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
     lie, pieces = outputs_lie(net.readout), pieces_of(params, rows)
     run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)), pieces)
     taken, made = (ALL, ROWS, STEPS, lie, lie, STEPS), (ALL, ROWS, pieces, ALL)
-    keys = dropout_keys(inputs.key, sequence)
-    found = Result(*on_devices(run, rows, taken, made)(params, carry, sequence, targets, weight, keys))
-    return found._replace(grads=placed_like(found.grads, params))
+    keys, kept = dropout_keys(inputs.key, sequence), kept_units(net.layers, params.cells, inputs.key)
+    with_kept = params._replace(cells=thinned(params.cells, kept))
+    found = Result(*on_devices(run, rows, taken, made)(with_kept, carry, sequence, targets, weight, keys))
+    grads = found.grads._replace(cells=thinned(found.grads.cells, kept))
+    return found._replace(grads=placed_like(grads, params))
 
 
 class _Local(NamedTuple):
