@@ -290,7 +290,7 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     # within a chunk the gradient is exact; the method decides what happens between chunks
     of_chunk = full()._replace(engine=gradient.engine)
     forward_only = of_chunk._replace(backward=None)  # JAX can differentiate it in any mode
-    Chunk = tuple[Sequence, Judged, PRNGKey | None]
+    Chunk = tuple[Sequence, Array, PRNGKey | None]  # the array holds the numbers of the steps
 
     def run(
         below: NetworkParams, carry: NetworkCarry, here: Chunk, method: GradientMethod = of_chunk
@@ -308,8 +308,8 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
 
         below = params._replace(readout=None)
         (_, hs), backward, last = jax.vjp(of_numbers, below, differentiable(carry), has_aux=True)
-        judged = here[1]._replace(n=local.judged.n)
-        found = loss_and_grad_of_steps(net.readout, loss, params.readout, hs, judged)  # (V2)
+        first = here[1][0]
+        found = loss_and_grad_of_steps(net.readout, loss, params.readout, hs, local.judged, first)  # (V2)
         d_below, d_carry = backward((d_carry, found.hs))  # (V3)
         return Reversed(last, d_below._replace(readout=found.params), d_carry, found.error)
 
@@ -320,7 +320,7 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
 
     assert gradient.stream is not None  # `_run` asks
     _, back_to_cells, s_0 = jax.vjp(begin, params.cells, has_aux=True)
-    data: Chunk = sequence, local.judged._replace(n=None), local.keys
+    data: Chunk = sequence, jnp.arange(sequence.steps), local.keys
     streamed: Streamed = gradient.stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (V4)
     d_params: NetworkParams = streamed.d_weights
     d_params = d_params._replace(cells=plus(d_params.cells, back_to_cells(streamed.d_carry)[0]))
