@@ -46,7 +46,7 @@ class StepCell(NamedTuple, Generic[P, S]):
         once, leaves [T, ..., n]; or None for jax.vjp of all steps at once.
       init: key -> params, any pytree of floating arrays of one dtype.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, ...].
-      gate_names: names of the blocks of H columns in its weights, if there are such blocks.
+      gate_names: names of the blocks of columns in its weights, if there are such blocks.
       emission, engine, made_by: as for `Cell`.
     """
 
@@ -114,8 +114,8 @@ def step_cell(
         three or none. contract returns gradients of the same type as params (use params._replace, so
         that `learn_carry` works). Without them jax.vjp differentiates one step at a time with respect to
         the carry, inside the loop, and all steps at once with respect to the parameters, after the loop.
-      gates: names of the gates, for `check_gradient`, if w_x, w_h and b have a block of H columns for
-        each gate.
+      gates: names of the gates, for `check_gradient`, if w_x, w_h and b have a block of columns for each
+        gate, all equally wide.
 
     Returns:
       The `StepCell`; the same object for the same arguments.
