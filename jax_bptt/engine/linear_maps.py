@@ -36,8 +36,14 @@ def product(x: Array, w: Array, dtype: DType | None) -> Array:
 
     With the blocks of n heads for w, [n, J, K], x is [..., n, J], and the result [..., n, K].
     """
-    times = jnp.matmul if w.ndim == 2 else functools.partial(jnp.einsum, "...nj,njk->...nk")  # (HB1)
-    return _rounded(times, x, w, dtype)
+    return _rounded(jnp.matmul if w.ndim == 2 else _by_blocks, x, w, dtype)
+
+
+def _by_blocks(x: Array, w: Array, **options: Any) -> Array:
+    """The blocks are one product over all heads; einsum would write its result with the rows last."""
+    x = jnp.moveaxis(x, -2, 0)
+    over, heads = ((x.ndim - 1,), (1,)), ((0,), (0,))
+    return jnp.moveaxis(jax.lax.dot_general(x, w, (over, heads), **options), 0, -2)  # (HB1)
 
 
 def _rounded(times: Callable[..., Array], x: Array, w: Array, dtype: DType | None) -> Array:
@@ -61,7 +67,9 @@ def recurrent_gates(cell: PointwiseCell, params: PointwiseParams, h_prev: Array)
         return ()
     v = product(by_head(cell, h_prev), params.w_h, cell.dtype)
     if cell.layout.recurrent_bias:
-        b_h = joined(tuple(by_head(cell, b) for b in split(params._asdict()["b_h"], cell.gates)))
+        b_h = params._asdict()["b_h"]
+        if cell.layout.heads:
+            b_h = joined(tuple(by_head(cell, b) for b in split(b_h, cell.gates)))
         v = v + broadcast_leading(b_h, v.ndim)
     return tuple(of_all_heads(cell, v_g) for v_g in split(v, cell.gates))
 
@@ -163,8 +171,8 @@ def gradient_of_w_h(cell: PointwiseCell, h: Array, d_v: Gates) -> Array:
     if not cell.layout.heads:
         return sum_of_outer_products(h, d_v, cell.dtype)
     h, *d_v = (by_head(cell, _rows_first(z)) for z in (h, *d_v))
-    of_blocks = functools.partial(jnp.einsum, "rnj,rnk->njk")  # one product for all heads and gates
-    return _rounded(of_blocks, h, joined(tuple(d_v)), cell.dtype)  # (HB1)
+    of_blocks = functools.partial(jnp.einsum, "rnj,rnk->njk")
+    return joined(tuple(_rounded(of_blocks, h, d, cell.dtype) for d in d_v))  # (HB1)
 
 
 def _rows_first(z: Array) -> Array:
