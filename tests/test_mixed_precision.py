@@ -26,9 +26,10 @@ def _problem(cell, dtype):
     """Params of a contracting net, carry and xs; the same numbers in every dtype."""
     k = jax.random.split(jax.random.key(7), 3)
     params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), cell.init(k[0]))
-    if params.w_h.ndim == 2:
-        blocks = jnp.split(params.w_h, cell.gates, -1)
-        params = params._replace(w_h=jnp.concatenate([0.9 * g / jnp.linalg.norm(g, 2) for g in blocks], -1))
+    if params.w_h.ndim > 1:
+        blocks, axes = jnp.split(params.w_h, cell.gates, -1), (-2, -1)
+        scaled = [0.9 * g / jnp.linalg.norm(g, 2, axes).max() for g in blocks]
+        params = params._replace(w_h=jnp.concatenate(scaled, -1))
     carry = jax.tree.map(lambda s: 0.5 * jax.random.normal(k[1], s.shape), cell.initial_carry(params, (B,)))
     xs = jax.random.normal(k[2], (T, B, cell.input_size))
     return jax.tree.map(lambda z: z.astype(jnp.float32).astype(dtype), (params, carry, xs))
@@ -59,7 +60,7 @@ def test_bfloat16_products_are_near_float64_in_contracting_nets(name):
 
 
 def test_every_method_computes_in_it():
-    cell = jb.lstm(3, 8, peephole=True)
+    cell = jb.lstm(3, 8, peephole=True, heads=2)
     wanted = _gradient(cell, jnp.float64)
     for method in EXACT.values():
         distances = w.ratios(_gradient(cell, jnp.float32, method, dtype=BF16), wanted)

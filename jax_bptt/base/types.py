@@ -46,6 +46,6 @@ class PointwiseParams(Protocol):
 
     @property
     def w_h(self) -> Array:
-        """The recurrent weights are [H, G*H]; [n, H/n, G*H/n] of n heads, or [H] without a recurrent product."""
+        """The recurrent weights are [H, G*H], or the blocks [n, H/n, G*H/n] of heads, or one number per unit."""
 
     def _asdict(self) -> dict[str, Any]: ...

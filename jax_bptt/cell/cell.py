@@ -314,7 +314,9 @@ def init_of(
     check_initializer("recurrent", recurrent)
     hidden_size, heads = size("hidden_size", hidden_size), size("heads", heads)
     if hidden_size % heads:
-        fix = f"choose a hidden_size that is a multiple of heads, such as {heads * (hidden_size // heads + 1)}"
+        fix = (
+            f"choose a hidden_size that is a multiple of heads, such as {heads * (hidden_size // heads + 1)}"
+        )
         raise bad("heads", f"a divisor of hidden_size {hidden_size}", heads, fix)
     return functools.partial(
         init_params,

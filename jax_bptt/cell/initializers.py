@@ -178,7 +178,7 @@ def matrices(
     heads: int = 1,
     outputs: int | None = None,
 ) -> tuple[Array, Array]:
-    """The results are w_x [I, G*H] and w_h [O, G*H], or [n, H/n, G*H/n] of n > 1 heads; O is H unless given."""
+    """The results are w_x [I, G*H] and w_h: [H, G*H], [n, H/n, G*H/n] of n > 1 heads, or [outputs, G*H]."""
     dtype = jnp.result_type(float)
     key_x, *keys_h = jax.random.split(key, 1 + heads * gates)
     w_x = jax.nn.initializers.lecun_normal()(key_x, (inputs, gates * units), dtype)  # (I1)

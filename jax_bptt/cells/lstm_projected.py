@@ -111,8 +111,8 @@ def _step(core: _Core, params: ProjectedParams, s_prev: S, u: Array) -> S:
 
 
 def _linearise(core: _Core, params: ProjectedParams, s_prev: S, u: Array, s: S) -> _Slopes:
-    at = {}, s_prev, *_gates(core, params, s_prev, u)
-    return _Slopes(core.linearise(*at, s), core.step(*at).h)  # (PF2)
+    gates = _gates(core, params, s_prev, u)
+    return _Slopes(core.linearise({}, s_prev, *gates, s), core.step({}, s_prev, *gates).h)  # (PF2)
 
 
 def _towards_gates(core: _Core, params: ProjectedParams, a: _Slopes, lam: S) -> StepCotangent[S]:

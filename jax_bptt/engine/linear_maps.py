@@ -6,7 +6,7 @@ has no recurrent product: v is then empty, and w_h is a unit-wise parameter, as 
 A cell may have n heads: W_h is then block-diagonal for every gate, and w_h holds the blocks W¹..Wⁿ alone,
 [n, H/n, G*H/n], gate g of each block in columns gH/n to (g+1)H/n. Head k of h, hᵏ, is units kH/n to (k+1)H/n:
 
-    v_tᵏ = h̃ᵏ_{t−1} Wᵏ,   δhᵏ = δv_tᵏ (Wᵏ)ᵀ,   dE/dWᵏ = Σ_t (h̃ᵏ_{t−1})ᵀ δv_tᵏ      each for all k at once  (HB1)
+    v_tᵏ = h̃ᵏ_{t−1} Wᵏ,   δhᵏ = δv_tᵏ (Wᵏ)ᵀ,   dE/dWᵏ = Σ_t (h̃ᵏ_{t−1})ᵀ δv_tᵏ     for all k at once    (HB1)
 
 A cell or readout may have a dtype of its own for its products, such as bfloat16. Only the two operands of
 a product are then rounded to it. The product is summed in the dtype of the parameters, and biases, states,
@@ -170,9 +170,9 @@ def gradient_of_w_h(cell: PointwiseCell, h: Array, d_v: Gates) -> Array:
     """dE/dW_h = Σ hᵀ δv goes over time and every batch axis; it is shaped like w_h."""
     if not cell.layout.heads:
         return sum_of_outer_products(h, d_v, cell.dtype)
-    h, *d_v = (by_head(cell, _rows_first(z)) for z in (h, *d_v))
     of_blocks = functools.partial(jnp.einsum, "rnj,rnk->njk")
-    return joined(tuple(_rounded(of_blocks, h, d, cell.dtype) for d in d_v))  # (HB1)
+    h, *by_gate = (by_head(cell, _rows_first(z)) for z in (h, *d_v))
+    return joined(tuple(_rounded(of_blocks, h, d, cell.dtype) for d in by_gate))  # (HB1)
 
 
 def _rows_first(z: Array) -> Array:
