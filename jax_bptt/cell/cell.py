@@ -25,24 +25,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import (
-    as_arrays,
-    check_batch_shape,
-    check_key,
-    flag,
-    function,
-    is_floating,
-    or_none,
-    size,
-)
+from jax_bptt.base.checks import check_key, flag, function, or_none, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
-from jax_bptt.base.trees import apart
-from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
+from jax_bptt.base.types import DType, Gates, P, PRNGKey, S, Shape, Slopes, Units
 from jax_bptt.base.variants import varied
+from jax_bptt.cell.initial_carry import INITIAL, initial_of
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
 
-INITIAL = "_0"  # a parameter h_0 is the initial value of the field h of the carry
 BIASES = ("b", "b_h")
 
 
@@ -327,29 +317,6 @@ def init_of(
         heads=heads,
         outputs=outputs,
     )
-
-
-def initial_of(
-    carry_type: Callable[..., S], sizes: int | tuple[int, ...], params: Foreign, batch_shape: Shape
-) -> S:
-    """Each field of the initial carry, such as h, is the parameter h_0 in every row, or else zeros.
-
-    The fields have one size, or one each.
-    """
-    named("cell.initial_carry")(check_batch_shape)(batch_shape)
-    params = named("cell.initial_carry")(as_arrays)("params", params)
-    first: Foreign = next(iter(jax.tree.leaves(params)), None)
-    if not is_floating(first):
-        raise bad("params", "floating arrays", params, "make them by cell.init(key)")
-    fields: tuple[str, ...] = carry_type._fields  # type: ignore[attr-defined]
-    by_field = zip(fields, (sizes,) * len(fields) if isinstance(sizes, int) else sizes, strict=True)
-
-    def of_field(field: str, n: int) -> Array:
-        s_0 = getattr(params, field + INITIAL, jnp.zeros(n, first.dtype))
-        return jnp.broadcast_to(jnp.asarray(s_0), (*batch_shape, n))
-
-    # without a batch axis broadcast_to returns the parameter itself
-    return apart(carry_type(*(of_field(*each) for each in by_field)), params)
 
 
 def keep_point(units: Units, s_prev: S, u: Gates, v: Gates, s: S) -> tuple[S, Gates, Gates]:

@@ -26,7 +26,8 @@ from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
 from jax_bptt.base.types import ArrayTree, P, PRNGKey, S, Shape, Slopes
 from jax_bptt.cell.by_vjp import adjoint_by_vjp, linearise_by_vjp
-from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_gates
+from jax_bptt.cell.cell import Carry, Cell, carry_class, names_of_gates
+from jax_bptt.cell.initial_carry import initial_of
 
 Projected: TypeAlias = Any  # u_t: what `project` returns, any tree
 

@@ -30,7 +30,8 @@ from jax import Array
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.trees import with_fields, zeros_like
 from jax_bptt.base.types import Gates, PRNGKey, S, Slopes
-from jax_bptt.cell.cell import Cell, StepCotangent, initial_of, without_biases
+from jax_bptt.cell.cell import Cell, StepCotangent, without_biases
+from jax_bptt.cell.initial_carry import initial_of
 from jax_bptt.cell.initializers import orthogonal
 from jax_bptt.cell.step_cell import StepCell, step_cell
 from jax_bptt.engine.linear_maps import joined, split, sum_of_outer_products, sum_over_rows
