@@ -3,10 +3,11 @@
 A matrix of G gates holds gate g in columns gH to (g+1)H. A cell whose w_h has one number per unit, [H],
 has no recurrent product: v is then empty, and w_h is a unit-wise parameter, as a leak rate is.
 
-A cell may have n heads: W_h is then block-diagonal for every gate, and w_h holds the blocks W¹..Wⁿ alone,
-[n, H/n, G*H/n], gate g of each block in columns gH/n to (g+1)H/n. Head k of h, hᵏ, is units kH/n to (k+1)H/n:
+A cell may have n heads: W_h is then block-diagonal for every gate, and w_h holds its blocks W_k alone,
+[n, H/n, G*H/n], gate g of each block in columns gH/n to (g+1)H/n. Head k of h is units kH/n to (k+1)H/n:
 
-    v_tᵏ = h̃ᵏ_{t−1} Wᵏ,   δhᵏ = δv_tᵏ (Wᵏ)ᵀ,   dE/dWᵏ = Σ_t (h̃ᵏ_{t−1})ᵀ δv_tᵏ     for all k at once    (HB1)
+    v_{t,k} = h̃_{t−1,k} W_k,   δh_k = δv_{t,k} W_kᵀ     in the loops, one product for all k         (HB1)
+    dE/dW_k = Σ_t h̃_{t−1,k}ᵀ δv_{t,k}                   after them, one product for all k a gate    (HB2)
 
 A cell or readout may have a dtype of its own for its products, such as bfloat16. Only the two operands of
 a product are then rounded to it. The product is summed in the dtype of the parameters, and biases, states,
@@ -172,7 +173,7 @@ def gradient_of_w_h(cell: PointwiseCell, h: Array, d_v: Gates) -> Array:
         return sum_of_outer_products(h, d_v, cell.dtype)
     of_blocks = functools.partial(jnp.einsum, "rnj,rnk->njk")
     h, *by_gate = (by_head(cell, _rows_first(z)) for z in (h, *d_v))
-    return joined(tuple(_rounded(of_blocks, h, d, cell.dtype) for d in by_gate))  # (HB1)
+    return joined(tuple(_rounded(of_blocks, h, d, cell.dtype) for d in by_gate))  # (HB2)
 
 
 def _rows_first(z: Array) -> Array:

@@ -21,6 +21,8 @@ loss steps t ≥ i is λ_i, which the sweep has already computed; the last facto
 with S_{i−1} held fixed. jax.grad of a scan instead adds one outer product to dE/dW_h at every step, inside
 the loop.
 
+With heads each of these products is one over all blocks of W_h, see `linear_maps`.
+
 Arrays are time-major and batch-major, [T, ..., features]. See experiments/MEASURED.md, "Layout of arrays"
 and "Layout of the backward loop".
 """
