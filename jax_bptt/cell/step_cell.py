@@ -24,7 +24,7 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import function, or_none, size
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
-from jax_bptt.base.types import ArrayTree, P, PRNGKey, S, Shape, Slopes
+from jax_bptt.base.types import ArrayTree, DType, P, PRNGKey, S, Shape, Slopes
 from jax_bptt.cell.by_vjp import adjoint_by_vjp, linearise_by_vjp
 from jax_bptt.cell.cell import Carry, Cell, carry_class, names_of_gates
 from jax_bptt.cell.initial_carry import initial_of
@@ -48,6 +48,9 @@ class StepCell(NamedTuple, Generic[P, S]):
       init: key -> params, any pytree of floating arrays of one dtype.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, ...].
       gate_names: names of the blocks of columns in its weights, if there are such blocks.
+      takes_dtype: whether the functions of the step take an argument dtype, to which they round the operands
+        of their products.
+      dtype: what they are given for it; None for no rounding. `unroll` sets it.
       emission, engine, made_by: as for `Cell`.
     """
 
@@ -61,6 +64,8 @@ class StepCell(NamedTuple, Generic[P, S]):
     init: Callable[[PRNGKey], P]
     initial_carry: Callable[[P, Shape], S]
     gate_names: tuple[str, ...] = ()
+    takes_dtype: bool = False
+    dtype: DType | None = None
     emission: Hashable | None = None
     engine: Hashable | None = None
     made_by: Call | None = None

@@ -29,12 +29,12 @@ from jax import Array
 
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.trees import with_fields, zeros_like
-from jax_bptt.base.types import Gates, PRNGKey, S, Slopes
+from jax_bptt.base.types import DType, Gates, PRNGKey, S, Slopes
 from jax_bptt.cell.cell import Cell, StepCotangent, without_biases
 from jax_bptt.cell.initial_carry import initial_of
 from jax_bptt.cell.initializers import orthogonal
 from jax_bptt.cell.step_cell import StepCell, step_cell
-from jax_bptt.engine.linear_maps import joined, split, sum_of_outer_products, sum_over_rows
+from jax_bptt.engine.linear_maps import joined, product, split, sum_of_outer_products, sum_over_rows
 
 
 @by_shape
@@ -83,7 +83,7 @@ def projected(core: Cell[Any, S], projection: int, carry_type: Callable[..., S])
         params = ProjectedParams(plain.w_x, plain.w_h, getattr(plain, "b", plain.w_x), w_p)
         return params if hasattr(plain, "b") else without_biases(params)
 
-    return step_cell(
+    cell = step_cell(
         core.input_size,
         projection,
         functools.partial(_step, core),
@@ -95,46 +95,62 @@ def projected(core: Cell[Any, S], projection: int, carry_type: Callable[..., S])
         contract=functools.partial(_contract, core),
         gates=core.gate_names,
     )
+    return cell._replace(takes_dtype=True)
 
 
-def _project(params: ProjectedParams, x: Array) -> Array:
-    u = x @ params.w_x
+def _project(params: ProjectedParams, x: Array, *, dtype: DType | None = None) -> Array:
+    u = product(x, params.w_x, dtype)
     return u + params.b if hasattr(params, "b") else u  # (PF1)
 
 
-def _gates(core: _Core, params: ProjectedParams, s_prev: Any, u: Array) -> tuple[Gates, Gates]:
-    return split(u, core.gates), split(s_prev.h @ params.w_h, core.gates)  # (PF1)
+def _gates(
+    core: _Core, params: ProjectedParams, s_prev: Any, u: Array, dtype: DType | None
+) -> tuple[Gates, Gates]:
+    return split(u, core.gates), split(product(s_prev.h, params.w_h, dtype), core.gates)  # (PF1)
 
 
-def _step(core: _Core, params: ProjectedParams, s_prev: S, u: Array) -> S:
-    s: S = core.step({}, s_prev, *_gates(core, params, s_prev, u))  # (PF2)
-    return with_fields(s, h=s.h @ params.w_p)  # (PF3)
+def _step(core: _Core, params: ProjectedParams, s_prev: S, u: Array, *, dtype: DType | None = None) -> S:
+    s: S = core.step({}, s_prev, *_gates(core, params, s_prev, u, dtype))  # (PF2)
+    return with_fields(s, h=product(s.h, params.w_p, dtype))  # (PF3)
 
 
-def _linearise(core: _Core, params: ProjectedParams, s_prev: S, u: Array, s: S) -> _Slopes:
-    gates = _gates(core, params, s_prev, u)
+def _linearise(
+    core: _Core, params: ProjectedParams, s_prev: S, u: Array, s: S, *, dtype: DType | None = None
+) -> _Slopes:
+    gates = _gates(core, params, s_prev, u, dtype)
     return _Slopes(core.linearise({}, s_prev, *gates, s), core.step({}, s_prev, *gates).h)  # (PF2)
 
 
-def _towards_gates(core: _Core, params: ProjectedParams, a: _Slopes, lam: S) -> StepCotangent[S]:
-    return core.adjoint({}, a.core, with_fields(lam, h=lam.h @ params.w_p.T))  # (PA1, PA2)
+def _towards_gates(
+    core: _Core, params: ProjectedParams, a: _Slopes, lam: S, dtype: DType | None
+) -> StepCotangent[S]:
+    d_m = product(lam.h, params.w_p.T, dtype)  # (PA1)
+    return core.adjoint({}, a.core, with_fields(lam, h=d_m))  # (PA2)
 
 
-def _adjoint(core: _Core, params: ProjectedParams, a: _Slopes, lam: S) -> S:
-    towards = _towards_gates(core, params, a, lam)
-    return with_fields(towards.carry, h=joined(towards.v) @ params.w_h.T)  # (PA3)
+def _adjoint(core: _Core, params: ProjectedParams, a: _Slopes, lam: S, *, dtype: DType | None = None) -> S:
+    towards = _towards_gates(core, params, a, lam, dtype)
+    return with_fields(towards.carry, h=product(joined(towards.v), params.w_h.T, dtype))  # (PA3)
 
 
 def _contract(
-    core: _Core, params: ProjectedParams, s_prev: S, xs: Array, a: _Slopes, lam: S
+    core: _Core,
+    params: ProjectedParams,
+    s_prev: S,
+    xs: Array,
+    a: _Slopes,
+    lam: S,
+    *,
+    dtype: DType | None = None,
 ) -> tuple[ProjectedParams, Array]:
-    towards = _towards_gates(core, params, a, lam)
+    towards = _towards_gates(core, params, a, lam, dtype)
     gradient = {
-        "w_p": sum_of_outer_products(a.m, (lam.h,)),  # (PC1)
-        "w_h": sum_of_outer_products(s_prev.h, towards.v),  # (PC1)
-        "w_x": sum_of_outer_products(xs, towards.u),  # (PC2)
+        "w_p": sum_of_outer_products(a.m, (lam.h,), dtype),  # (PC1)
+        "w_h": sum_of_outer_products(s_prev.h, towards.v, dtype),  # (PC1)
+        "w_x": sum_of_outer_products(xs, towards.u, dtype),  # (PC2)
     }
     if hasattr(params, "b"):
         gradient["b"] = sum_over_rows(towards.u)  # (PC2)
     # under `learn_carry` params have more fields, which the step does not read: their gradient is zero
-    return with_fields(zeros_like(params), **gradient), joined(towards.u) @ params.w_x.T  # (PC3)
+    d_params = with_fields(zeros_like(params), **gradient)
+    return d_params, product(joined(towards.u), params.w_x.T, dtype)  # (PC3)

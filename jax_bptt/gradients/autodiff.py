@@ -108,8 +108,10 @@ def _pointwise_step(cell: Cell[Any, Any], params: PointwiseParams, s_prev: State
 
 
 def _any_step(cell: StepCell[Any, Any], params: ArrayTree, s_prev: State, x: Array) -> State:
+    options = {"dtype": cell.dtype} if cell.takes_dtype else {}
+
     def step(s_prev: State, x: Array) -> Any:
-        return cell.step(params, s_prev, cell.project(params, x))
+        return cell.step(params, s_prev, cell.project(params, x, **options), **options)
 
     for _ in range(x.ndim - 1):
         step = jax.vmap(step)

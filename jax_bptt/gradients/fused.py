@@ -45,8 +45,8 @@ def fused(gradient: GradientMethod = full(chunk=256, recompute=True)) -> Gradien
 
     Elsewhere the loops are those of the other method, and a UserWarning says why, once for each cell. So
     they are for a step with an operation that the compiler of kernels lacks (erf, atan, floor), for a cell
-    with heads, a step cell, in `scan`, for a derivative of the gradient, and in the backward pass of `clipped` and of
-    `truncated` with a stride.
+    with heads, for a step cell, in `scan`, for a derivative of the gradient, and in the backward pass of
+    `clipped` and of `truncated` with a stride.
 
     Args:
       gradient: the method whose loops become kernels: `full`, `checkpointed`, `truncated`, `artbp` or
