@@ -45,6 +45,8 @@ PRINTED = {
     ),
     "elman(3, 5, recurrent=identity())": jb.elman(3, 5, recurrent=jb.identity()),
     "elman(3, 5, activation=_soft)": jb.elman(3, 5, activation=_soft),
+    "lstm(3, 8, heads=2)": jb.lstm(3, 8, heads=2),
+    "lstm(3, 8, projection=4)": jb.lstm(3, 8, projection=4),
     "gru(3, 5, reset_after=False)": jb.gru(3, 5, reset_after=False),
     "elman(3, 5, bias=False)": jb.elman(3, 5, bias=False),
     "leaky(3, 5, rate=0.2)": jb.leaky(3, 5, rate=0.2),

@@ -132,7 +132,11 @@ def _agent():
 
 
 MODELS = {"words": _words(), "an agent": _agent()}
-MARKS = {"mask": jnp.asarray(MASK), "reset": jnp.asarray(PATTERN % 7 == 2)}
+MARKS = {
+    "mask": jnp.asarray(MASK),
+    "reset": jnp.asarray(PATTERN % 7 == 2),
+    "cut": jnp.asarray(PATTERN % 11 == 5),
+}
 WEIGHT = jnp.asarray(np.where(PATTERN % 4 == 1, 0.0, 0.5 + np.cos(PATTERN)))
 
 
