@@ -12,7 +12,7 @@ from support.network_by_loop import ROWS, B, O, T, by_loop, problem, scan_one_wa
 from support.optimizers import SGD
 
 import jax_bptt as jb
-from jax_bptt.networks.recurrent_dropout import kept_units
+from jax_bptt.networks.recurrent_dropout import kept_units, thinned
 
 
 def _dropout_net(share):
@@ -125,11 +125,16 @@ def test_recurrent_dropout_leaves_out_the_same_units_at_every_step(both):
     assert all(abs(other - wanted[0]) > 1e-3 for other in others)
 
 
-def test_where_recurrent_dropout_is_certain_nothing_is_kept():
-    cell = jb.layer(jb.elman(I, H), recurrent_dropout=1.0)
-    (kept,) = kept_units((cell,), (cell.forward.init(jax.random.key(0)),), jax.random.key(1))
-    assert kept.shape == (H, 1)
-    assert not kept.any()
+@pytest.mark.parametrize(
+    ("cell", "shape"),
+    [(jb.elman(3, 4), (4, 1)), (jb.gru(3, 4, heads=2), (2, 2, 1))],
+    ids=repr,
+)
+def test_where_recurrent_dropout_is_certain_nothing_is_kept(cell, shape):
+    layers, params = (jb.layer(cell, recurrent_dropout=1.0),), (cell.init(jax.random.key(0)),)
+    kept = kept_units(layers, params, jax.random.key(1))
+    assert kept[0].shape == shape
+    assert not thinned(params, kept)[0].w_h.any()
 
 
 def test_devices_that_draw_differently_sum_the_gradients_of_their_own_units():
