@@ -19,6 +19,7 @@ from jax_bptt.cell.cell import Cell
 T, B = 13, 4
 BF16 = jnp.bfloat16
 TWINS = ("elman-sigmoid", "elman-identity", "elman-callable", "one-unit")  # of elman-tanh
+TWINS += ("gru-reset-before", "gru-before-no-bias")  # of gru-before-learned
 ROUNDED = {
     n: row.cell
     for n, row in CELLS.items()
@@ -144,7 +145,7 @@ def test_second_derivatives_do_not_stand_still():
             r"got float16; pass jnp.bfloat16, .*; in float16 a derivative below 6e-8",
         ),
         (jb.elman(3, 8), jnp.ones(3), r"dtype: expected bfloat16 or float32"),
-        (jb.gru(3, 8, reset_after=False), BF16, r"dtype: expected None for a cell whose step makes its own"),
+        (CELLS["own-layer-norm"].cell, BF16, r"dtype: expected None for a cell whose step makes its own"),
     ],
     ids=["wider", "integer", "unknown", "too narrow", "of 8 bits", "float16", "array", "step cell"],
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 import support.witnesses as w
+from support.device_meshes import ALL, ROWS, STEPS, collectives_of, spread_over_devices
 from support.optimizers import ADAM
 from support.roads import ONCE, PLAIN, PROGRAMS
 from support.whole_models import (
@@ -141,6 +142,31 @@ def test_training_reads_trees(name, rows):
 
 def _to_float32(z):
     return z.astype("float32") if z.dtype == float else z
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "method"),
+    [
+        ("words", "auto", jb.checkpointed(slots=2, chunk=2)),
+        ("words", "shard_map", jb.full()),
+        ("an agent", "explicit", jb.full()),
+    ],
+)
+def test_rows_that_are_spread_over_devices_have_the_gradient_of_one(name, mode, method):
+    """Four times the rows on four devices; and the sums over devices of a network without encoder and head."""
+    model, params = MODELS[name], params_of(MODELS[name])
+
+    def run(params, data):
+        xs, targets, weight, marks = data
+        given = {"gradient": method, "weight": weight, **marks}
+        return jb.value_and_grad(model.net, model.loss)(params, None, xs, targets, **given)
+
+    data = jax.tree.map(lambda z: jnp.concatenate([z] * 4, 1), (model.xs, model.targets, WEIGHT, MARKS))
+    carry = jax.tree.map(lambda z: ROWS, model.net.initial_carry(params, (B,)))
+    spread, placed = spread_over_devices(mode, run, (ALL, STEPS), ((ALL, carry), ALL), (params, data))
+    sums = ["all-reduce"] * (2 if name == "words" else 1)  # a mean counts what it is over before
+    assert collectives_of(spread.lower(*placed).compile()) == (sums, [])
+    assert not w.wrong(jax.device_get(spread(*placed)), jax.jit(run)(params, data), 1e-12)
 
 
 def test_dropout_between_encoder_and_head_is_the_same_in_chunks():

@@ -42,7 +42,7 @@ class Params(NamedTuple):
 
     Attributes:
       w_x: [I, G*H], input weights (the article's W_x).
-      w_h: [H, G*H], recurrent weights (the article's W_s).
+      w_h: [H, G*H], recurrent weights (the article's W_s); of n > 1 heads [n, H/n, G*H/n].
       b: [G*H], bias.
     """
 

@@ -48,12 +48,11 @@ def _gate_names(cell: AnyCell | Dense | Network, params: Foreign) -> list[tuple[
     if isinstance(cell, Dense):
         return [()] * len(params)
 
+    gates, units = len(cell.gate_names), cell.layout.units if isinstance(cell, Cell) else ()
+
     def of(path: Foreign, leaf: Array) -> tuple[str, ...]:
         name = getattr(path[-1], "name", "") if path else ""
-        gates = len(cell.gate_names)
         named = gates > 1 and name in ("w_x", "w_h", "b", "b_h") and name not in units
         return cell.gate_names if named and leaf.shape and leaf.shape[-1] % gates == 0 else ()
-
-    units = cell.layout.units if isinstance(cell, Cell) else ()
 
     return [of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]

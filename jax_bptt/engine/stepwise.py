@@ -28,9 +28,8 @@ AnyStepCell: TypeAlias = StepCell[Any, Any]
 
 def _with(cell: AnyStepCell, f: Callable[..., Any], params: ArrayTree) -> Callable[..., Any]:
     """A function of the cell is given its parameters, and the dtype of its products if it takes one."""
-    return (
-        functools.partial(f, params, dtype=cell.dtype) if cell.takes_dtype else functools.partial(f, params)
-    )
+    options = {"dtype": cell.dtype} if cell.takes_dtype else {}
+    return functools.partial(f, params, **options)
 
 
 def _project(cell: AnyStepCell, params: ArrayTree, xs: Array) -> Projected:

@@ -168,7 +168,8 @@ def layer(
 
     Raises:
       ValueError: cell or backward is not a cell, sizes do not agree, merge is unknown, residual is not a
-        bool, a probability is not from 0 to 1, or recurrent_dropout is given for a cell without a matrix W_h.
+        bool, a probability is not from 0 to 1, or recurrent_dropout is given for a cell without a matrix W_h
+        or for one that is made by `step_cell`, such as an `lstm` with a projection.
 
     >>> import jax_bptt as jb
     >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
@@ -204,8 +205,8 @@ def _check_matrices(cells: list[AnyCell | Dense]) -> None:
     for cell in cells:
         shapes: Any = parameter_shapes(cell) if isinstance(cell, Cell) else None
         if shapes is None or shapes.w_h.ndim < 2:
-            fix = "leave it at 0: this layer has no product of h with a matrix W_h, or none that can be seen"
-            raise bad("recurrent_dropout", "0 for a layer without a matrix w_h", cell, fix)
+            fix = "leave it at 0: its step multiplies h by no matrix w_h, or uses its parameters in any way"
+            raise bad("recurrent_dropout", "0 for such a cell", cell, fix)
 
 
 def run_layers(

@@ -21,7 +21,7 @@ import jax
 from jax import Array
 
 from jax_bptt.base.trees import with_fields
-from jax_bptt.base.types import ArrayTree, PRNGKey
+from jax_bptt.base.types import ArrayTree, PointwiseParams, PRNGKey
 from jax_bptt.networks.layers import Directions, Layer, of_threefry
 
 Kept: TypeAlias = tuple[Any, ...]  # m / (1 − p) of the cells of each layer; None where nothing is dropped
@@ -52,7 +52,7 @@ def _of_layer(layer: Layer, params: ArrayTree, key: PRNGKey) -> Any:
         return None
     keep_rate = 1 - layer.recurrent_dropout
 
-    def of_cell(_: object, params: Any, key: PRNGKey) -> Array:
+    def of_cell(_: object, params: PointwiseParams, key: PRNGKey) -> Array:
         kept = jax.random.bernoulli(key, keep_rate, (*params.w_h.shape[:-1], 1))
         return kept.astype(params.w_h.dtype) / (keep_rate or 1.0)
 
@@ -64,7 +64,7 @@ def thinned(cells: tuple[Any, ...], kept: Kept) -> tuple[Any, ...]:
     return tuple(thinned_layer(*one) for one in zip(cells, kept, strict=True))
 
 
-def thinned_layer(params: Any, kept: Any) -> Any:
+def thinned_layer(params: ArrayTree, kept: ArrayTree | None) -> Any:
     """This is `thinned` for one layer."""
     if kept is None:
         return params

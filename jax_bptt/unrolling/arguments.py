@@ -178,7 +178,7 @@ def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
         came = dtype if asked is None else asked.name
         raise bad("dtype", f"bfloat16 or float32, not wider than params, {own}", came, fix)
     if not getattr(owner, "takes_dtype", hasattr(owner, "dtype")):
-        fix = "round the operands inside your step; make_cell and the built-in pointwise cells do it for you"
+        fix = "round the operands inside your step; make_cell and the built-in cells do it for you"
         raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)
     return with_fields(owner, dtype=asked)
 
