@@ -52,6 +52,7 @@ learned = jb.learn_carry(jb.lstm(3, 5))
 learned_state: jax.Array = jb.unroll(learned, learned.init(key), None, xs, reverse=True)[0].c
 
 net = jb.network([lstm, jb.layer(jb.gru(5, 5), residual=True)], jb.readout(5, 4))
+tied: jb.Network = jb.network([lstm], jb.last(jb.tied_readout(9)), jb.embedding(9, 5))
 value_and_grad = jb.value_and_grad(net, jb.squared_error)
 (loss, state_of_layers), grads = value_and_grad(
     net.init(key), None, xs, targets, gradient=jb.full(), mask=mask, weight=weight, reset=mask, starts=None
