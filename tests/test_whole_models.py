@@ -153,7 +153,7 @@ def _to_float32(z):
     ],
 )
 def test_rows_that_are_spread_over_devices_have_the_gradient_of_one(name, mode, method):
-    """Four times the rows on four devices; and the sums over devices of a network without encoder and head."""
+    """Four times the rows on four devices; the sums over devices are those of any network."""
     model, params = MODELS[name], params_of(MODELS[name])
 
     def run(params, data):

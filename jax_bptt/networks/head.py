@@ -30,9 +30,10 @@ from jax_bptt.base.variants import varied
 from jax_bptt.cell.activations import activation
 from jax_bptt.engine.linear_maps import transposed
 from jax_bptt.networks.encoder import AnyEncoder, Embedding
+from jax_bptt.networks.params import AnyNetwork, NetworkParams
 from jax_bptt.networks.readout import Readout, ReadoutParams
 
-_Net = TypeVar("_Net")
+_Net = TypeVar("_Net", bound=AnyNetwork)
 
 
 @made(run="put it into jb.network([cell], head)")
@@ -199,12 +200,12 @@ def tied_readout(vocabulary: int, *, bias: bool = True) -> TiedReadout:
     return TiedReadout(vocabulary, bias)
 
 
-def untied(net: _Net, params: Any) -> tuple[_Net, Any]:
+def untied(net: _Net, params: NetworkParams) -> tuple[_Net, NetworkParams]:
     """The same network with a readout of its own; other networks, and their params, stay as they are.
 
     W_y = W_eᵀ   (TI1)
     """
-    tied: Any = net.readout  # type: ignore[attr-defined]
+    tied = net.readout
     if not isinstance(tied, TiedReadout):
         return net, params
     w_e = params.encoder.w_e
@@ -213,7 +214,7 @@ def untied(net: _Net, params: Any) -> tuple[_Net, Any]:
     return with_fields(net, readout=own), params._replace(readout=readout)
 
 
-def tied_again(net: Any, grads: Any) -> Any:
+def tied_again(net: AnyNetwork, grads: NetworkParams) -> NetworkParams:
     """The gradient by the params of `untied` becomes that by the params of the network.
 
     dE/dW_e ← dE/dW_e + (dE/dW_y)ᵀ   (TI2)
@@ -224,4 +225,4 @@ def tied_again(net: Any, grads: Any) -> Any:
     # the barrier keeps XLA:CPU from merging the two into a product in bfloat16 that it cannot run
     d_w_e = grads.encoder.w_e + jax.lax.optimization_barrier(d_w_y).T  # (TI2)
     own = TiedParams(*d_bias) if net.readout.bias else varied(TiedParams(d_w_y), "WithoutBias", {})
-    return grads._replace(encoder=grads.encoder._replace(w_e=d_w_e), readout=own)
+    return with_fields(grads, encoder=grads.encoder._replace(w_e=d_w_e), readout=own)

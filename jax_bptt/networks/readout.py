@@ -23,12 +23,13 @@ from jax_bptt.base.checks import check_key, flag, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.trees import with_fields
-from jax_bptt.base.types import DType, Foreign, PRNGKey
+from jax_bptt.base.types import DType, PRNGKey
 from jax_bptt.base.variants import varied
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
 from jax_bptt.engine.devices import ROWS, STEPS
 from jax_bptt.engine.linear_maps import broadcast_leading, product, sum_of_outer_products, sum_over_rows
+from jax_bptt.networks.encoder import AnyEncoder
 
 
 class AnyReadout(Protocol):
@@ -41,13 +42,13 @@ class AnyReadout(Protocol):
     def init(self, key: PRNGKey) -> Any:
         """It makes the parameters."""
 
-    def reads(self, features: int, encoder: Foreign) -> int:
+    def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It says how many features it reads, in a network with this encoder whose last layer has so many."""
 
     def forward(self, params: Any, hs: Array) -> tuple[Any, Any]:
         """It computes Y, leaves [..., *], of features [..., H], and what its backward pass needs."""
 
-    def backward(self, params: Any, hs: Array, kept: Any, ys: Any, d_ys: Any) -> tuple[Any, Array]:
+    def backward(self, params: Any, hs: Array, kept: Any, ys: Any, d_ys: Any, /) -> tuple[Any, Array]:
         """It computes dE/dparams and G = dE/dh, [..., H], from dE/dY."""
 
 
@@ -105,7 +106,7 @@ class Readout(NamedTuple):
         params = ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
         return params if self.bias else varied(params, "WithoutBias", {"w_y": w_y})
 
-    def reads(self, features: int, encoder: Foreign) -> int:
+    def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It reads H features, whatever the last layer has."""
         return self.hidden_size
 
