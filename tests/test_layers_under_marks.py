@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import support.witnesses as w
 from cases import METHODS, H, I
-from support.network_by_loop import ROWS, B, O, T, problem, scan_one_way, some_marks
+from support.network_by_loop import ROWS, B, O, T, by_loop, problem, scan_one_way, some_marks
 from support.optimizers import SGD
 
 import jax_bptt as jb
+from jax_bptt.networks.recurrent_dropout import kept_units, thinned
 
 
 def _dropout_net(share):
@@ -74,6 +75,87 @@ def test_dropout_is_off_without_a_key_and_another_with_another_key():
     plain = jb.network([jb.elman(I, H), jb.layer(jb.elman(H, H), residual=True)], jb.readout(H, O))
     assert (ys[0] == plain.apply(params, None, xs)[1]).all()
     assert not np.allclose(ys[1], ys[2])
+
+
+def _units_kept(net, params, key, share):
+    """W_h with some rows zero: one draw for each layer and direction, written out."""
+    cells = []
+    for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
+        own = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), number)
+        keys = [own] if layer.backward is None else jax.random.split(own)
+        of_cells = [p] if layer.backward is None else p
+        drawn = [jax.random.bernoulli(k, 1 - share, (H, 1)) for k in keys]
+        rows = [jnp.where(one, 1 / (1 - share), 0.0) for one in drawn]
+        thin = [one._replace(w_h=one.w_h * row) for one, row in zip(of_cells, rows, strict=True)]
+        cells.append(thin[0] if layer.backward is None else jb.Directions(*thin))
+    return params._replace(cells=tuple(cells))
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["by chunks", "both ways"])
+def test_recurrent_dropout_leaves_out_the_same_units_at_every_step(both):
+    """With every key others, and none without a key."""
+    cell, top, share = ROWS["gru"].cell, jb.elman(H, H), 0.5
+    layers = [jb.layer(cell, recurrent_dropout=share)]
+    layers += [jb.layer(top, backward=top, recurrent_dropout=share)] if both else []
+    net, key = jb.network(layers, jb.readout(layers[-1].output_size, O)), jax.random.key(9)
+    params, carry, xs, targets = problem(net, {})
+    marks, plains = some_marks(), [ROWS[name].plain for name in ("gru", "elman-tanh")[: len(layers)]]
+    counts = marks["mask"][..., None]
+
+    def of_loop(params):
+        params = _units_kept(net, params, key, share)
+        ys = by_loop(net, plains, params, carry, xs, marks)[1]
+        return jnp.sum(jnp.where(counts, (ys - targets) ** 2, 0.0))
+
+    def of_apply(params, key=key):
+        ys = net.apply(params, carry, xs, key=key, **marks)[1]
+        return jb.squared_error(ys, targets, marks["mask"])
+
+    def every():
+        run = jb.value_and_grad(net, jb.squared_error)
+        method = jb.full() if both else jb.checkpointed(2, 2)
+        (error, _), grads = run(params, carry, xs, targets, gradient=method, key=key, **marks)
+        by_jax, wanted = (jax.value_and_grad(f)(params) for f in (of_apply, of_loop))
+        others = [] if both else [of_apply(params, key) for key in (jax.random.key(8), None)]
+        return [(error, grads), by_jax], wanted, others
+
+    found, wanted, others = jax.jit(every)()
+    for one in found:
+        assert not w.wrong(one, wanted, 1e-12)
+    assert all(abs(other - wanted[0]) > 1e-3 for other in others)
+
+
+@pytest.mark.parametrize(
+    ("cell", "shape"),
+    [(jb.elman(3, 4), (4, 1)), (jb.gru(3, 4, heads=2), (2, 2, 1))],
+    ids=repr,
+)
+def test_where_recurrent_dropout_is_certain_nothing_is_kept(cell, shape):
+    layers, params = (jb.layer(cell, recurrent_dropout=1.0),), (cell.init(jax.random.key(0)),)
+    kept = kept_units(layers, params, jax.random.key(1))
+    assert kept[0].shape == shape
+    assert not thinned(params, kept)[0].w_h.any()
+
+
+def test_devices_that_draw_differently_sum_the_gradients_of_their_own_units():
+    """A jax.shard_map of one's own, with a key for each device."""
+    net = jb.network([jb.layer(jb.elman(I, H), recurrent_dropout=0.5)], jb.readout(H, O))
+    params, _, xs, targets = problem(net, {})
+    xs, targets = (jnp.concatenate([z, jnp.sin(z)], 1) for z in (xs, targets))
+    keys = jax.random.split(jax.random.key(3), 2)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec(None, "data")
+
+    def run(params, xs, targets, keys):
+        (error, _), grads = jb.value_and_grad(net, jb.squared_error)(params, None, xs, targets, key=keys[0])
+        return error, grads
+
+    whole, by_device = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    of_devices = jax.shard_map(run, mesh=mesh, in_specs=(whole, rows, rows, by_device), out_specs=whole)
+    halves = zip(jnp.split(xs, 2, 1), jnp.split(targets, 2, 1), jnp.split(keys, 2), strict=True)
+    parts = [run(params, *half) for half in halves]
+    wanted = jax.tree.map(jnp.add, *parts)
+    assert not w.wrong(jax.jit(of_devices)(params, xs, targets, keys), wanted, 1e-12)
 
 
 def test_dropout_keeps_the_mean():

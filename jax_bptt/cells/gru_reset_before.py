@@ -28,10 +28,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.trees import zeros_like
-from jax_bptt.base.types import PRNGKey
+from jax_bptt.base.types import DType, PRNGKey
 from jax_bptt.cell.cell import Carry, Params
 from jax_bptt.cell.step_cell import StepCell, step_cell
-from jax_bptt.engine.linear_maps import joined, split, sum_of_outer_products, sum_over_rows
+from jax_bptt.engine.linear_maps import joined, product, split, sum_of_outer_products, sum_over_rows
 
 _Slopes = tuple[Array, Array, Array, Array, Array]
 
@@ -40,7 +40,7 @@ def reset_before(
     input_size: int, hidden_size: int, init: Callable[[PRNGKey], Params]
 ) -> StepCell[Params, Carry]:
     """`reset_before` makes the cell of gru(reset_after=False); init: key -> params with blocks r, z, n."""
-    return step_cell(
+    cell = step_cell(
         input_size,
         hidden_size,
         _step,
@@ -51,10 +51,11 @@ def reset_before(
         contract=_contract,
         gates=("r", "z", "n"),
     )
+    return cell._replace(takes_dtype=True)
 
 
-def _project(params: Params, x: Array) -> Array:
-    u = x @ params.w_x
+def _project(params: Params, x: Array, *, dtype: DType | None = None) -> Array:
+    u = product(x, params.w_x, dtype)
     return u + params.b if _has_bias(params) else u  # (RF1)
 
 
@@ -68,52 +69,57 @@ def _matrices(params: Params) -> tuple[Array, Array]:
     return params.w_h[:, : 2 * hidden], params.w_h[:, 2 * hidden :]
 
 
-def _gates(params: Params, h_prev: Array, u: Array) -> tuple[Array, Array, Array]:
+def _gates(params: Params, h_prev: Array, u: Array, dtype: DType | None) -> tuple[Array, Array, Array]:
     (u_r, u_z, u_n), (w_rz, w_n) = split(u, 3), _matrices(params)
-    v_r, v_z = split(h_prev @ w_rz, 2)
+    v_r, v_z = split(product(h_prev, w_rz, dtype), 2)
     r, z = jax.nn.sigmoid(u_r + v_r), jax.nn.sigmoid(u_z + v_z)  # (RF2)
-    n = jnp.tanh(u_n + (r * h_prev) @ w_n)  # (RF3)
+    n = jnp.tanh(u_n + product(r * h_prev, w_n, dtype))  # (RF3)
     return r, z, n
 
 
-def _step(params: Params, s_prev: Carry, u: Array) -> Carry:
-    _, z, n = _gates(params, s_prev.h, u)
+def _step(params: Params, s_prev: Carry, u: Array, *, dtype: DType | None = None) -> Carry:
+    _, z, n = _gates(params, s_prev.h, u, dtype)
     return Carry((1 - z) * n + z * s_prev.h)  # (RF4)
 
 
-def _linearise(params: Params, s_prev: Carry, u: Array, s: Carry) -> _Slopes:
-    r, z, n = _gates(params, s_prev.h, u)
+def _linearise(params: Params, s_prev: Carry, u: Array, s: Carry, *, dtype: DType | None = None) -> _Slopes:
+    r, z, n = _gates(params, s_prev.h, u, dtype)
     k_n = (1 - z) * (1 - n * n)  # (RA1)
     k_r = s_prev.h * r * (1 - r)  # (RA3)
     k_z = (s_prev.h - n) * z * (1 - z)  # (RA4)
     return k_r, k_z, k_n, r, z
 
 
-def _towards_gates(params: Params, a: _Slopes, lam: Carry) -> tuple[Array, Array, Array, Array]:
+def _towards_gates(
+    params: Params, a: _Slopes, lam: Carry, dtype: DType | None
+) -> tuple[Array, Array, Array, Array]:
     """The results are δr̂, δẑ, δn̂ and δ(r h)."""
     k_r, k_z, k_n, _, _ = a
     d_n = k_n * lam.h  # (RA1)
-    d_rh = d_n @ _matrices(params)[1].T  # (RA2)
+    d_rh = product(d_n, _matrices(params)[1].T, dtype)  # (RA2)
     return k_r * d_rh, k_z * lam.h, d_n, d_rh  # (RA3, RA4)
 
 
-def _adjoint(params: Params, a: _Slopes, lam: Carry) -> Carry:
+def _adjoint(params: Params, a: _Slopes, lam: Carry, *, dtype: DType | None = None) -> Carry:
     _, _, _, r, z = a
-    d_r, d_z, _, d_rh = _towards_gates(params, a, lam)
-    return Carry(z * lam.h + r * d_rh + joined((d_r, d_z)) @ _matrices(params)[0].T)  # (RA5)
+    d_r, d_z, _, d_rh = _towards_gates(params, a, lam, dtype)
+    through_gates = product(joined((d_r, d_z)), _matrices(params)[0].T, dtype)
+    return Carry(z * lam.h + r * d_rh + through_gates)  # (RA5)
 
 
-def _contract(params: Params, s_prev: Carry, xs: Array, a: _Slopes, lam: Carry) -> tuple[Params, Array]:
+def _contract(
+    params: Params, s_prev: Carry, xs: Array, a: _Slopes, lam: Carry, *, dtype: DType | None = None
+) -> tuple[Params, Array]:
     r = a[3]
-    d_r, d_z, d_n, _ = _towards_gates(params, a, lam)
-    d_w_rz = sum_of_outer_products(s_prev.h, (d_r, d_z))  # (RC1)
-    d_w_n = sum_of_outer_products(r * s_prev.h, (d_n,))  # (RC1)
+    d_r, d_z, d_n, _ = _towards_gates(params, a, lam, dtype)
+    d_w_rz = sum_of_outer_products(s_prev.h, (d_r, d_z), dtype)  # (RC1)
+    d_w_n = sum_of_outer_products(r * s_prev.h, (d_n,), dtype)  # (RC1)
     d_u = d_r, d_z, d_n
     gradient = {
-        "w_x": sum_of_outer_products(xs, d_u),  # (RC2)
+        "w_x": sum_of_outer_products(xs, d_u, dtype),  # (RC2)
         "w_h": joined((d_w_rz, d_w_n)),
     }
     if _has_bias(params):
         gradient["b"] = sum_over_rows(d_u)  # (RC2)
     # under `learn_carry` params have more fields, which the step does not read: their gradient is zero
-    return zeros_like(params)._replace(**gradient), joined(d_u) @ params.w_x.T  # (RC3)
+    return zeros_like(params)._replace(**gradient), product(joined(d_u), params.w_x.T, dtype)  # (RC3)

@@ -64,11 +64,10 @@ def check_network_step(
 @cached()
 def sizes_of(net: Foreign) -> Sizes:
     """These are the shapes of the parameters of the network, and what it reads."""
-    key = jax.random.key(0)
-    readout = jax.eval_shape(lambda: net.readout.init(key))
+    readout = jax.eval_shape(lambda: net.readout.init(jax.random.key(0)))
     params = NetworkParams(tuple(layer.each(_shapes_of_layer) for layer in net.layers), readout)
     if net.encoder is not None:
-        params = with_encoder(params, jax.eval_shape(lambda: net.encoder.init(key)))
+        params = with_encoder(params, jax.eval_shape(lambda: net.encoder.init(jax.random.key(0))))
     return Sizes(params, net.layers[0].input_size, net.encoder)
 
 

@@ -75,8 +75,8 @@ def unroll(
       dtype: jnp.bfloat16 for mixed precision: the operands of every matrix product, forward and backward,
         are rounded to it; sums, states, biases, gradients and all else stay in the dtype of params.
         (`autodiff` and `rtrl` differentiate the rounding as JAX does, step by step, and the backward pass
-        of `parallel` uses W_h without rounding.) It is not for cells whose step does its own products:
-        `step_cell` and the GRU with the reset before.
+        of `parallel` uses W_h without rounding.) It is not for cells of your own whose step does its
+        products itself, those of `step_cell`.
 
     Returns:
       (carry, hs) as jax.lax.scan: the last state, leaves [..., H], and h_1..h_T, [T, ..., H].

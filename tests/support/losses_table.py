@@ -48,13 +48,9 @@ LOSSES = {
         calls.mean_of(calls.gaussians),
     ),
     "binary_cross_entropy": (
-        jb.binary_cross_entropy,
-        {
-            "ys": (k.ARRAY, xs),
-            "targets": (k.ARRAY, jnp.abs(jnp.sin(xs))),
-        }
-        | _counts,
-        calls.mean_of(calls.bits),
+        lambda: jb.binary_cross_entropy(xs, jnp.abs(jnp.sin(xs)), mask, weight),
+        {},
+        lambda: calls.mean_of(calls.bits)(xs, jnp.abs(jnp.sin(xs)), mask, weight),
     ),
     "quantile_error": (
         lambda levels: jb.quantile_error(levels)(xs[..., :2], xs[..., 2:]),
