@@ -53,6 +53,12 @@ SHOWN = {
         "GRU and LSTM learn to add across 100 and 400 steps from every seed. The Elman network stays at 1/6, "
         "the error of a network that remembers nothing.",
     ),
+    "char_lm": Shown(
+        "A language model of characters",
+        "Validation loss by updates, which falls below that of the k-grams of up to three characters",
+        "An Elman network reads Python's help texts a character at a time. It predicts the next better than "
+        "counts of what followed the last three.",
+    ),
     "copy_memory": Shown(
         "Copying memory",
         "Cross-entropy and the share of symbols recalled, by updates: the GRU recalls 80 %, Elman one in "
@@ -138,6 +144,12 @@ SHOWN = {
         "Lyapunov exponents",
         "Below the diagonal each term holds a product of derivatives. It vanishes, explodes or keeps its "
         "size, which depends on the initial weights; beside it the same by lag, and in the long run.",
+    ),
+    "word_lm": Shown(
+        "A language model of byte pairs",
+        "Validation perplexity by updates, on a logarithmic scale, which falls below that of every k-gram",
+        "A GRU whose readout has the weights of its embedding predicts which of 4,096 symbols, words and "
+        "parts of words, comes next. Longer contexts help the k-grams little: most of them occur once.",
     ),
 }  # an experiment that is not here goes by its name
 

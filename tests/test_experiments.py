@@ -1,4 +1,4 @@
-"""The worked example, the k-grams and the character model are right, and a stopped run resumes."""
+"""The worked example and the character model are right, and a stopped run resumes."""
 
 import json
 import math
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import jax
@@ -17,8 +16,7 @@ import pytest
 import tyro
 
 from experiments import char_lm, worked_example
-from experiments.support import runs, worked_figure
-from experiments.support.kgrams import kgram_nats
+from experiments.support import corpora, language_model, runs, worked_figure
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,40 +92,6 @@ def test_a_missing_term_would_be_seen(capsys):
     assert worked_example.show("spoiled", worked_example.SCALARS, spoiled) > 0.1
 
 
-def _witten_bell(train, text, classes, k):
-    """The same by dictionaries, one character at a time."""
-    seen = defaultdict(Counter)
-    for i in range(len(train)):
-        for length in range(min(i, k) + 1):
-            seen[tuple(train[i - length : i])][train[i]] += 1
-
-    nats = 0.0
-    for i in range(1, len(text)):
-        p = 1 / classes
-        for length in range(min(i, k) + 1):
-            here = seen[tuple(text[i - length : i])]
-            if here:
-                p = (here[text[i]] + len(here) * p) / (here.total() + len(here))
-        nats -= math.log(p)
-    return nats / (len(text) - 1)
-
-
-def test_kgrams_equal_counting_one_by_one():
-    draw = np.random.default_rng(0)
-    train, text = draw.integers(0, 4, 300), draw.integers(0, 6, 80)  # classes 4 and 5 were never seen
-    found = kgram_nats(train, text, 6, 3)
-    assert np.allclose(
-        found, [_witten_bell(train.tolist(), text.tolist(), 6, k) for k in range(4)], rtol=1e-12
-    )
-
-
-def test_kgram_probabilities_sum_to_one():
-    train, context = np.random.default_rng(0).integers(0, 5, 200), [3, 1, 4]
-    p = [np.exp(-3 * kgram_nats(train, np.array([*context, c]), 5, 3)[3]) for c in range(5)]
-    start = np.exp(-2 * kgram_nats(train, np.array(context), 5, 3)[3])
-    assert abs(sum(p) / start - 1) < 1e-12
-
-
 def test_the_network_and_the_kgrams_score_the_same_characters():
     corpus = char_lm.load(char_lm.Config())
     valid, train = corpus.valid, corpus.train
@@ -188,7 +152,7 @@ def test_char_lm_ends_with_what_it_showed(uninterrupted):
     assert "k-grams k=0" in said.splitlines()[-1]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["valid"] < summary["kgrams"][0]
-    assert (out / "learning_curve.png").stat().st_size > 10_000
+    assert (out / "char_lm.png").stat().st_size > 10_000
     about = json.loads((out / "run.json").read_text())
     assert {"config", "versions", "device"} <= about.keys()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -264,17 +228,16 @@ def test_bad_options_are_refused(options, message, text, tmp_path):
 
 def test_a_chunk_asks_for_the_next_character():
     corpus = char_lm.load(char_lm.Config())
-    batch = char_lm.chunk(corpus.train, 64, 16, len(corpus.alphabet))
-    now = np.argmax(batch.xs, -1)
-    assert (now == corpus.train[:, 64:80].T).all()
-    assert (batch.targets[:-1] == now[1:]).all()
+    batch = corpora.chunk(corpus.train, 64, 16)
+    assert (batch.xs == corpus.train[:, 64:80].T).all()
+    assert (batch.targets[:-1] == batch.xs[1:]).all()
     assert (batch.targets[-1] == corpus.train[:, 80]).all()
 
 
 def test_an_epoch_begins_without_memory(text, tmp_path, monkeypatch):
     """The carry that a step begins with is zero exactly at the first chunk of an epoch."""
     config = char_lm.Config(text=text, hidden=8, rows=8, window=500, epochs=2, every=10, out=tmp_path)
-    make, begun = char_lm.jb.make_train_step, []
+    make, begun = language_model.jb.make_train_step, []
 
     def recording(*args, **options):
         step = make(*args, **options)
@@ -285,11 +248,11 @@ def test_an_epoch_begins_without_memory(text, tmp_path, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(char_lm.jb, "make_train_step", recording)
+    monkeypatch.setattr(language_model.jb, "make_train_step", recording)
     corpus = char_lm.load(config)
     chunks = (corpus.train.shape[1] - 1) // config.window
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
-        char_lm.train(config, runs.Run(tmp_path, {}), corpus)
+        language_model.train(config, runs.Run(tmp_path, {}), corpus)
     assert chunks > 1
     assert begun == [i % chunks != 0 for i in range(2 * chunks)]
 
@@ -315,8 +278,8 @@ def test_a_torn_metrics_line_is_left_out(tmp_path):
 def test_validation_covers_ragged_lengths():
     """The last, shorter part of the validation rows counts as much as it is long."""
     corpus = char_lm.load(char_lm.Config())
-    net, _ = char_lm.build(char_lm.Config(hidden=8), len(corpus.alphabet), 1)
+    net, _ = language_model.build(char_lm.Config(hidden=8), corpus.vocabulary.size, 1)
     params = net.init(jax.random.key(0))
-    whole = char_lm.validate(net, params, corpus, char_lm.Config(window=10_000))
-    parts = char_lm.validate(net, params, corpus, char_lm.Config(window=13))
+    whole = language_model.validate(net, params, corpus, char_lm.Config(window=10_000))
+    parts = language_model.validate(net, params, corpus, char_lm.Config(window=13))
     assert abs(whole - parts) < 1e-10

@@ -19,7 +19,7 @@ from support.optimizers import ADAM
 
 import jax_bptt as jb
 from experiments import char_lm
-from experiments.support import findings, learning, runs
+from experiments.support import findings, language_model, learning, runs
 from experiments.support.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -263,17 +263,17 @@ def corpus(tmp_path):
 
 
 def _train(config, corpus, monkeypatch, bad):
-    """The last state of char_lm where the steps `bad` of training read a NaN."""
-    chunk, width = char_lm.chunk, config.window
+    """The last state of char_lm where the steps `bad` of training weigh their errors with NaN."""
+    chunk, width = language_model.chunk, config.window
 
-    def spoiled(rows, start, length, classes):
-        batch = chunk(rows, start, length, classes)
+    def spoiled(rows, start, length):
+        batch = chunk(rows, start, length)
         hit = rows is corpus.train and start // width in bad
-        return batch._replace(xs=batch.xs * jnp.nan) if hit else batch
+        return batch._replace(weight=jnp.full(batch.xs.shape, jnp.nan if hit else 1.0))
 
     with monkeypatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-        patch.setattr(char_lm, "chunk", spoiled)
-        return char_lm.train(config, runs.Run(config.out, {}), corpus)[1]
+        patch.setattr(language_model, "chunk", spoiled)
+        return language_model.train(config, runs.Run(config.out, {}), corpus).state
 
 
 def _lines(config):

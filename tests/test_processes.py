@@ -17,7 +17,7 @@ import support.witnesses as w
 
 import jax_bptt as jb
 from experiments import char_lm
-from experiments.support import processes
+from experiments.support import language_model, processes
 from experiments.support.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,7 @@ def _params(folder, out):
     """Of the newest checkpoint."""
     config = char_lm.Config(text=folder / "text.txt", **SMALL)
     with jax.enable_x64(False), Checkpoints(out / "checkpoints") as saved:
-        net, optimizer = char_lm.build(config, len(char_lm.load(config).alphabet), 1)
+        net, optimizer = language_model.build(config, char_lm.load(config).vocabulary.size, 1)
         return saved.restore(jb.init_train_state(jax.random.key(1), net, optimizer, (SMALL["rows"],))).params
 
 
@@ -102,7 +102,7 @@ def _agree(folder, a, b):
 
 def test_two_processes_train_as_one_does(folder, one, two):
     _agree(folder, one, two)
-    assert (two / "learning_curve.png").stat().st_size > 10_000
+    assert (two / "char_lm.png").stat().st_size > 10_000
     lines = [(out / "metrics.jsonl").read_text().splitlines() for out in (one, two)]
     steps = [[json.loads(line)["step"] for line in of_one] for of_one in lines]
     assert steps[0] == steps[1]
@@ -152,7 +152,7 @@ def test_two_processes_stop_at_the_same_step(folder):
     assert code == 1
     assert said.splitlines()[-1] == "stopped and saved; run the same command again to go on"
     assert "Traceback" not in said
-    assert _steps(out)[-1] % char_lm.REPORT == 0
+    assert _steps(out)[-1] % language_model.REPORT == 0
 
 
 def test_processes_whose_parent_is_gone_stop(monkeypatch):

@@ -28,10 +28,8 @@ class Row(NamedTuple):
     met: bool
 
 
-def conclude(
-    run: Run, name: str, config: DataclassInstance, rows: list[Row], seeds: int, seconds: float
-) -> None:
-    """Write results.json, print every row, and last whether all is as expected.
+def save(run: Run, name: str, config: DataclassInstance, rows: list[Row], seeds: int, seconds: float) -> None:
+    """Write results.json, from which the page of results is made.
 
     Args:
       run: the result folder.
@@ -45,6 +43,13 @@ def conclude(
     listed = [row._asdict() | {"met": bool(row.met)} for row in rows]  # of NumPy's bool JSON knows nothing
     found = {"command": command, "seeds": seeds, "seconds": seconds, "rows": listed}
     run.write("results.json", json.dumps(found, indent=2) + "\n")
+
+
+def conclude(
+    run: Run, name: str, config: DataclassInstance, rows: list[Row], seeds: int, seconds: float
+) -> None:
+    """`save`, print every row, and last whether all is as expected."""
+    save(run, name, config, rows, seeds, seconds)
     for row in rows:
         print(f"{row.what}: {row.ours} (known: {row.known}){'' if row.met else '  NOT MET'}")
     met = sum(row.met for row in rows)
