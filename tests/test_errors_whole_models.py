@@ -60,9 +60,7 @@ MESSAGES = {
         "KeyError: 'light', raised by encoder at whole_models.py",
     ),
     "another size": (
-        lambda: _apply(
-            jb.network([jb.elman(9, E)], jb.readout(E, 2), jb.encoder(encode, NET.encoder.init)), XS
-        ),
+        lambda: _apply(jb.network([jb.elman(9, E)], jb.readout(E, 2), NET.encoder), XS),
         r"encoder: expected float64\[9\], as the first layer reads, got float64\[4\]",
     ),
     "any number of batch axes": (
