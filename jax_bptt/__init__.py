@@ -38,9 +38,13 @@ from jax_bptt.gradients.newton import Newton, NewtonInfo, newton
 from jax_bptt.gradients.parallel import parallel
 from jax_bptt.gradients.rtrl import rtrl
 from jax_bptt.gradients.truncated import truncated
+from jax_bptt.networks.dense import Dense, DenseParams, dense
+from jax_bptt.networks.encoder import Embedding, EmbeddingParams, Encoder, embedding, encoder
+from jax_bptt.networks.head import Head, TiedParams, TiedReadout, head, tied_readout
 from jax_bptt.networks.layers import Directions, Layer, layer
 from jax_bptt.networks.losses import softmax_cross_entropy, squared_error
-from jax_bptt.networks.network import Network, NetworkParams, network
+from jax_bptt.networks.network import Network, network
+from jax_bptt.networks.params import NetworkParams
 from jax_bptt.networks.readout import Readout, ReadoutParams, last, readout
 from jax_bptt.networks.value_and_grad import value_and_grad
 from jax_bptt.training.fastest import Fastest, fastest
@@ -66,11 +70,17 @@ __all__ = [
     "Carry",
     "Cell",
     "Credit",
+    "Dense",
+    "DenseParams",
     "Directions",
+    "Embedding",
+    "EmbeddingParams",
+    "Encoder",
     "Fastest",
     "GRUParams",
     "GradientFlow",
     "GradientMethod",
+    "Head",
     "LSTMCarry",
     "Layer",
     "LayerFlow",
@@ -90,6 +100,8 @@ __all__ = [
     "StepCell",
     "StepCotangent",
     "Terms",
+    "TiedParams",
+    "TiedReadout",
     "TrainState",
     "artbp",
     "autodiff",
@@ -104,7 +116,10 @@ __all__ = [
     "convert",
     "credit",
     "data_parallel",
+    "dense",
     "elman",
+    "embedding",
+    "encoder",
     "fastest",
     "flossing",
     "full",
@@ -112,6 +127,7 @@ __all__ = [
     "fused",
     "gradient_flow",
     "gru",
+    "head",
     "identity",
     "indrnn",
     "init_train_state",
@@ -142,6 +158,7 @@ __all__ = [
     "squared_error",
     "step",
     "step_cell",
+    "tied_readout",
     "truncated",
     "unroll",
     "unroll_by_newton",

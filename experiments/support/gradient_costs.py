@@ -107,7 +107,7 @@ def plain(
 
     def loss(params: jb.NetworkParams) -> tuple[Array, chex.ArrayTree]:
         run = Run(params.cells[0], carry[0], None, Sequence(xs))
-        last, hs = plain_scan(net.layers[0].forward, run)
+        last, hs = plain_scan(net.layers[0].cells[0], run)
         ys = hs @ params.readout.w_y
         ys = ys + jnp.broadcast_to(params.readout.b_y, ys.shape)
         return jnp.sum((targets - ys) ** 2), (last,)

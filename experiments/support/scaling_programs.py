@@ -63,7 +63,8 @@ def lstm_step(p: Any, state: tuple[Array, Array], x: Array, everyone: Callable[[
 
 def plain_params(config: Config) -> dict[str, Array]:
     """The same parameters, gates as an axis of their own."""
-    (cell,), readout = network(config).init(jax.random.key(0))
+    params = network(config).init(jax.random.key(0))
+    (cell,), readout = params.cells, params.readout
     by_gate = {name: getattr(cell, name).reshape(-1, 4, config.hidden) for name in ("w_x", "w_h")}
     return by_gate | {"b": cell.b.reshape(4, config.hidden), "w_y": readout.w_y}
 

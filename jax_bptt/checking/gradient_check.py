@@ -18,7 +18,7 @@ Everything runs in float64, within this call only. Biases, carry and w are rando
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.flatten_util
@@ -26,24 +26,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_bptt.base.checks import check_arrays, check_batch_shape, check_key, flag, is_floating, size
+from jax_bptt.base.checks import (
+    as_arrays,
+    check_arrays,
+    check_batch_shape,
+    check_key,
+    flag,
+    is_floating,
+    size,
+)
 from jax_bptt.base.errors import bad, named
-from jax_bptt.base.trees import differentiable, dot, fixed_part, merged
+from jax_bptt.base.trees import differentiable, dot, fixed_part
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
+from jax_bptt.checking.checked import Checked, Fixed, normal, random_inputs, rows_of_inputs
 from jax_bptt.checking.parts import Point, parts_of
 from jax_bptt.checking.report import DIFFERENCES, Line, Report
 from jax_bptt.engine.phases import is_pointwise
-from jax_bptt.gradients.autodiff import autodiff
+from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.independence import check_independence
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.network import Network
 from jax_bptt.unrolling.arguments import check_method, check_step, parameter_shapes
-from jax_bptt.unrolling.unroll import unroll
-
-Marks: TypeAlias = dict[str, Mark]
 
 _ROUNDING = 1e-14  # a part below this share of the whole gradient counts as zero
 _DIRECTIONS = 3  # for each part; that a real error is orthogonal to all of them is next to impossible
@@ -73,7 +79,8 @@ def check_gradient(
       cell: a cell or a network.
       params, carry, xs: the point at which to check, cast to float64. None uses random values: initial
         parameters with noise added (so that no bias is zero), and a normal carry and inputs. What is no
-        floating number in the carry, such as a counter, is that of the initial carry.
+        floating number in the carry, such as a counter, is that of the initial carry. For a network with an
+        encoder of your own xs is needed; integers in it stay as they are.
       gradient: the gradient method to check.
       mask, reset, cut: bool [T, ...], see `unroll`.
       reverse: see `unroll`; for cells only.
@@ -112,21 +119,26 @@ def check_gradient(
         keys = iter(jax.random.split(jax.random.key(0) if key is None else key, 8))
         if params is None:
             params = _with_noise(next(keys), cell.init(next(keys)))
-        xs = _normal(next(keys), (steps, *batch_shape, _input_size(cell))) if xs is None else xs
-        if 0 in np.shape(xs)[1:]:
+        xs = random_inputs(next(keys), cell, (steps, *batch_shape)) if xs is None else xs
+        at = _as_float64(params=params)[0]
+        rows = rows_of_inputs(cell, at, carry, Sequence(xs, **marks))
+        if 0 in rows:
             raise bad(
                 "xs, batch_shape", "at least one row", xs, "a gradient of no rows is zero, right or wrong"
             )
-        initial = cell.initial_carry(_as_float64(params=params)[0], np.shape(xs)[1:-1])
+        initial = cell.initial_carry(at, rows)
         if carry is None:
             numbers = _with_noise(next(keys), differentiable(initial), 1.0)
         else:
             numbers = _with_none(carry, where=fixed_part(initial))
-        point = _as_float64(params=params, carry=numbers, xs=xs)
-        run = _Run(cell, reverse, gradient)
-        weights = _with_noise(next(keys), jax.eval_shape(lambda: run.outputs(point, marks)), 1.0)
-        case = " ".join([f"{len(point[2])} steps", *given])
-        return _compare(run, case, point, marks, weights, next(keys))
+        has_encoder = isinstance(cell, Network) and cell.encoder is not None
+        xs = as_arrays("xs", xs) if has_encoder else xs
+        fixed = Fixed(marks, fixed_part(xs) if has_encoder else None)
+        point = _as_float64(params=params, carry=numbers, xs=differentiable(xs) if has_encoder else xs)
+        run = Checked(cell, reverse, gradient, rows)
+        weights = _with_noise(next(keys), jax.eval_shape(lambda: run.outputs(point, fixed)), 1.0)
+        case = " ".join([f"{len(jax.tree.leaves(xs)[0])} steps", *given])
+        return _compare(run, case, point, fixed, weights, next(keys))
 
 
 @named()
@@ -171,42 +183,16 @@ def check_cell(cell: AnyCell, *, gradient: GradientMethod = full()) -> Report:
     return Report(tuple(line for report in reports for line in report.lines))
 
 
-class _Run(NamedTuple):
-    """A run computes the outputs of a cell or a network as a function of (params, carry, xs)."""
-
-    cell: Any  # a cell or a network
-    reverse: bool
-    gradient: GradientMethod
-
-    def outputs(self, point: Point, marks: Marks) -> Any:
-        params, numbers, xs = point
-        # counters and keys have no derivative: they are those of the initial carry
-        rows = getattr(xs, "shape", ())[1:-1]  # xs that are no array are refused by what runs below
-        initial = fixed_part(self.cell.initial_carry(params, rows))
-        carry = merged(numbers, initial) if jax.tree.leaves(initial) else numbers
-        given: dict[str, Any] = {"gradient": self.gradient, **marks}
-        if isinstance(self.cell, Network):
-            return differentiable(self.cell.apply(params, carry, xs, **given))
-        return differentiable(unroll(self.cell, params, carry, xs, reverse=self.reverse, **given))
-
-    def error(self, point: Point, marks: Marks, weights: ArrayTree) -> tuple[Array, Any]:
-        outputs = self.outputs(point, marks)
-        return dot(weights, outputs), outputs
-
-    def plain(self) -> _Run:
-        return self._replace(gradient=autodiff())
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _gradient(run: _Run, point: Point, marks: Marks, weights: ArrayTree) -> Any:
-    return jax.grad(run.error, argnums=0, has_aux=True)(point, marks, weights)
+def _gradient(run: Checked, point: Point, fixed: Fixed, weights: ArrayTree) -> Any:
+    return jax.grad(run.error, argnums=0, has_aux=True)(point, fixed, weights)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _along(
-    run: _Run,
+    run: Checked,
     point: Point,
-    marks: Marks,
+    fixed: Fixed,
     weights: ArrayTree,
     found: Array,
     part: Array,
@@ -221,7 +207,7 @@ def _along(
     flat, unflatten = jax.flatten_util.ravel_pytree(point)
 
     def outputs(z: Array) -> Any:
-        return run.outputs(unflatten(z), marks)
+        return run.outputs(unflatten(z), fixed)
 
     def one(number: Array) -> Any:
         this = number // _DIRECTIONS
@@ -245,12 +231,12 @@ def _along(
     return jax.tree.map(lambda gaps: gaps[:count], jax.lax.map(one, numbers, batch_size=batch))
 
 
-def _compare(run: _Run, case: str, point: Point, marks: Marks, weights: ArrayTree, key: PRNGKey) -> Report:
-    found, outputs = map(_flat, _gradient(run, point, marks, weights))
-    wanted, plain_outputs = map(_flat, _gradient(run.plain(), point, marks, weights))
+def _compare(run: Checked, case: str, point: Point, fixed: Fixed, weights: ArrayTree, key: PRNGKey) -> Report:
+    found, outputs = map(_flat, _gradient(run, point, fixed, weights))
+    wanted, plain_outputs = map(_flat, _gradient(run.plain(), point, fixed, weights))
     names, part = parts_of(run.cell, point)
     sizes = np.bincount(part).astype(found.dtype)
-    gaps = _along(run.plain(), point, marks, weights, found, part, sizes, key)
+    gaps = _along(run.plain(), point, fixed, weights, found, part, sizes, key)
     gaps = [g if g is None else _norm(np.reshape(g, (-1, _DIRECTIONS))) for g in gaps]
 
     norm, output_norm = _norm(wanted), _norm(plain_outputs)
@@ -263,7 +249,7 @@ def _compare(run: _Run, case: str, point: Point, marks: Marks, weights: ArrayTre
         by_differences, unsure, by_forward = (
             None if g is None else _ratio(g[number] / typical, size, norm) for g in gaps
         )
-        if marks["cut"] is not None or not (unsure is not None and unsure < DIFFERENCES):
+        if fixed.marks["cut"] is not None or not (unsure is not None and unsure < DIFFERENCES):
             by_differences = None
         ratios = _ratio(gap, size, norm), by_differences, by_forward  # (K1)
         lines.append(Line(case, leaf, name, ratios, bool(size <= _ROUNDING * norm)))
@@ -285,10 +271,6 @@ def _ratio(gap: np.ndarray, size: np.ndarray, norm: np.ndarray) -> float:
     return ratio if np.isfinite(ratio) else np.inf
 
 
-def _input_size(cell: AnyCell | Network) -> int:
-    return (cell.layers[0] if isinstance(cell, Network) else cell).input_size
-
-
 def _with_noise(key: PRNGKey, tree: ArrayTree, scale: float = 0.3) -> Any:
     """Normal noise is added to each leaf, less to matrices; a leaf that is only a shape counts as zeros."""
     leaves, structure = jax.tree.flatten(tree)
@@ -296,7 +278,7 @@ def _with_noise(key: PRNGKey, tree: ArrayTree, scale: float = 0.3) -> Any:
 
     def noisy(leaf: Foreign, key: PRNGKey) -> Array:
         start = jnp.zeros(leaf.shape) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.astype("float64")
-        return start + scale * _normal(key, leaf.shape) / max(1, leaf.ndim - 1)
+        return start + scale * normal(key, leaf.shape) / max(1, leaf.ndim - 1)
 
     return jax.tree.unflatten(structure, map(noisy, leaves, keys))
 
@@ -306,10 +288,6 @@ def _with_none(tree: ArrayTree, where: ArrayTree) -> Any:
     if not jax.tree.leaves(where):
         return tree
     return jax.tree.map(lambda w, z: z if w is None else None, where, tree, is_leaf=lambda w: w is None)
-
-
-def _normal(key: PRNGKey, shape: Shape) -> Array:
-    return jax.random.normal(key, tuple(shape), "float64")
 
 
 def _as_float64(**trees: object) -> tuple[Any, ...]:

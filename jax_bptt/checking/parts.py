@@ -10,9 +10,10 @@ from jax import Array
 
 from jax_bptt.base.types import Foreign
 from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.networks.dense import Dense
 from jax_bptt.networks.network import Network
 
-Point: TypeAlias = tuple[Any, Any, Array]  # params, carry and xs: where the gradient is checked
+Point: TypeAlias = tuple[Any, Any, Any]  # params, carry and xs: where the gradient is checked
 
 
 def parts_of(cell: AnyCell | Network, point: Point) -> tuple[list[tuple[str, str]], np.ndarray]:
@@ -22,7 +23,7 @@ def parts_of(cell: AnyCell | Network, point: Point) -> tuple[list[tuple[str, str
     labels = []
     for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(point)):
         name = ("params", "carry", "xs")[path[0].idx] + jax.tree_util.keystr(path[1:])
-        if name == "xs":
+        if name.startswith("xs"):
             mine = [f"step {t}" for t in range(len(leaf))]
             label = np.arange(len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1))
         else:
@@ -36,12 +37,15 @@ def parts_of(cell: AnyCell | Network, point: Point) -> tuple[list[tuple[str, str
     return names, np.concatenate(labels)
 
 
-def _gate_names(cell: AnyCell | Network, params: Foreign) -> list[tuple[str, ...]]:
+def _gate_names(cell: AnyCell | Dense | Network, params: Foreign) -> list[tuple[str, ...]]:
     """Each leaf of params gets the names of its gates, or () if it is not made of gate blocks."""
     if isinstance(cell, Network):
         layers = zip(cell.layers, params.cells, strict=True)
-        pairs = [pair for one, p in layers for pair in zip(one.cells, one.parts(p), strict=True)]
-        return [names for c, p in pairs for names in _gate_names(c, p)] + [()] * len(params.readout)
+        pairs = [pair for one, p in layers for pair in zip(one.maps, one.parts(p), strict=True)]
+        others = jax.tree.leaves((params.readout, params.encoder))
+        return [names for c, p in pairs for names in _gate_names(c, p)] + [()] * len(others)
+    if isinstance(cell, Dense):
+        return [()] * len(params)
 
     def of(path: Foreign, leaf: Array) -> tuple[str, ...]:
         name = getattr(path[-1], "name", "") if path else ""

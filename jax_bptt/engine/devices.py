@@ -30,6 +30,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_bptt.base.types import ArrayTree, Shape, Tree
+from jax_bptt.engine.sequence import Unencoded
 
 AnyMesh: TypeAlias = AbstractMesh | Mesh
 Axes: TypeAlias = tuple[str, ...] | str | None  # the mesh axes that split one axis of an array
@@ -53,7 +54,7 @@ class Rows(NamedTuple):
         return {ALL: P(), ROWS: P(*self.axes), STEPS: P(None, *self.axes)}[kind]
 
 
-def rows_of(xs: Array, *others: object) -> Rows | None:
+def rows_of(xs: Array | Unencoded, *others: object) -> Rows | None:
     """How are the rows of xs, [T, ..., I], split? None on one device, and inside a jax.shard_map.
 
     The mesh is that of xs, or else that of another array, or else that of jax.set_mesh.
@@ -62,10 +63,11 @@ def rows_of(xs: Array, *others: object) -> Rows | None:
     mesh = next((m for m in (*meshes, jax.sharding.get_abstract_mesh()) if not m.empty), None)
     if mesh is None or AxisType.Manual in mesh.axis_types:
         return None
-    sharding = jax.typeof(xs).sharding
+    rows = xs.shape[1:-1]
+    sharding = jax.typeof(jax.tree.leaves(xs)[0]).sharding
     if AxisType.Explicit in sharding.mesh.axis_types:
-        return Rows(mesh, tuple(sharding.spec[1:-1]))
-    axes = choose_axes(xs.shape[1:-1], mesh)
+        return Rows(mesh, tuple(sharding.spec[1 : 1 + len(rows)]))
+    axes = choose_axes(rows, mesh)
     return Rows(mesh, axes) if num_parts(mesh, axes) > 1 or AxisType.Explicit in mesh.axis_types else None
 
 

@@ -10,6 +10,7 @@ experiments/MEASURED.md, "One step and the sequence".
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -21,8 +22,10 @@ from jax import Array
 
 from jax_bptt.base.checks import is_known
 from jax_bptt.base.types import ArrayTree
+from jax_bptt.engine.sequence import Unencoded
 
-RowWise: TypeAlias = Callable[[Any, Array], Any]  # (params, x [n, I]) -> leaves [n, ...], row by row
+Rows: TypeAlias = Array | Unencoded  # x [..., I], or inputs of an encoder, leaves [..., *]
+RowWise: TypeAlias = Callable[[Any, Any], Any]  # (params, x [n, I]) -> leaves [n, ...], row by row
 
 
 def many(input_size: int) -> int:
@@ -31,13 +34,13 @@ def many(input_size: int) -> int:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def as_of_many_rows(f: RowWise, params: ArrayTree, x: Array) -> Any:
+def as_of_many_rows(f: RowWise, params: ArrayTree, x: Rows) -> Any:
     """The function f is computed as if x had many rows; its derivative is that of the rows of x alone.
 
     Args:
       f: a function of params and rows, row by row.
       params: its params.
-      x: [..., I].
+      x: [..., I]; or inputs of an encoder, which then get one leading axis of rows, too.
 
     Returns:
       f(params, x), leaves [..., n].
@@ -46,9 +49,9 @@ def as_of_many_rows(f: RowWise, params: ArrayTree, x: Array) -> Any:
 
     # the rows over which jax.vmap maps count, too: if they are many, no row is added
     @run.def_vmap
-    def mapped(size: int, is_mapped: list[Any], params: ArrayTree, x: Array) -> tuple[Any, Any]:
+    def mapped(size: int, is_mapped: list[Any], params: ArrayTree, x: Rows) -> tuple[Any, Any]:
         of_params, of_x = is_mapped
-        if of_x and not any(jax.tree.leaves(of_params)):
+        if all(jax.tree.leaves(of_x)) and isinstance(x, jax.Array) and not any(jax.tree.leaves(of_params)):
             out = as_of_many_rows(f, params, x)
         else:
             axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, is_mapped)
@@ -59,16 +62,18 @@ def as_of_many_rows(f: RowWise, params: ArrayTree, x: Array) -> Any:
 
 
 @as_of_many_rows.defjvp
-def _derivative(f: RowWise, primals: tuple[Any, Array], tangents: tuple[Any, Array]) -> tuple[Any, Any]:
+def _derivative(f: RowWise, primals: tuple[Any, Rows], tangents: tuple[Any, Rows]) -> tuple[Any, Any]:
     return as_of_many_rows(f, *primals), jax.jvp(f, primals, tangents)[1]
 
 
-def _of_rows(f: RowWise, params: ArrayTree, x: Array) -> Any:
+def _of_rows(f: RowWise, params: ArrayTree, x: Rows) -> Any:
     rows = x.shape[:-1]
     n, enough = math.prod(rows), many(x.shape[-1])
-    flat = x.reshape(n, x.shape[-1])
+    if isinstance(x, Unencoded):
+        x = dataclasses.replace(x, batch_axes=0)
+    flat = jax.tree.map(lambda z: z.reshape(n, *z.shape[len(rows) :]), x)
     if is_known(n) and 0 < n < enough:  # where jax.export leaves the number open, it may be any
-        flat = flat[jnp.minimum(jnp.arange(enough), n - 1)]  # (MR1)
+        flat = jax.tree.map(lambda z: z[jnp.minimum(jnp.arange(enough), n - 1)], flat)  # (MR1)
     # the barriers stop XLA from taking the rows apart again, and from merging f with what follows
     out = jax.lax.optimization_barrier(f(params, jax.lax.optimization_barrier(flat)))
     return jax.tree.map(lambda z: z[:n].reshape(*rows, *z.shape[1:]), out)

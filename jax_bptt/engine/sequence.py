@@ -13,6 +13,7 @@ s_{t−1} by a factor, while its value stays as it is (`artbp`).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from jax import Array
 from jax_bptt.base.checks import check_arrays, is_known, size
 from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.trees import select
-from jax_bptt.base.types import Mark, Shape, Tree
+from jax_bptt.base.types import ArrayTree, Mark, Shape, Tree
 
 
 class Marks(NamedTuple):
@@ -45,11 +46,31 @@ class Marks(NamedTuple):
     starts: Any = None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Unencoded:
+    """These are the inputs of a network before its encoder has read them.
+
+    Attributes:
+      tree: a pytree of arrays [T, *batch, ...]; the axes after those of the batch are of one row.
+      batch_axes: the number of batch axes.
+    """
+
+    tree: ArrayTree
+    batch_axes: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> Shape:
+        """This is [T, *batch, 1], as of an array whose last axis is one input."""
+        first: Array = jax.tree.leaves(self.tree)[0]
+        return (*first.shape[: 1 + self.batch_axes], 1)
+
+
 class Sequence(NamedTuple):
     """A sequence is the inputs of T steps, time first, with their marks.
 
     Attributes:
-      xs: [T, ..., I]; for the body of a scan a tuple of arrays [T, ...].
+      xs: [T, ..., I]; `Unencoded` before an encoder; for the body of a scan a tuple of arrays [T, ...].
       mask: bool [T, ...] or None; False holds the carry.
       reset: bool [T, ...] or None; True starts the step from the initial carry.
       cut: bool [T, ...] or None; True stops the gradient before the step.
@@ -76,6 +97,11 @@ class Sequence(NamedTuple):
         """These are the batch axes of xs, such as (32,), or () for none; the body of a scan has none."""
         shape: Shape = getattr(self.xs, "shape", ())
         return shape[1:-1]
+
+    @property
+    def leading(self) -> Shape:
+        """This is (T, *batch), the shape of a mark."""
+        return (self.steps, *self.rows)
 
     @property
     def marks(self) -> Marks:

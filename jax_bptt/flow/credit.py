@@ -34,7 +34,8 @@ from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.lags import AtLag, scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
 from jax_bptt.networks.losses import Loss
-from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
+from jax_bptt.networks.network import Network
+from jax_bptt.networks.params import NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs
 
 AT_ONCE = 2**22  # so many numbers of the terms exist together

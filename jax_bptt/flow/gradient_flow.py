@@ -48,7 +48,8 @@ from jax_bptt.flow.lags import AtLag, scan_lags
 from jax_bptt.flow.record import LayerRecord, record, swept
 from jax_bptt.gradients.jacobians import UNITS
 from jax_bptt.networks.losses import Loss
-from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
+from jax_bptt.networks.network import Network
+from jax_bptt.networks.params import NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs
 
 SLOPE = 0.05  # a unit with a smaller slope counts as saturated; for tanh in `elman` this is |h| above 0.97
@@ -211,7 +212,7 @@ def gradient_flow(
 
 def _ages(sequence: Sequence) -> Array:
     """This is the number of steps that λ can go back from each step and row, [T, ...]."""
-    ended = jnp.zeros(sequence.xs.shape[:-1], bool)
+    ended = jnp.zeros(sequence.leading, bool)
     for mark in (sequence.reset, sequence.cut):
         ended = ended if mark is None else ended | mark
     t = jnp.arange(len(ended)).reshape(-1, *[1] * (ended.ndim - 1))

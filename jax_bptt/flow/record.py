@@ -8,8 +8,9 @@ All of it is stored, so diagnostics are meant for small batches, not for every s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,17 @@ from jax_bptt.engine.engine import Transform
 from jax_bptt.engine.loops import StepBack
 from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
+from jax_bptt.networks.features import encoded
+from jax_bptt.networks.head import untied
 from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
 from jax_bptt.networks.losses import Loss, check_loss, count
-from jax_bptt.networks.network import Network, check_network, check_run
+from jax_bptt.networks.network import Network, check_network
+from jax_bptt.networks.network_arguments import check_run
 from jax_bptt.networks.readout_and_loss import loss_and_grad
 from jax_bptt.networks.value_and_grad import Inputs, check_outputs, steps_that_count
+
+Pullback: TypeAlias = Callable[[Array], tuple[Array, Array]]
 
 
 class LayerRecord(NamedTuple):
@@ -45,7 +51,7 @@ class LayerRecord(NamedTuple):
       slopes: a_1..a_T.
       d_start_to_params: a function from dE/dstart, leaves [..., H], to its part of dE/dparams.
       pullback: a function from dE/do_1..dE/do_T to (dE/dh_t, dE/dx_t); the latter is that of the residual
-        connection alone.
+        connection alone. o_t are the inputs of the next layer with a state, behind the dense ones between.
     """
 
     cell: AnyCell
@@ -54,11 +60,11 @@ class LayerRecord(NamedTuple):
     states: State
     slopes: Slopes
     d_start_to_params: Callable[[State], Any]
-    pullback: Callable[[Array], tuple[Array, Array]]
+    pullback: Pullback
 
 
 class Record(NamedTuple):
-    """A `Record` stores the layers, the one nearest to the input first; E; and G, [T, ..., features]."""
+    """A `Record` stores the layers with a state, the one nearest to the input first; E; and G of the last."""
 
     layers: tuple[LayerRecord, ...]
     error: Array
@@ -82,20 +88,27 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     check_network(net)
     check_loss(loss)
     params, carry, sequence = check_run(net, inputs.params, inputs.carry, inputs.sequence, key=inputs.key)
-    targets, weight = check_outputs(net, loss, sequence, inputs.targets, inputs.weight)
+    targets, weight = check_outputs(net, loss, params, sequence, inputs.targets, inputs.weight)
     if varying((params, carry, sequence, targets, weight)):
         came = "different rows on every device of a jax.shard_map"
         raise bad("xs", "the rows of all devices", came, "call it outside, on arrays placed on the mesh")
     params, carry, sequence, targets, weight = replicate((params, carry, sequence, targets, weight))
-    keys, here, layers = dropout_keys(inputs.key, sequence), sequence, []
+    net, params = untied(net, params)
+    keys, here = dropout_keys(inputs.key, sequence), encoded(net, params, sequence)
+    layers: list[LayerRecord] = []
     for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
         if layer.backward is not None:
             fix = "use a network without backward cells: terms of a layer that reads both ways have no lag"
             raise bad("net", "layers that read forward", f"layer {number} with a backward cell", fix)
         s_0, own = None if carry is None else carry[number], keys_of_layer(number, keys)
-        one = record_of_layer(layer, p, s_0, here, own)
-        layers.append(one)
-        here = here._replace(xs=outputs_of(layer, one.states.h, one.run.sequence, own))
+        if not layer.is_recurrent:
+            outputs, back = jax.vjp(functools.partial(_through_dense, layer, p, here, own), here.xs)
+            if layers:  # what comes after it goes back through it to the layer before
+                layers[-1] = layers[-1]._replace(pullback=_after(back, layers[-1].pullback))
+        else:
+            layers.append(record_of_layer(layer, p, s_0, here, own))
+            outputs = outputs_of(layer, layers[-1].states.h, layers[-1].run.sequence, own)
+        here = here._replace(xs=outputs)
 
     def read_by_readout(outputs: Array) -> Array:
         return at_last_step(net.layers[-1], outputs, sequence.mask) if net.readout.of_last else outputs
@@ -107,11 +120,22 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     return Record(tuple(layers), found.error, back(found.hs)[0])
 
 
+def _through_dense(
+    layer: Layer, params: ArrayTree, sequence: Sequence, keys: PRNGKey | None, xs: Array
+) -> Array:
+    return outputs_of(layer, layer.dense.forward(params, xs), sequence._replace(xs=xs), keys)
+
+
+def _after(later: Callable[[Array], tuple[Array]], earlier: Pullback) -> Pullback:
+    """A derivative by the outputs goes back through the later function first."""
+    return lambda d_outputs: earlier(*later(d_outputs))
+
+
 def record_of_layer(
     layer: Layer, params: ArrayTree, carry: State | None, sequence: Sequence, keys: PRNGKey | None
 ) -> LayerRecord:
     """This runs one layer that reads forward; a carry of None stands for the initial carry."""
-    cell, rows = layer.forward, sequence.rows
+    cell, rows = layer.cells[0], sequence.rows
     sequence = without_padding(sequence)
     start = cell.initial_carry(params, rows)
     _, begin = jax.vjp(lambda p: differentiable(cell.initial_carry(p, rows)), params)

@@ -32,7 +32,8 @@ from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.lyapunov import lyapunov_spectrum
 from jax_bptt.flow.record import LayerRecord, every_step_back, record, swept
 from jax_bptt.networks.losses import Loss
-from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams
+from jax_bptt.networks.network import Network
+from jax_bptt.networks.params import NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs
 
 

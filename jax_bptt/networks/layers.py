@@ -30,6 +30,7 @@ from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.sequence import Sequence, ends_of
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.networks.dense import Dense
 from jax_bptt.unrolling.unroll import run_checked
 
 
@@ -51,22 +52,39 @@ class Layer(NamedTuple):
     """A `Layer` is one layer of a network; `layer` makes it.
 
     Attributes:
-      forward: the cell that reads from the first step to the last.
+      forward: the cell that reads from the first step to the last; or a `Dense` layer, without a state.
       backward: the cell that reads from the last to the first, or None.
       residual: whether the input is added to the output.
       dropout: p, the probability with which an output is set to zero in training.
       made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
-    forward: AnyCell
+    forward: AnyCell | Dense
     backward: AnyCell | None = None
     residual: bool = False
     dropout: float = 0.0
     made_by: Call | None = None
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether it has a state, unlike a dense layer."""
+        return not isinstance(self.forward, Dense)
+
+    @property
     def cells(self) -> tuple[AnyCell, ...]:
-        """These are the cells of its directions, one or two."""
+        """These are the cells of its directions, one or two; a dense layer has none."""
+        directions = (self.forward, self.backward)
+        return tuple(c for c in directions if c is not None and not isinstance(c, Dense))
+
+    @property
+    def dense(self) -> Dense:
+        """This is the map of a layer without a state."""
+        assert isinstance(self.forward, Dense)
+        return self.forward
+
+    @property
+    def maps(self) -> tuple[AnyCell | Dense, ...]:
+        """These are its cells, or its dense map: all that has parameters."""
         return (self.forward,) if self.backward is None else (self.forward, self.backward)
 
     @property
@@ -77,15 +95,15 @@ class Layer(NamedTuple):
     @property
     def output_size(self) -> int:
         """This is the number of features of o_t."""
-        return sum(cell.hidden_size for cell in self.cells)
+        return sum(one.hidden_size for one in self.maps)
 
     def parts(self, of_layer: ArrayTree) -> tuple[Any, ...]:
         """The params, or the carry, of the layer are split into those of each of its cells."""
         return (of_layer,) if self.backward is None else tuple(of_layer)
 
     def each(self, f: Callable[..., Any], *args: ArrayTree) -> Any:
-        """The function f is applied to each cell, with that cell's part of each argument."""
-        results = tuple(map(f, self.cells, *map(self.parts, args)))
+        """The function f is applied to each of `maps`, with its part of each argument."""
+        results = tuple(map(f, self.maps, *map(self.parts, args)))
         return results[0] if self.backward is None else Directions(*results)
 
 
@@ -97,7 +115,7 @@ def _probability(argument: str, value: object) -> float:
 
 @cached(residual=flag, dropout=_probability)
 def layer(
-    cell: AnyCell,
+    cell: AnyCell | Dense,
     *,
     backward: AnyCell | None = None,
     residual: bool = False,
@@ -108,7 +126,7 @@ def layer(
     o_t = dropout([h→_t, h←_t]) + x_t   (H1-H5)
 
     Args:
-      cell: the cell that reads from the first step to the last.
+      cell: the cell that reads from the first step to the last, or a layer of `dense`.
       backward: a second cell, which reads from the last step to the first; its outputs are concatenated
         to those of the first. None for one direction.
       residual: whether the input x_t is added to the output; both must then have the same size.
@@ -127,7 +145,8 @@ def layer(
     8
     """
     for name, c in (("cell", cell), ("backward", backward)):
-        if not isinstance(c, (Cell, StepCell)) and not (name == "backward" and c is None):
+        is_dense = isinstance(c, Dense) and name == "cell" and backward is None
+        if not isinstance(c, (Cell, StepCell)) and not is_dense and not (name == "backward" and c is None):
             raise bad(name, "a Cell", c, "make one such as jb.lstm(input_size, hidden_size)")
     if backward is not None and backward.input_size != cell.input_size:
         came = f"input_size {backward.input_size}"
@@ -151,7 +170,7 @@ def run_layers(
 
     A carry of None stands for the initial carry; keys are those of `dropout_keys`.
     """
-    last = []
+    last: list[Any] = []
     starts = sequence.starts  # one for each layer, as the carry
     for number, (layer, p) in enumerate(zip(layers, params, strict=True)):
         s_0 = None if carry is None else carry[number]
@@ -165,16 +184,19 @@ def run_layers(
 
 def _run_layer(
     layer: Layer, params: Any, carry: Any, sequence: Sequence, gradient: GradientMethod
-) -> tuple[State | Directions, Array]:
-    if layer.backward is None:
-        return run_checked(layer.forward, params, carry, sequence, gradient)  # (H1)
+) -> tuple[State | Directions | tuple[()], Array]:
+    if not layer.is_recurrent:
+        return (), layer.dense.forward(params, sequence.xs)
+    if len(layer.cells) == 1:
+        return run_checked(layer.cells[0], params, carry, sequence, gradient)  # (H1)
+    to_the_right, to_the_left = layer.cells
     to_right, to_left = Directions(None, None) if carry is None else carry
     starts: Any = Directions(None, None) if sequence.starts is None else sequence.starts
     of_right = sequence._replace(starts=starts.forward)
-    right, ahead = run_checked(layer.forward, params.forward, to_right, of_right, gradient)  # (H1)
+    right, ahead = run_checked(to_the_right, params.forward, to_right, of_right, gradient)  # (H1)
     # read backwards, a mark between steps t − 1 and t is one of t − 1
     ends = ends_of(sequence._replace(starts=starts.backward))
-    left, back = run_checked(layer.backward, params.backward, to_left, ends, gradient, reverse=True)  # (H2)
+    left, back = run_checked(to_the_left, params.backward, to_left, ends, gradient, reverse=True)  # (H2)
     return Directions(right, left), jnp.concatenate([ahead, back], -1)  # (H3)
 
 
@@ -202,7 +224,7 @@ def dropout_keys(key: PRNGKey | None, sequence: Sequence) -> PRNGKey | None:
     is_raw = key.dtype == jnp.uint32  # made by jax.random.PRNGKey, not by jax.random.key
     numbers = key if is_raw else jax.random.key_data(key)
     two = jax.random.wrap_key_data(numbers[:2], impl="threefry2x32")
-    return jax.random.split(functools.reduce(jax.random.fold_in, numbers[2:], two), sequence.xs.shape[:-1])
+    return jax.random.split(functools.reduce(jax.random.fold_in, numbers[2:], two), sequence.leading)
 
 
 def keys_of_layer(number: int, keys: PRNGKey | None) -> PRNGKey | None:

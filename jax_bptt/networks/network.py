@@ -1,9 +1,9 @@
-"""A network is a stack of layers with a readout on top.
+"""A network is a stack of layers with a readout on top, and perhaps an encoder in front.
 
     article   Y_t = g₂(W_y S_t)
 
-    forward   h_t = layers(x_t)             `layers`, each cell by `unroll`               (N1)
-              Y_t = readout(h_t)            `readout`                                     (N2)
+    forward   h_t = layers(encoder(x_t))    `features`                                    (N1)
+              Y_t = readout(h_t)            `readout`, or a `head`                        (N2)
 
 The backward pass from a loss is in `value_and_grad`.
 """
@@ -14,76 +14,59 @@ from collections.abc import Sequence as ListOf
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array
 from jax.typing import DTypeLike
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_batch_shape, check_key
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named, running
-from jax_bptt.base.made import Call, by_shape, made
+from jax_bptt.base.made import Call, made
 from jax_bptt.base.trees import apart, num_parameters
-from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell, StepCell
-from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of
+from jax_bptt.engine.devices import ALL, on_devices, rows_of
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
-from jax_bptt.networks.layers import Directions, Layer, at_last_step, dropout_keys, layer, run_layers
-from jax_bptt.networks.network_step import check_network_step, step_network
-from jax_bptt.networks.readout import Readout, ReadoutParams, outputs_lie
-from jax_bptt.unrolling.arguments import (
-    check_inputs,
-    check_method,
-    check_params,
-    check_step,
-    fill_missing_carry,
-    parameter_shapes,
-    with_dtype,
-)
-
-NetworkCarry = tuple[Any, ...]  # one per layer: the carry of its cell, or `Directions` of two carries
-
-
-@by_shape
-class NetworkParams(NamedTuple):
-    """These are the parameters of a network.
-
-    Attributes:
-      cells: the params of each layer, the layer nearest to the input first; `Directions` of two params for
-        a layer that reads both ways.
-      readout: `ReadoutParams`.
-    """
-
-    cells: tuple[Any, ...]
-    readout: ReadoutParams
+from jax_bptt.networks.dense import Dense
+from jax_bptt.networks.encoder import AnyEncoder, Embedding, check_encoder
+from jax_bptt.networks.features import features, network_with_dtype
+from jax_bptt.networks.head import untied
+from jax_bptt.networks.layers import Directions, Layer, dropout_keys, layer
+from jax_bptt.networks.network_arguments import check_network_step, check_run, sizes_of
+from jax_bptt.networks.network_step import step_network
+from jax_bptt.networks.params import NetworkCarry, NetworkParams
+from jax_bptt.networks.readout import AnyReadout, check_readout, outputs_lie
+from jax_bptt.unrolling.arguments import check_params, fill_missing_carry
 
 
 def _size(net: Network) -> str:
     try:
-        return f"{num_parameters(_parameter_shapes(net)):,} parameters"
+        return f"{num_parameters(sizes_of(net).params):,} parameters"
     except Exception:  # whatever is wrong with a cell's init: to print it is no error
         return "parameters unknown"
 
 
 @made(run="run it by net.apply(params, carry, xs)", remark=_size)
 class Network(NamedTuple):
-    """A `Network` holds layers and a readout; `network` makes it.
+    """A `Network` holds layers, a readout and perhaps an encoder; `network` makes it.
 
     Attributes:
       layers: the layers, the one nearest to the input first.
       readout: the map from the last layer's features to Y.
+      encoder: the map from the input of a step to what the first layer reads; None for none.
       made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
     layers: tuple[Layer, ...]
-    readout: Readout
+    readout: AnyReadout
+    encoder: AnyEncoder | None = None
     made_by: Call | None = None
 
     @named("net.init")
     def init(self, key: PRNGKey) -> NetworkParams:
-        """This makes random parameters for every layer and for the readout.
+        """This makes random parameters for every layer, for the readout and for the encoder.
 
         Args:
           key: a key from jax.random.key.
@@ -96,7 +79,11 @@ class Network(NamedTuple):
         """
         check_key(key)
         key_readout, *keys = jax.random.split(key, 1 + len(self.layers))
-        return NetworkParams(tuple(map(_init_layer, self.layers, keys)), self.readout.init(key_readout))
+        cells = tuple(map(_init_layer, self.layers, keys))
+        if self.encoder is None:
+            return NetworkParams(cells, self.readout.init(key_readout))
+        key_encoder = jax.random.fold_in(key, 1 + len(self.layers))
+        return NetworkParams(cells, self.readout.init(key_readout), self.encoder.init(key_encoder))
 
     @named("net.initial_carry")
     def initial_carry(self, params: NetworkParams, batch_shape: Shape) -> NetworkCarry:
@@ -114,13 +101,8 @@ class Network(NamedTuple):
         """
         check_batch_shape(batch_shape)
         params = as_arrays("params", params)
-        check_params(params, _parameter_shapes(self), "make them by net.init(key)")
-        with running("initial_carry"):
-            carry = tuple(
-                layer.each(lambda cell, p: cell.initial_carry(p, batch_shape), p)
-                for layer, p in zip(self.layers, params.cells, strict=True)
-            )
-        return apart(carry, params)  # a cell of the user's may return a parameter itself
+        check_params(params, sizes_of(self).params, "make them by net.init(key)")
+        return _initial_carry(self, params.cells, batch_shape)
 
     @named("net.next_carry")
     def next_carry(self, carry: NetworkCarry) -> NetworkCarry:
@@ -151,7 +133,7 @@ class Network(NamedTuple):
         self,
         params: NetworkParams,
         carry: NetworkCarry | None,
-        xs: Array,
+        xs: ArrayTree,
         *,
         gradient: GradientMethod = full(),
         mask: Mark = None,
@@ -160,7 +142,7 @@ class Network(NamedTuple):
         starts: NetworkCarry | None = None,
         key: PRNGKey | None = None,
         dtype: DTypeLike | None = None,
-    ) -> tuple[NetworkCarry, Array]:
+    ) -> tuple[NetworkCarry, Any]:
         """This runs the network; the outputs Y_1..Y_T are differentiable by params, carry, xs and starts.
 
         Y_t = g₂(h_t W_y (+ b_y))   (N1, N2)
@@ -170,7 +152,7 @@ class Network(NamedTuple):
           carry: s_0 of every layer, from `initial_carry` or an earlier call. None, for all layers or for
             one of them, stands for the initial carry of these params; the gradient then reaches the
             params through it.
-          xs: [T, ..., I], time first, dtype of params.
+          xs: [T, ..., I], time first, dtype of params; with an encoder whatever it reads, leaves [T, ...].
           gradient: the gradient method of each layer, see `unroll`.
           mask, reset, cut: bool [T, ...] for all layers, see `unroll`. For a cell that reads backwards a
             reset or cut at step t also acts between t − 1 and t.
@@ -178,18 +160,20 @@ class Network(NamedTuple):
             for all layers or for one of them, stands for the initial carry. A cell that reads backwards
             begins step t − 1 from starts_t.
           key: a key from jax.random.key for dropout; None turns dropout off, for evaluation.
-          dtype: jnp.bfloat16 for mixed precision in every layer and the readout, see `unroll`.
+          dtype: jnp.bfloat16 for mixed precision in every layer and the readout, see `unroll`. An encoder
+            and a head of your own compute in the dtype of their params.
 
         Returns:
-          (carry, ys): the last state of every layer, and Y, [T, ..., O], or [..., O] with `last`.
+          (carry, ys): the last state of every layer, and Y, [T, ..., O], or [..., O] with `last`; with a
+          head whatever it makes of a step, leaves [T, ...] or [...].
 
         Raises:
           ValueError: at trace time; it names the argument, what was expected and what was passed.
         """
         sequence = Sequence(xs, mask, reset, cut, starts=starts)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
-        net = network_with_dtype(dtype, self, params)
-        last, hs = features(net, params.cells, carry, sequence, gradient, dropout_keys(key, sequence))
+        net, params = untied(network_with_dtype(dtype, self, params), params)
+        last, hs = features(net, params, carry, sequence, gradient, dropout_keys(key, sequence))
         lie = outputs_lie(net.readout)
         forward = on_devices(net.readout.forward, rows_of(sequence.xs, params, carry), (ALL, lie), (lie, lie))
         return last, forward(params.readout, hs)[1]  # (N2)
@@ -200,12 +184,12 @@ class Network(NamedTuple):
         self,
         params: NetworkParams,
         carry: NetworkCarry | None,
-        x: Array,
+        x: ArrayTree,
         *,
         mask: Mark = None,
         reset: Mark = None,
         dtype: DTypeLike | None = None,
-    ) -> tuple[NetworkCarry, Array]:
+    ) -> tuple[NetworkCarry, Any]:
         """This takes one step, without dropout; in a loop it gives the numbers of `apply`, see `step`.
 
         Y_t = g₂(h_t W_y (+ b_y))   (N1, N2)
@@ -213,45 +197,49 @@ class Network(NamedTuple):
         Args:
           params: from `init`.
           carry: from `initial_carry` or the step before; None as for `apply`.
-          x: x_t, [..., I], dtype of params.
+          x: x_t, [..., I], dtype of params; with an encoder the input of one step, leaves [...].
           mask, reset: bool [...] for all layers, see `step`.
           dtype: as for `apply`.
 
         Returns:
-          (carry, y): the state of every layer and Y_t, [..., O]. With `last`, Y_t is the output of a
-          sequence that ends here.
+          (carry, y): the state of every layer and Y_t, [..., O], or what a head makes of the step. With
+          `last`, Y_t is the output of a sequence that ends here.
 
         Raises:
           ValueError: at trace time, also for a network with a layer that reads backwards.
         """
-        sizes = _parameter_shapes(self), self.layers[0].input_size
-        params, carry, sequence = check_network_step(self, sizes, params, carry, x, mask, reset)
-        net = network_with_dtype(dtype, self, params)
-        return step_network(net.layers, net.readout, params, carry, sequence)
+        params, carry, sequence = check_network_step(self, params, carry, x, mask, reset)
+        net, params = untied(network_with_dtype(dtype, self, params), params)
+        return step_network(net, params, carry, sequence)
 
 
-def _cells(argument: str, value: Foreign) -> tuple[AnyCell | Layer, ...]:
-    kinds = (Cell, StepCell, Layer)
+def _cells(argument: str, value: Foreign) -> tuple[AnyCell | Dense | Layer, ...]:
+    kinds = (Cell, StepCell, Layer, Dense)
     if not (isinstance(value, (list, tuple)) and value and all(isinstance(c, kinds) for c in value)):
         raise bad(argument, "a list of cells", value, "pass [jb.elman(input_size, hidden_size)]")
     return tuple(value)
 
 
 @cached(cells=_cells)
-def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
+def network(
+    cells: ListOf[AnyCell | Dense | Layer], readout: AnyReadout, encoder: AnyEncoder | None = None
+) -> Network:
     """A network feeds the outputs of each layer to the next one, and those of the last to a readout.
 
     Args:
-      cells: a list of cells, or of layers made by `layer`, the one nearest to the input first. The input
-        size of each must equal the output size of the previous one.
-      readout: from `readout` or `last`; its hidden size must equal the output size of the last layer.
+      cells: a list of cells, or of layers made by `layer` and `dense`, the one nearest to the input first.
+        The input size of each must equal the output size of the previous one.
+      readout: from `readout`, `tied_readout` or `head`, perhaps in `last`; it must read as many features as
+        the last layer has.
+      encoder: from `embedding` or `encoder`, which makes the x_t of the first layer from what you pass as xs;
+        None if xs is x_1..x_T itself.
 
     Returns:
       The `Network`, with the methods init, initial_carry, next_carry, apply and step.
 
     Raises:
-      ValueError: cells is empty or holds something else than cells and layers, readout is not a `Readout`,
-        or two sizes do not agree.
+      ValueError: cells is empty or holds something else than cells and layers, readout or encoder is
+        something else, or two sizes do not agree.
 
     >>> net = network([jb.lstm(3, 5), jb.layer(jb.gru(5, 4), backward=jb.gru(5, 4))], jb.readout(8, 2))
     >>> params = net.init(jax.random.key(0))
@@ -259,15 +247,23 @@ def network(cells: ListOf[AnyCell | Layer], readout: Readout) -> Network:
     >>> ys.shape
     (7, 2)
     """
-    if not isinstance(readout, Readout):
-        raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
+    check_readout(readout)
+    check_encoder(encoder)
     layers = tuple(c if isinstance(c, Layer) else layer(c) for c in cells)
-    sizes = [c.output_size for c in layers]
-    wanted = [c.input_size for c in layers[1:]] + [readout.hidden_size]
+    sizes = [c.output_size for c in layers[:-1]]
+    wanted = [c.input_size for c in layers[1:]]
     if sizes != wanted:
         fix = "each input size must equal the output size of the previous layer"
         raise bad("cells", f"hidden sizes {wanted}, as the next layers read", str(sizes), fix)
-    return Network(layers, readout)
+    readout.check(layers[-1].output_size, encoder)
+    if isinstance(encoder, Embedding) and encoder.size != layers[0].input_size:
+        fix = "its size must be the input size of the first layer"
+        raise bad("encoder", f"an embedding of size {layers[0].input_size}", encoder, fix)
+    reads_back = [one.backward is not None for one in layers if one.is_recurrent]
+    if readout.of_last and not layers[-1].is_recurrent and reads_back[-1:] == [True]:
+        fix = "put what follows the layer that reads both ways into a jb.head: jb.last(jb.head(apply, init))"
+        raise bad("cells", "no dense layer after the last recurrent one, with jb.last", layers[-1], fix)
+    return Network(layers, readout, encoder)
 
 
 def check_network(net: object) -> None:
@@ -276,75 +272,24 @@ def check_network(net: object) -> None:
         raise bad("net", "a Network", net, "make one by jb.network([cell], readout)")
 
 
-def network_with_dtype(dtype: DTypeLike | None, net: Network, params: NetworkParams) -> Network:
-    """The network is returned with every matrix product on operands of this dtype."""
-    layers = (
-        one._replace(
-            forward=with_dtype(dtype, one.forward, p),
-            backward=None if one.backward is None else with_dtype(dtype, one.backward, p),
-        )
-        for one, p in zip(net.layers, params.cells, strict=True)
-    )
-    return net._replace(layers=tuple(layers), readout=with_dtype(dtype, net.readout, params))
-
-
-def features(
-    net: Network,
-    cells: tuple[Any, ...],
-    carry: NetworkCarry | None,
-    sequence: Sequence,
-    gradient: GradientMethod,
-    keys: PRNGKey | None,
-) -> tuple[NetworkCarry, Array]:
-    """The layers return their last states and the features for the readout; keys are as in `run_layers`."""
-
-    def run(
-        cells: tuple[Any, ...], carry: NetworkCarry | None, sequence: Sequence, keys: PRNGKey | None
-    ) -> tuple[NetworkCarry, Array]:
-        last, hs = run_layers(net.layers, cells, carry, sequence, gradient, keys)  # (N1)
-        return last, at_last_step(net.layers[-1], hs, sequence.mask) if net.readout.of_last else hs
-
-    rows, inputs = rows_of(sequence.xs, cells, carry), (ALL, ROWS, STEPS, STEPS)
-    last, hs = on_devices(run, rows, inputs, (ROWS, outputs_lie(net.readout)))(cells, carry, sequence, keys)
-    return last, hs
-
-
 def _init_layer(layer: Layer, key: PRNGKey) -> Any:
     keys = key if layer.backward is None else Directions(*jax.random.split(key))
     with running("init"):
         return layer.each(lambda cell, k: cell.init(k), keys)
 
 
+def _initial_carry(net: Network, cells: tuple[Any, ...], rows: Shape) -> NetworkCarry:
+    with running("initial_carry"):
+        carry = tuple(
+            layer.each(lambda cell, p: cell.initial_carry(p, rows), p)
+            for layer, p in zip(net.layers, cells, strict=True)
+        )
+    return apart(carry, cells)  # a cell of the user's may return a parameter itself
+
+
 def filled_carry(
-    net: Network, params: NetworkParams, carry: NetworkCarry | None, rows: Shape
+    net: Network, cells: tuple[Any, ...], carry: NetworkCarry | None, rows: Shape
 ) -> NetworkCarry:
-    """This is the carry of every layer, with the initial carry in place of None."""
-    initial = net.initial_carry(params, rows)
+    """This is the carry of every layer, from params.cells, with the initial carry in place of None."""
+    initial = _initial_carry(net, cells, rows)
     return initial if carry is None else fill_missing_carry(carry, initial)
-
-
-@cached()
-def _parameter_shapes(net: Network) -> NetworkParams:
-    readout = jax.eval_shape(lambda: net.readout.init(jax.random.key(0)))
-    return NetworkParams(tuple(layer.each(parameter_shapes) for layer in net.layers), readout)
-
-
-def check_run(
-    net: Network,
-    params: Foreign,
-    carry: Foreign,
-    sequence: Sequence,
-    gradient: Foreign = full(),
-    key: Foreign = None,
-) -> tuple[NetworkParams, NetworkCarry | None, Sequence]:
-    """params, carry and sequence are returned as arrays; a ValueError names an argument that is wrong."""
-    check_method(gradient)
-    if key is not None:
-        check_key(key)
-    sizes = _parameter_shapes(net), net.layers[0].input_size
-    params, carry, sequence = check_inputs("net", net, sizes, params, carry, sequence)
-    if gradient.backward is not None:  # JAX itself can differentiate any step, a hand-derived pass cannot
-        for one, p in zip(net.layers, params.cells, strict=True):
-            for cell, of_cell in zip(one.cells, one.parts(p), strict=True):
-                check_step(gradient.on_engine(cell), of_cell, sequence.rows)
-    return params, carry, sequence

@@ -12,7 +12,7 @@ back      δz_t = dE/dY_t g₂′(z_t)                                          
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,32 @@ from jax_bptt.base.checks import check_key, flag, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.trees import with_fields
-from jax_bptt.base.types import DType, PRNGKey
+from jax_bptt.base.types import DType, Foreign, PRNGKey
 from jax_bptt.base.variants import varied
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
 from jax_bptt.engine.devices import ROWS, STEPS
 from jax_bptt.engine.linear_maps import broadcast_leading, product, sum_of_outer_products, sum_over_rows
+
+
+class AnyReadout(Protocol):
+    """What maps the features of the last layer to Y: of `readout`, `tied_readout` or `head`."""
+
+    @property
+    def of_last(self) -> bool:
+        """Whether it reads the last valid step only; see `last`."""
+
+    def init(self, key: PRNGKey) -> Any:
+        """It makes the parameters."""
+
+    def check(self, features: int, encoder: Foreign) -> None:
+        """It raises a ValueError unless it reads so many features, in a network with this encoder."""
+
+    def forward(self, params: Any, hs: Array) -> tuple[Any, Any]:
+        """It computes Y, leaves [..., *], of features [..., H], and what its backward pass needs."""
+
+    def backward(self, params: Any, hs: Array, kept: Any, ys: Any, d_ys: Any) -> tuple[Any, Array]:
+        """It computes dE/dparams and G = dE/dh, [..., H], from dE/dY."""
 
 
 @by_shape
@@ -84,6 +104,12 @@ class Readout(NamedTuple):
         w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
         params = ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
         return params if self.bias else varied(params, "WithoutBias", {"w_y": w_y})
+
+    def check(self, features: int, encoder: Foreign) -> None:
+        """A ValueError is raised unless the last layer has so many features."""
+        if features != self.hidden_size:
+            fix = "the hidden size of the readout must be the output size of the last layer"
+            raise bad("readout", f"a readout of {features} features, as the last layer has", self, fix)
 
     def forward(self, params: ReadoutParams, hs: Array) -> tuple[Array, Array]:
         """The forward pass computes the outputs of any number of steps.
@@ -150,8 +176,11 @@ def readout(
     return Readout(hidden_size, output_size, activation_of(activation), bias)
 
 
+_AnyReadout = TypeVar("_AnyReadout", bound=AnyReadout)
+
+
 @cached()
-def last(readout: Readout) -> Readout:
+def last(readout: _AnyReadout) -> _AnyReadout:
     """This makes a readout of the last valid step only, with one output for each sequence.
 
     Y = g₂(h W_y (+ b_y)), h where each direction of the last layer ends   (Y1, Y2)
@@ -160,24 +189,29 @@ def last(readout: Readout) -> Readout:
     in a loss.
 
     Args:
-      readout: from `readout`.
+      readout: from `readout`, `tied_readout` or `head`.
 
     Returns:
-      The `Readout`. In a network ys and the targets then have no time axis: ys is [..., O].
+      A readout of the same kind. In a network ys and the targets then have no time axis: ys is [..., O].
 
     Raises:
-      ValueError: readout is not a `Readout`.
+      ValueError: readout is not a readout or a head.
 
     >>> net = jb.network([jb.elman(3, 5)], jb.last(jb.readout(5, 2)))
     >>> carry, ys = net.apply(net.init(jax.random.key(0)), None, jnp.ones((7, 3)))
     >>> ys.shape
     (2,)
     """
-    if not isinstance(readout, Readout):
-        raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size)")
-    return readout if readout.of_last else readout._replace(of_last=True)
+    check_readout(readout)
+    return readout if readout.of_last else with_fields(readout, of_last=True)
 
 
-def outputs_lie(readout: Readout) -> str:
+def check_readout(readout: object) -> None:
+    """This raises a ValueError unless it is a readout or a head."""
+    if not (hasattr(readout, "of_last") and hasattr(readout, "made_by")):
+        raise bad("readout", "a Readout", readout, "pass jb.readout(hidden_size, output_size) or a jb.head")
+
+
+def outputs_lie(readout: AnyReadout) -> str:
     """This names the axes of Y and of its targets: [..., O] with `last`, [T, ..., O] otherwise."""
     return ROWS if readout.of_last else STEPS

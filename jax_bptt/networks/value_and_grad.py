@@ -31,7 +31,7 @@ from jax_bptt.base.checks import as_arrays
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import adding, named
 from jax_bptt.base.trees import differentiable, merged, plus
-from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Targets, Weight
+from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Shape, Targets, Weight
 from jax_bptt.engine.devices import (
     ALL,
     ROWS,
@@ -48,19 +48,14 @@ from jax_bptt.engine.devices import (
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Reversed, Streamed
+from jax_bptt.networks.features import features, network_with_dtype
+from jax_bptt.networks.head import tied_again, untied
 from jax_bptt.networks.judged import Judged, check_weight
 from jax_bptt.networks.layers import dropout_keys
 from jax_bptt.networks.losses import Loss, check_loss, check_targets, count, is_additive
-from jax_bptt.networks.network import (
-    Network,
-    NetworkCarry,
-    NetworkParams,
-    check_network,
-    check_run,
-    features,
-    filled_carry,
-    network_with_dtype,
-)
+from jax_bptt.networks.network import Network, check_network, filled_carry
+from jax_bptt.networks.network_arguments import check_run
+from jax_bptt.networks.params import NetworkCarry, NetworkParams
 from jax_bptt.networks.readout import outputs_lie
 from jax_bptt.networks.readout_and_loss import loss_and_grad, loss_and_grad_of_steps
 
@@ -72,7 +67,7 @@ class ValueAndGrad(Protocol):
         self,
         params: NetworkParams,
         carry: NetworkCarry | None,
-        xs: Array,
+        xs: ArrayTree,
         targets: Targets,
         *,
         gradient: GradientMethod = full(),
@@ -135,7 +130,7 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
     def run(
         params: NetworkParams,
         carry: NetworkCarry | None,
-        xs: Array,
+        xs: ArrayTree,
         targets: Targets,
         *,
         gradient: GradientMethod = full(),
@@ -216,7 +211,7 @@ def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
     """This is `value_and_grad` that also reports whether the final carry is finite, in one all-reduce."""
     net, loss, gradient, dtype = objective
     params, carry, sequence = check_run(net, *inputs[:3], gradient, inputs.key)
-    targets, weight = check_outputs(net, loss, sequence, inputs.targets, inputs.weight)
+    targets, weight = check_outputs(net, loss, params, sequence, inputs.targets, inputs.weight)
     rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # others need every device's Y
     lie, pieces = outputs_lie(net.readout), pieces_of(params, rows)
     run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)), pieces)
@@ -251,13 +246,15 @@ def _run(
     rows = carry, sequence, targets, weight, keys
     axes = reduce_axes(rows, params)
     params, carry, sequence, keys = to_local((params, carry, sequence, keys), (params, *rows))
+    whole, (net, params) = net, untied(net, params)
     judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
     n = sum_over_devices(count(loss, judged), axes)
     local = _Local(params, carry, sequence, judged._replace(n=n), keys)
     by = _by_chunks if gradient.stream is not None and _runs_one_way(net, loss) else _by_layers
-    error, last, grads = by(objective, local)
+    error, last, grads = by(objective._replace(net=net), local)
+    grads = tied_again(whole, grads)
     finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(differentiable(last))]
-    nonfinite = 1 - jnp.stack(finite).all().astype(error.dtype)
+    nonfinite = 1 - functools.reduce(jnp.logical_and, finite, jnp.array(True)).astype(error.dtype)
     # a number of the dtype of E, so that it joins the one sum over devices
     (error, nonfinite_devices), grads = sum_in_pieces((error, nonfinite), grads, axes, pieces)
     return error, last, grads, nonfinite_devices
@@ -265,7 +262,8 @@ def _run(
 
 def _runs_one_way(net: Network, loss: Loss) -> bool:
     one_way = all(layer.backward is None for layer in net.layers)
-    return one_way and is_additive(loss) and not net.readout.of_last
+    remembers = any(layer.is_recurrent for layer in net.layers)
+    return one_way and remembers and is_additive(loss) and not net.readout.of_last
 
 
 def _by_layers(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry, NetworkParams]:
@@ -273,15 +271,15 @@ def _by_layers(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     net, loss, gradient, _ = objective
     params, carry, sequence = local.params, local.carry, local.sequence
 
-    def run(cells: tuple[Any, ...]) -> tuple[Array, NetworkCarry]:
-        last, hs = features(net, cells, carry, sequence, gradient, local.keys)
+    def run(below: NetworkParams) -> tuple[Array, NetworkCarry]:
+        last, hs = features(net, below, carry, sequence, gradient, local.keys)
         return hs, last
 
-    hs, backward, last = jax.vjp(run, params.cells, has_aux=True)  # (V1)
+    hs, backward, last = jax.vjp(run, params._replace(readout=None), has_aux=True)  # (V1)
     rows = rows_of(sequence.xs, params, carry)
     found = loss_and_grad(net.readout, loss, params.readout, hs, local.judged, rows)  # (V2)
-    (d_cells,) = backward(found.hs)  # (V3)
-    return found.error, last, NetworkParams(d_cells, found.params)
+    (d_below,) = backward(found.hs)  # (V3)
+    return found.error, last, d_below._replace(readout=found.params)
 
 
 def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry, NetworkParams]:
@@ -294,27 +292,28 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     Chunk = tuple[Sequence, Judged, PRNGKey | None]
 
     def run(
-        cells: tuple[Any, ...], carry: NetworkCarry, here: Chunk, method: GradientMethod = of_chunk
+        below: NetworkParams, carry: NetworkCarry, here: Chunk, method: GradientMethod = of_chunk
     ) -> tuple[NetworkCarry, Array]:
         sequence, _, keys = here
-        return features(net, cells, carry, sequence, method, keys)  # (V1)
+        return features(net, below, carry, sequence, method, keys)  # (V1)
 
     def advance(params: NetworkParams, carry: NetworkCarry, here: Chunk) -> NetworkCarry:
-        return run(params.cells, carry, here, forward_only)[0]
+        return run(params, carry, here, forward_only)[0]
 
     def reverse(params: NetworkParams, carry: NetworkCarry, here: Chunk, d_carry: NetworkCarry) -> Reversed:
-        def of_numbers(cells: tuple[Any, ...], s: NetworkCarry) -> tuple[tuple[NetworkCarry, Array], Any]:
-            last, hs = run(cells, merged(s, carry), here)
+        def of_numbers(below: NetworkParams, s: NetworkCarry) -> tuple[tuple[NetworkCarry, Array], Any]:
+            last, hs = run(below, merged(s, carry), here)
             return (differentiable(last), hs), last
 
-        (_, hs), backward, last = jax.vjp(of_numbers, params.cells, differentiable(carry), has_aux=True)
+        below = params._replace(readout=None)
+        (_, hs), backward, last = jax.vjp(of_numbers, below, differentiable(carry), has_aux=True)
         judged = here[1]._replace(n=local.judged.n)
         found = loss_and_grad_of_steps(net.readout, loss, params.readout, hs, judged)  # (V2)
-        d_cells, d_carry = backward((d_carry, found.hs))  # (V3)
-        return Reversed(last, NetworkParams(d_cells, found.params), d_carry, found.error)
+        d_below, d_carry = backward((d_carry, found.hs))  # (V3)
+        return Reversed(last, d_below._replace(readout=found.params), d_carry, found.error)
 
     def begin(cells: tuple[Any, ...]) -> tuple[NetworkCarry, NetworkCarry]:
-        s_0 = filled_carry(net, params._replace(cells=cells), local.carry, sequence.rows)
+        s_0 = filled_carry(net, cells, local.carry, sequence.rows)
         s_0 = to_local(s_0, sequence)
         return differentiable(s_0), s_0
 
@@ -334,17 +333,25 @@ def steps_that_count(net: Network, mask: Mark) -> Mark:
 
 
 def check_outputs(
-    net: Network, loss: Loss, sequence: Sequence, targets: Targets, weight: Weight
+    net: Network, loss: Loss, params: NetworkParams, sequence: Sequence, targets: Targets, weight: Weight
 ) -> tuple[Targets, Weight]:
     """The targets and the weight are returned as arrays; a ValueError is raised unless they fit the outputs.
 
     What targets fit a loss of the user's own is for that loss to say.
     """
     targets = as_arrays("targets", targets)
-    leading, dtype = sequence.rows if net.readout.of_last else sequence.xs.shape[:-1], sequence.xs.dtype
+    leading = sequence.rows if net.readout.of_last else sequence.leading
+    dtype = jax.tree.leaves(params.cells)[0].dtype
     with adding(f"xs is read time first, as T = {sequence.steps} steps of batch {sequence.rows}"):
         weight = check_weight(weight, leading, dtype)
         if is_additive(loss):
-            ys = jax.ShapeDtypeStruct((*leading, net.readout.output_size), dtype)
+            ys = shapes_of_outputs(net, params, leading)
             check_targets(loss, ys, Judged(targets, steps_that_count(net, sequence.mask), weight))
     return targets, weight
+
+
+def shapes_of_outputs(net: Network, params: NetworkParams, leading: Shape) -> Any:
+    """The shapes of Y, leaves [*leading, ...]."""
+    net, params = untied(net, params)
+    hs = jax.ShapeDtypeStruct((*leading, net.layers[-1].output_size), jax.tree.leaves(params.cells)[0].dtype)
+    return jax.eval_shape(lambda readout, hs: net.readout.forward(readout, hs)[1], params.readout, hs)

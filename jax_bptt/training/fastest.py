@@ -38,7 +38,8 @@ from jax_bptt.gradients.full import full
 from jax_bptt.gradients.fused import fused
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
-from jax_bptt.networks.network import Network, NetworkParams, check_network
+from jax_bptt.networks.network import Network, check_network
+from jax_bptt.networks.params import NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs, Objective, Result, run_value_and_grad
 from jax_bptt.training.train import Batch
 
@@ -136,13 +137,14 @@ def fastest(
     check_loss(loss)
     limit = or_none(_bytes)("memory", memory)
     inputs = _inputs(net, batch)
-    limit = _free_bytes(inputs.sequence.xs) if limit is None else limit
+    limit = _free_bytes(jax.tree.leaves(batch.xs)[0]) if limit is None else limit
     programs, left_out = _compiled(Objective(net, loss, full(), dtype), inputs, limit)
     if not programs:
         least = min(one.temporaries for one in left_out if one.temporaries is not None)
         fix = "allow more, or use jb.checkpointed(slots=m) or jb.truncated(h), which need less"
         raise bad("memory", f"at least {least} bytes", limit, fix)
-    agreeing, wrong = _agreeing(programs, inputs, _tolerance(dtype or inputs.sequence.xs.dtype))
+    own: Array = jax.tree.leaves(inputs.params)[0]
+    agreeing, wrong = _agreeing(programs, inputs, _tolerance(dtype or own.dtype))
     timed = _timed(agreeing, inputs)
     return Fastest(timed[0].gradient, (*timed, *wrong, *left_out))
 
@@ -173,9 +175,9 @@ def _inputs(net: Network, batch: Foreign) -> Inputs:
     if any(isinstance(z, jax.core.Tracer) for z in jax.tree.leaves(batch)):
         raise bad("batch", "arrays", "traced values", "call jb.fastest outside of jax.jit and jax.grad")
     params = net.init(jax.random.key(0))
-    if is_floating(batch.xs):
+    if net.encoder is None and is_floating(batch.xs):
         params = jax.tree.map(lambda p: p.astype(batch.xs.dtype), params)
-    lies = getattr(batch.xs, "sharding", None)
+    lies = getattr(jax.tree.leaves(batch.xs)[0], "sharding", None)
     if isinstance(lies, NamedSharding):
         params = jax.device_put(params, NamedSharding(lies.mesh, P()))
     return Inputs(params, None, batch.sequence, batch.targets, batch.key, batch.weight)

@@ -21,7 +21,8 @@ from jax_bptt.base.checks import check_like
 from jax_bptt.base.errors import bad, running
 from jax_bptt.base.trees import wide
 from jax_bptt.base.types import Foreign
-from jax_bptt.networks.network import Network, NetworkParams
+from jax_bptt.networks.network import Network
+from jax_bptt.networks.params import NetworkParams
 
 NEEDS_MORE = (
     "write a loop of your own around jb.value_and_grad for an optimizer that needs more than the gradient, "

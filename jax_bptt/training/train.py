@@ -30,13 +30,14 @@ from jax_bptt.base.compiling import Jitted
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.trees import norm_of
-from jax_bptt.base.types import Foreign, Mark, PRNGKey, Shape, Targets, Weight
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape, Targets, Weight
 from jax_bptt.engine.devices import placed_like
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.losses import Loss, check_loss
-from jax_bptt.networks.network import Network, NetworkCarry, NetworkParams, check_network, filled_carry
+from jax_bptt.networks.network import Network, check_network, filled_carry
+from jax_bptt.networks.params import NetworkCarry, NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs, Objective, Result, run_value_and_grad
 from jax_bptt.training.optimizers import (
     begin,
@@ -74,8 +75,8 @@ class Batch(NamedTuple):
     """Some steps of every row: whole sequences, or a chunk of sequences that go on.
 
     Attributes:
-      xs: [T, *batch_shape, I]. Without rows a sum such as `squared_error` is 0, and so is its gradient; a
-        mean is NaN, so that no update is made.
+      xs: [T, *batch_shape, I]; with an encoder what that reads, leaves [T, *batch_shape, ...]. Without rows
+        a sum such as `squared_error` is 0, and so is its gradient; a mean is NaN, so that no update is made.
       targets: what the loss takes, as [T, *batch_shape, O] or integer classes [T, *batch_shape].
       mask, reset, cut: bool [T, *batch_shape] or None, see `unroll`.
       key: a key from jax.random.key, of its own for each batch, where the network has dropout.
@@ -85,7 +86,7 @@ class Batch(NamedTuple):
         None for the initial carry.
     """
 
-    xs: Array
+    xs: ArrayTree
     targets: Targets
     mask: Mark = None
     reset: Mark = None
@@ -288,7 +289,7 @@ def _carries(net: Network, inputs: Inputs, found: Result) -> tuple[NetworkCarry 
     """s_0 of this batch and of the next, on the devices of the state; None where batches are independent."""
     if inputs.carry is None:
         return None, None
-    before = net.next_carry(filled_carry(net, inputs.params, inputs.carry, inputs.sequence.rows))
+    before = net.next_carry(filled_carry(net, inputs.params.cells, inputs.carry, _rows_of(found.carry)))
     carry = placed_like(net.next_carry(found.carry), before)
     return placed_like(before, carry), carry
 
@@ -309,35 +310,46 @@ def _check_batches(net: Network, state: Foreign, batches: Foreign) -> None:
     if len(lengths) != 1 or lengths & {(), (0,)}:
         fix = "stack K >= 1 batches: jax.tree.map(lambda *z: jnp.stack(z), *batches)"
         raise bad("batches", "one more axis, K, in front of every array", batches, fix)
-    if not is_array(batches.xs):
+    if net.encoder is None and not is_array(batches.xs):
         raise bad("batches.xs", "an array [K, T, *batch_shape, I]", batches.xs, "stack K >= 1 batches")
-    rows = batches.xs.shape[2:-1]  # without K and T
-    _check_rows("batches.xs", "[K, T, *batch, I]", state, batches.xs, rows)
+    _check_rows("batches.xs", net, state, batches.xs, time=1)
     if state.carry is not None:
+        rows = _rows_of(state.carry)
         carry = jax.eval_shape(lambda: net.next_carry(net.initial_carry(read_by_network(state.params), rows)))
         check_like("state.carry", state.carry, carry, None, "make the state by jb.init_train_state")
 
 
-def _check_rows(argument: str, axes: str, state: TrainState, xs: Array, rows: Shape) -> None:
-    """ValueError where the carry of the state is that of a batch of another shape."""
-    leaves = jax.tree_util.tree_leaves_with_path(state.carry)
-    shapes = [z.shape[:-1] for path, z in leaves if getattr(path[-1], "name", None) == "h" and is_array(z)]
-    if shapes and shapes[0] != rows:
+def _rows_of(carry: Foreign) -> Shape:
+    """The batch axes of a carry, those of a field h; () for one without it."""
+    leaves = jax.tree_util.tree_leaves_with_path(carry)
+    shapes = (z.shape[:-1] for path, z in leaves if getattr(path[-1], "name", None) == "h" and is_array(z))
+    found: Shape = next(shapes, ())
+    return found
+
+
+def _check_rows(argument: str, net: Network, state: TrainState, xs: Foreign, time: int) -> None:
+    """ValueError where the carry of the state is that of a batch of another shape; time is the axis of T."""
+    first: Array = jax.tree.leaves(xs)[0]
+    wanted, end = _rows_of(state.carry), None if net.encoder is not None else -1
+    rows = first.shape[1 + time : end]
+    rows = rows if net.encoder is None else rows[: len(wanted)]  # the axes of one input are the encoder's
+    if state.carry is not None and jax.tree.leaves(state.carry) and wanted != rows:
         fix = (
-            f"time comes first: this is read as T = {xs.shape[-2 - len(rows)]} steps of batch {rows}. If "
+            f"time comes first: this is read as T = {first.shape[time]} steps of batch {rows}. If "
             "sequences are independent, make the state without batch_shape: jb.init_train_state(key, net, "
             "optimizer). If rows go on from batch to batch, leave out a smaller last batch, or fill it up "
             "with rows whose mask is False"
         )
-        raise bad(argument, f"{axes} with the batch axes {shapes[0]} of state.carry", xs, fix)
+        axes = ", ".join(["K"] * time + ["T", "*batch", "I" if net.encoder is None else "..."])
+        raise bad(argument, f"[{axes}] with the batch axes {wanted} of state.carry", xs, fix)
 
 
 def _check_state_and_batch(net: Network, state: Foreign, batch: Foreign) -> None:
     _check_state(state)
     if not isinstance(batch, Batch):
         raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
-    if is_array(batch.xs) and batch.xs.ndim > 1:
-        _check_rows("batch.xs", "[T, *batch, I]", state, batch.xs, batch.xs.shape[1:-1])
+    if net.encoder is not None or (is_array(batch.xs) and batch.xs.ndim > 1):
+        _check_rows("batch.xs", net, state, batch.xs, time=0)
     if batch.key is None and any(layer.dropout for layer in net.layers):
         fix = "pass a new one with every batch; jax.random.fold_in(key, step) makes one"
         raise bad("batch.key", "a PRNG key for the network's dropout", batch.key, fix)

@@ -11,16 +11,17 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_like, flag, is_array, is_floating, is_known, is_other_key
-from jax_bptt.base.errors import bad, describe, naming, running, shown
+from jax_bptt.base.errors import adding, bad, describe, naming, running, shown
 from jax_bptt.base.trees import differentiable, with_fields
 from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape, Slopes, State
 from jax_bptt.cell.cell import Cell, StepCotangent
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
 from jax_bptt.engine.phases import engine_of, is_pointwise
-from jax_bptt.engine.sequence import Sequence
+from jax_bptt.engine.sequence import Sequence, Unencoded
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.unrolling.inputs import Sizes, check_x, known_batch_axes
 
 _Owner = TypeVar("_Owner")
 
@@ -43,7 +44,7 @@ def check_unroll(
     check_cell(cell)
     flag("reverse", reverse)
     check_method(gradient)
-    sizes = parameter_shapes(cell), cell.input_size
+    sizes = Sizes(parameter_shapes(cell), cell.input_size)
     params, carry, sequence = check_inputs("cell", cell, sizes, params, carry, sequence)
     if gradient.backward is not None:  # without one, JAX differentiates, and any step will do
         check_step(gradient.on_engine(cell), params, sequence.rows)
@@ -53,28 +54,27 @@ def check_unroll(
 def check_inputs(
     name: str,
     owner: Foreign,
-    sizes: tuple[ArrayTree, int],
+    sizes: Sizes,
     params: Foreign,
     carry: Foreign,
     sequence: Sequence,
 ) -> tuple[Any, Any, Sequence]:
     """params, carry and sequence must fit each other and their owner, a cell or a network.
 
-    They are returned as arrays. sizes are the shapes of the owner's parameters, and I.
+    They are returned as arrays.
     """
-    shapes, input_size = sizes
     params, carry = as_arrays("params", params), as_arrays("carry", carry)
-    dtype = check_params(params, shapes, f"make them by {name}.init(key)")
-    sequence = sequence._replace(xs=check_xs(sequence.xs, input_size, dtype))
+    dtype = check_params(params, sizes.params, f"make them by {name}.init(key)")
+    given = {"mask": sequence.mask, "reset": sequence.reset, "cut": sequence.cut}
+    known = known_batch_axes(carry, [(mark, 1) for mark in given.values()])
+    sequence = sequence._replace(xs=sizes.read("xs", params, sequence.xs, dtype, known))
     rows = sequence.rows
     axes = (
-        f"xs is [T, *batch, {input_size}], time first: it is read as T = {sequence.steps} steps of "
+        f"xs is {sizes.axes}, time first: it is read as T = {sequence.steps} steps of "
         f"batch {rows}. If your batch comes first, pass xs.swapaxes(0, 1); else "
     )
     check_carry(name, owner, params, carry, rows, axes)
-    shape = sequence.xs.shape[:-1]
-    given = {"mask": sequence.mask, "reset": sequence.reset, "cut": sequence.cut}
-    mask, reset, cut = (check_mark(name, mark, shape) for name, mark in given.items())
+    mask, reset, cut = (check_mark(name, mark, sequence.leading) for name, mark in given.items())
     starts = _check_starts(owner, params, sequence, dtype)
     return params, carry, sequence._replace(mask=mask, reset=reset, cut=cut, starts=starts)
 
@@ -86,7 +86,7 @@ def _check_starts(owner: Foreign, params: ArrayTree, sequence: Sequence, dtype: 
     if sequence.reset is None:
         raise bad("starts", "resets, which go back to them", "no reset", "pass reset, bool [T, ...]")
     starts: Any = as_arrays("starts", sequence.starts)
-    initial = jax.eval_shape(lambda: owner.initial_carry(params, sequence.xs.shape[:-1]))
+    initial = jax.eval_shape(lambda: owner.initial_carry(params, sequence.leading))
     fix = "pass a carry for each step, as jb.unroll_states returns; any numbers where reset is False"
     check_like("starts", fill_missing_carry(starts, initial), initial, dtype, fix)
     return starts
@@ -95,7 +95,7 @@ def _check_starts(owner: Foreign, params: ArrayTree, sequence: Sequence, dtype: 
 def check_one_step(
     name: str,
     owner: Foreign,
-    sizes: tuple[ArrayTree, int],
+    sizes: Sizes,
     params: Foreign,
     carry: Foreign,
     x: Foreign,
@@ -103,13 +103,19 @@ def check_one_step(
     reset: Foreign,
 ) -> tuple[Any, Any, Sequence]:
     """params, carry and a sequence of one step are returned; arguments are as for `check_inputs`."""
-    shapes, input_size = sizes
-    params, carry = as_arrays("params", params), as_arrays("carry", carry)
-    x = check_x(as_arrays("x", x), input_size, check_params(params, shapes, f"make them by {name}.init(key)"))
-    rows = x.shape[:-1]
+    params, carry, x = as_arrays("params", params), as_arrays("carry", carry), as_arrays("x", x)
+    dtype = check_params(params, sizes.params, f"make them by {name}.init(key)")
+    if sizes.encoder is None:
+        xs: Array | Unencoded = check_x(x, sizes.input_size, dtype)[None]
+    else:
+        known = known_batch_axes(carry, [(mask, 0), (reset, 0)])
+        with adding("to x an axis for time has been added in front, of length 1"):
+            one_step = jax.tree.map(lambda z: z[None] if is_array(z) else z, x)
+            xs = sizes.read("x", params, one_step, dtype, known)
+    rows = xs.shape[1:-1]
     check_carry(name, owner, params, carry, rows)
     marks = (check_mark("mask", mask, rows), check_mark("reset", reset, rows))
-    return params, carry, Sequence(x[None], *(None if mark is None else mark[None] for mark in marks))
+    return params, carry, Sequence(xs, *(None if mark is None else mark[None] for mark in marks))
 
 
 def check_carry(
@@ -132,7 +138,7 @@ def fill_missing_carry(carry: object, initial: object) -> Any:
     """Where the carry of a cell is None, the initial one takes its place, if the structures agree."""
 
     def filled(c: object, i: object) -> Foreign:
-        return i if c is None and hasattr(i, "_fields") else c
+        return i if c is None and (hasattr(i, "_fields") or i == ()) else c
 
     try:
         return jax.tree.map(filled, carry, initial, is_leaf=lambda c: c is None)
@@ -194,34 +200,6 @@ def check_params(params: Foreign, shapes: ArrayTree, fix: str) -> DType:
     dtype: DType = first.dtype
     check_like("params", params, shapes, dtype, fix)
     return dtype
-
-
-def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
-    """xs must be one array [T, ..., I] of this dtype with T >= 1; it may have no rows."""
-    shape = f"one array [T, ..., {input_size}]"
-    xs = as_arrays("xs", xs)
-    if not is_array(xs):
-        raise bad("xs", shape, xs, "stack the steps; pad sequences of unequal length to one T")
-    if not jnp.issubdtype(xs.dtype, jnp.floating):
-        raise bad("xs", f"{dtype} as params", xs, "one-hot encode classes by jax.nn.one_hot, or cast numbers")
-    if xs.ndim < 2 or xs.shape[-1] != input_size:
-        raise bad("xs", shape, xs, "time comes first, features last")
-    if xs.shape[0] == 0:  # for len, T must be a number
-        raise bad("xs", f"{shape} with T >= 1", xs, "give at least one time step")
-    if xs.dtype != dtype:
-        raise bad("xs", f"{dtype} as params", xs, f"cast by xs.astype({str(dtype)!r})")
-    found: Array = xs
-    return found
-
-
-def check_x(x: Foreign, input_size: int, dtype: DType) -> Array:
-    """x must be one step of a sequence, [..., I] of this dtype."""
-    if not is_array(x) or x.ndim < 1 or x.shape[-1] != input_size:
-        raise bad("x", f"one step [..., {input_size}]", x, "pass a single step, features last")
-    if x.dtype != dtype:
-        raise bad("x", f"{dtype} as params", x, f"cast by x.astype({str(dtype)!r})")
-    found: Array = x
-    return found
 
 
 @cached()

@@ -38,9 +38,9 @@ from jax_bptt.unrolling.arguments import (
     check_mark,
     check_params,
     check_step,
-    check_x,
     parameter_shapes,
 )
+from jax_bptt.unrolling.inputs import check_x
 
 
 @by_shape

@@ -27,6 +27,7 @@ from jax_bptt.unrolling.arguments import (
     parameter_shapes,
     with_dtype,
 )
+from jax_bptt.unrolling.inputs import Sizes
 from jax_bptt.unrolling.unroll import begin
 
 
@@ -78,7 +79,7 @@ def step(
     (2, 5)
     """
     check_cell(cell)
-    sizes = parameter_shapes(cell), cell.input_size
+    sizes = Sizes(parameter_shapes(cell), cell.input_size)
     params, carry, sequence = check_one_step("cell", cell, sizes, params, carry, x, mask, reset)
     check_step(cell, params, sequence.rows)
     run = functools.partial(step_checked, with_dtype(dtype, cell, params))

@@ -1,0 +1,74 @@
+"""The arguments of a network are checked here at trace time, before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import check_key
+from jax_bptt.base.errors import bad
+from jax_bptt.base.types import Foreign
+from jax_bptt.engine.sequence import Sequence
+from jax_bptt.gradients.full import full
+from jax_bptt.networks.dense import Dense
+from jax_bptt.networks.params import NetworkCarry, NetworkParams
+from jax_bptt.unrolling.arguments import (
+    check_inputs,
+    check_method,
+    check_one_step,
+    check_step,
+    parameter_shapes,
+)
+from jax_bptt.unrolling.inputs import Sizes
+
+
+def check_run(
+    net: Foreign,
+    params: Foreign,
+    carry: Foreign,
+    sequence: Sequence,
+    gradient: Foreign = full(),
+    key: Foreign = None,
+) -> tuple[NetworkParams, NetworkCarry | None, Sequence]:
+    """params, carry and sequence are returned as arrays; a ValueError names an argument that is wrong."""
+    check_method(gradient)
+    if key is not None:
+        check_key(key)
+    params, carry, sequence = check_inputs("net", net, sizes_of(net), params, carry, sequence)
+    if gradient.backward is not None:  # JAX itself can differentiate any step, a hand-derived pass cannot
+        for one, p in zip(net.layers, params.cells, strict=True):
+            for cell, of_cell in zip(one.cells, one.parts(p), strict=one.is_recurrent):
+                check_step(gradient.on_engine(cell), of_cell, sequence.rows)
+    return params, carry, sequence
+
+
+def check_network_step(
+    net: Foreign, params: Foreign, carry: Foreign, x: Foreign, mask: Foreign, reset: Foreign
+) -> tuple[NetworkParams, NetworkCarry | None, Sequence]:
+    """params, carry and a sequence of one step are returned."""
+    if any(one.backward is not None for one in net.layers):
+        fix = "a layer that reads backwards begins at the last step: run the whole sequence by net.apply"
+        raise bad("net", "layers that read forwards only", net, fix)
+    params, carry, sequence = check_one_step("net", net, sizes_of(net), params, carry, x, mask, reset)
+    for one, p in zip(net.layers, params.cells, strict=True):
+        for cell in one.cells:
+            check_step(cell, p, sequence.rows)
+    return params, carry, sequence
+
+
+@cached()
+def sizes_of(net: Foreign) -> Sizes:
+    """These are the shapes of the parameters of the network, and what it reads."""
+    key = jax.random.key(0)
+    readout = jax.eval_shape(lambda: net.readout.init(key))
+    encoder = None if net.encoder is None else jax.eval_shape(lambda: net.encoder.init(key))
+    layers = tuple(layer.each(_shapes_of_layer) for layer in net.layers)
+    return Sizes(NetworkParams(layers, readout, encoder), net.layers[0].input_size, net.encoder)
+
+
+def _shapes_of_layer(cell: Foreign) -> Any:
+    if isinstance(cell, Dense):
+        return jax.eval_shape(lambda: cell.init(jax.random.key(0)))
+    return parameter_shapes(cell)
