@@ -4,7 +4,7 @@
     advantage   δ_t = r_t + γ V_{t+1} − V_t
                 A_t = δ_t + γ λ A_{t+1}               V_{t+1} and A_{t+1} are 0 where the episode ended at t
     learn       E = mean of −min(ρ A, clip(ρ, 1 ± ε) A) + c_V ½ (V − A_t − V_t)² − c_H H(p)
-                ρ = p(a) / p_old(a), A in standard deviations
+                ρ = p(a) / p_old(a)
 
 Each epoch reads the rows in a new order, some rows at a time. Every row is read from the carry that was stored
 where its T steps begin, so the gradient goes through these T steps and no further.
@@ -40,7 +40,7 @@ class Said(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is learnt from a step: action a, log p_old(a), A in standard deviations, and A + V."""
+    """What is learnt from a step: action a, log p_old(a), A, and A + V."""
 
     action: Array
     log_p: Array
@@ -216,12 +216,10 @@ def log_probability(logits: Array, action: Array) -> Array:
     return jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], 1)[:, 0]
 
 
-def compiled(agent: Agent, training: Training, iterations: int, state: State) -> Callable[..., Any]:
-    """Some iterations as one program, which is compiled here: state -> state, `Report` of each iteration."""
+def compiled(agent: Agent, training: Training, iterations: int) -> Callable[[State], tuple[State, Report]]:
+    """Some iterations as one program, which is compiled here; it returns the `Report` of each iteration."""
 
     def run(state: State) -> tuple[State, Report]:
         return jax.lax.scan(lambda now, _: iterate(agent, training, now), state, None, iterations)
 
-    return jax.jit(run, donate_argnums=0).lower(state).compile()
-
-
+    return jax.jit(run, donate_argnums=0).lower(begin(agent, training, 0)).compile()
