@@ -46,17 +46,18 @@ from jax_bptt.networks.losses import softmax_cross_entropy, squared_error
 from jax_bptt.networks.network import Network, network
 from jax_bptt.networks.params import NetworkParams
 from jax_bptt.networks.readout import Readout, ReadoutParams, last, readout
+from jax_bptt.networks.ready_losses import (
+    binary_cross_entropy,
+    gaussian_nll,
+    huber_error,
+    quantile_error,
+)
+from jax_bptt.networks.step_errors import mean_over_steps, sum_over_steps
 from jax_bptt.networks.value_and_grad import value_and_grad
 from jax_bptt.training.fastest import Fastest, fastest
 from jax_bptt.training.sharding import by_rows, data_parallel, fully_sharded
-from jax_bptt.training.train import (
-    Batch,
-    Metrics,
-    TrainState,
-    init_train_state,
-    make_train_step,
-    make_train_steps,
-)
+from jax_bptt.training.state import Batch, Metrics, TrainState
+from jax_bptt.training.train import init_train_state, make_train_step, make_train_steps
 from jax_bptt.unrolling.online_rtrl import RTRLState, rtrl_gradient, rtrl_init, rtrl_step
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.unrolling.step import step
@@ -105,6 +106,7 @@ __all__ = [
     "TrainState",
     "artbp",
     "autodiff",
+    "binary_cross_entropy",
     "by_rows",
     "by_steps",
     "check_cell",
@@ -125,9 +127,11 @@ __all__ = [
     "full",
     "fully_sharded",
     "fused",
+    "gaussian_nll",
     "gradient_flow",
     "gru",
     "head",
+    "huber_error",
     "identity",
     "indrnn",
     "init_train_state",
@@ -142,12 +146,14 @@ __all__ = [
     "make_train_step",
     "make_train_steps",
     "mask_of_lengths",
+    "mean_over_steps",
     "mgu",
     "network",
     "newton",
     "omega",
     "orthogonal",
     "parallel",
+    "quantile_error",
     "readout",
     "rtrl",
     "rtrl_gradient",
@@ -158,6 +164,7 @@ __all__ = [
     "squared_error",
     "step",
     "step_cell",
+    "sum_over_steps",
     "tied_readout",
     "truncated",
     "unroll",

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import CELLS, H, I
-from support.roads import ONCE, PLAIN, PROGRAMS, ROADS, Problem, orders
+from support.roads import BY_CLASS, ONCE, PLAIN, PROGRAMS, ROADS, Problem, orders
 
 import jax_bptt as jb
 
@@ -100,7 +100,7 @@ def draw(number):
     none = rng.random() < 0.3 or road == "rtrl_step" or (road, method) == ("training steps", "clipped")
     carry = None if none else jax.tree.map(lambda z: normal(z.shape), zeros)
     scored = rows if last else (steps, *rows)
-    by_class = road == "value_and_grad, softmax_cross_entropy"
+    by_class = road in BY_CLASS
     targets = jnp.asarray(rng.integers(0, 2, scored)) if by_class else normal((*scored, 2))
     d_carry = jax.tree.map(lambda z: normal(z.shape), zeros)
     problem = Problem(net, tuple(plains), params, carry, normal((steps, *rows, I)), targets, d_carry, marks)

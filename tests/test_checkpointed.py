@@ -9,6 +9,7 @@ import pytest
 import support.witnesses as w
 from cases import make
 from support.refusals import refused
+from support.roads import OF_STEPS
 
 import jax_bptt as jb
 from jax_bptt.engine.run import Run
@@ -167,12 +168,22 @@ def test_temporaries_grow_as_the_root_of_the_length_or_not_at_all():
         assert long < growth * short + 40_000, method  # the actions are numbers, and one error a chunk
 
 
-@pytest.mark.parametrize("method", [jb.full(), jb.checkpointed(4), jb.truncated(20), jb.autodiff()], ids=repr)
-def test_outputs_of_all_steps_never_exist(method):
+@pytest.mark.parametrize(
+    ("method", "loss"),
+    [
+        (jb.full(), jb.softmax_cross_entropy),
+        (jb.full(), OF_STEPS),
+        (jb.checkpointed(4), jb.softmax_cross_entropy),
+        (jb.truncated(20), OF_STEPS),
+        (jb.autodiff(), jb.softmax_cross_entropy),
+    ],
+    ids=repr,
+)
+def test_outputs_of_all_steps_never_exist(method, loss):
     """A large vocabulary: Y of all steps would be 400 times the states."""
     steps, rows, words = 1200, 4, 6000
     classes = jax.ShapeDtypeStruct((steps, rows), "int32")
-    used = _temporaries(method, jb.elman(8, 15), (steps, rows), jb.softmax_cross_entropy, classes, words)
+    used = _temporaries(method, jb.elman(8, 15), (steps, rows), loss, classes, words)
     assert used < steps * rows * words * 8 / 4
 
 

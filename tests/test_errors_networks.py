@@ -87,6 +87,36 @@ BAD = {
         lambda: _loss_and_grads("mse"),
         r"loss: expected a function \(ys, targets\) -> scalar, got mse",
     ),
+    "error of no kind": (
+        lambda: jb.sum_over_steps(0.5),
+        r"error: expected a function \(y, target\) -> scalar",
+    ),
+    "error of each output": (
+        lambda: _loss_and_grads(jb.sum_over_steps(lambda y, d: (y - d) ** 2)),
+        r"error: expected a function that returns a floating scalar, got float64\[2\]; .*sum over the",
+    ),
+    "error that fails": (
+        lambda: _loss_and_grads(jb.mean_over_steps(lambda y, d: y["value"])),
+        r"raised by error at test_errors_networks.py, .*; error is a function of one step and one row",
+    ),
+    "targets of other steps": (
+        lambda: _loss_and_grads(
+            jb.mean_over_steps(lambda y, d: d["a"].sum()), targets={"a": jnp.ones((2, 7))}
+        ),
+        r"targets\['a'\]: expected an array \[7,2,...\], got float64\[2,7\]",
+    ),
+    "standard deviations that are missing": (
+        lambda: _loss_and_grads(jb.gaussian_nll),
+        r"targets: expected float64\[7,2,1\] for these ys, got .*; ys must have 2D numbers for D targets",
+    ),
+    "quantiles that are missing": (
+        lambda: _loss_and_grads(jb.quantile_error([0.1, 0.5, 0.9])),
+        r"targets: expected float64\[7,2,2/3\] .*; ys must have 3 numbers for each target",
+    ),
+    "outputs of which nobody says the steps": (
+        lambda: jb.sum_over_steps(lambda y, d: y[0].sum())((XS, XS[..., 0]), None),
+        r"ys: expected floating arrays \[T, ..., O\] with the same number of axes, .*; or pass a mask",
+    ),
     "weights that would broadcast": (
         lambda: _weighted(jnp.ones(7)),
         r"weight: expected float64\[7,2\], got float64\[7\]; .* repeat weights of steps .*jnp.broadcast_to",

@@ -21,6 +21,10 @@ def _soft(z):
     return z / (1 + abs(z))
 
 
+def _absolute(y, target):
+    return abs(y - target).sum()
+
+
 def _mlp(params, s, x):
     return jb.Carry(jnp.tanh(x @ params + s.h))
 
@@ -58,6 +62,9 @@ PRINTED = {
     "artbp(0.1)": jb.artbp(0.1),
     "fused(gradient=truncated(20))": jb.fused(jb.truncated(20)),
     "rtrl()": jb.rtrl(),
+    "mean_over_steps(_absolute)": jb.mean_over_steps(error=_absolute),
+    "quantile_error([0.1, 0.9])": jb.quantile_error([0.1, 0.9]),
+    "huber_error(delta=0.3)": jb.huber_error(0.3),
     "autodiff()": jb.autodiff(),
     "network([layer(lstm(3, 5), backward=lstm(3, 5), dropout=0.1), gru(10, 4)], last(readout(4, 2)))"
     "  # 562 parameters": NET,

@@ -7,15 +7,21 @@ import optax
 import pytest
 import support.witnesses as w
 from cases import CELLS, H, I
-from support.roads import PLAIN, PROGRAMS, Problem, looped, nats, run_loop, squares
+from support.roads import OF_STEPS, PLAIN, PROGRAMS, Problem, looped, nats, of_steps, run_loop, squares
 
 import jax_bptt as jb
-from jax_bptt.networks import losses
-from jax_bptt.networks.judged import Judged, total_weight
+from jax_bptt.networks import losses, step_errors
+from jax_bptt.networks.judged import Judged
 
 T, B, O = 7, 3, 2  # noqa: E741
 PATTERN = np.arange(T * B).reshape(T, B)
-WRITTEN_OUT = {jb.squared_error: squares, jb.softmax_cross_entropy: nats, squares: squares}
+WRITTEN_OUT = {
+    jb.squared_error: squares,
+    jb.softmax_cross_entropy: nats,
+    squares: squares,
+    OF_STEPS: of_steps,
+}
+BY_CLASS = (jb.softmax_cross_entropy, OF_STEPS)
 
 
 def _problem(loss, both=False, last=False):
@@ -32,7 +38,7 @@ def _problem(loss, both=False, last=False):
 
     params = jax.tree.map(lambda z: z + 0.3 * normal(z.shape), net.init(jax.random.key(0)))
     scored = PATTERN[0] if last else PATTERN
-    targets = jnp.asarray(scored % O) if WRITTEN_OUT[loss] is nats else normal((*scored.shape, O))
+    targets = jnp.asarray(scored % O) if loss in BY_CLASS else normal((*scored.shape, O))
     weight = jnp.where(scored % 3 == 1, 0.0, normal(scored.shape) + 0.5)
     marks = {"mask": PATTERN % 5 != 3, "reset": PATTERN % 7 == 6, "cut": PATTERN % 11 == 5}
     plains = CELLS["elman-tanh"].plain, CELLS["indrnn"].plain
@@ -67,7 +73,8 @@ def _everything_by_loop(problem, loss, program):
 
 CASES = {
     "a sum": (jb.squared_error, {}, ("full in chunks", "checkpointed, few slots", "truncated to 3")),
-    "a mean": (jb.softmax_cross_entropy, {}, ("full in chunks", "checkpointed, few slots", "truncated to 3")),
+    "a mean": (jb.softmax_cross_entropy, {}, ("truncated to 3",)),
+    "an error of one's own": (OF_STEPS, {}, ("full in chunks", "checkpointed, few slots", "truncated to 3")),
     "one's own": (squares, {"both": True}, ("full", "checkpointed, few slots")),
     "a mean of the last step": (jb.softmax_cross_entropy, {"last": True}, ("full", "truncated to 3")),
 }
@@ -134,30 +141,36 @@ def test_what_went_wrong_in_a_step_is_seen_though_it_is_not_scored(loss):
 
 
 def _drop_weight(f):
-    return lambda ys, judged: f(ys, judged._replace(weight=None))
+    def forgetful(loss, rows, n):
+        return f(loss, rows._replace(scored=rows.scored._replace(weight=None)), n)
 
-
-def _count_here(f):
-    return lambda ys, judged: f(ys, judged._replace(n=total_weight(judged)))
-
-
-def _count_steps(judged):
-    return jnp.asarray(judged.targets.size)
+    return forgetful
 
 
 MISTAKES = {
-    "the value forgets the weight": (jb.squared_error, lambda of: of._replace(value=_drop_weight(of.value))),
-    "the slope forgets the weight": (jb.squared_error, lambda of: of._replace(slope=_drop_weight(of.slope))),
-    "N is the number of steps": (jb.softmax_cross_entropy, lambda of: of._replace(counted=_count_steps)),
-    "N is that of a chunk": (jb.softmax_cross_entropy, lambda of: of._replace(slope=_count_here(of.slope))),
+    "the value forgets the weight": (jb.squared_error, step_errors, "_value", _drop_weight),
+    "the slope forgets the weight": (jb.squared_error, step_errors, "_slope", _drop_weight),
+    "the slope of one's own forgets it": (OF_STEPS, step_errors, "_slope", _drop_weight),
+    "N is the number of steps": (
+        jb.softmax_cross_entropy,
+        losses,
+        "total_weight",
+        lambda _: lambda judged, leading: jnp.asarray(np.prod(leading)),
+    ),
+    "N is that of a chunk": (
+        OF_STEPS,
+        step_errors,
+        "_slope",
+        lambda f: lambda loss, rows, n: f(loss, rows, rows.scored.weight.sum()),
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_caught(mistake, monkeypatch):
     """These are the negative controls of the first test."""
-    loss, mutated = MISTAKES[mistake]
-    monkeypatch.setitem(losses._ADDITIVE, loss, mutated(losses._ADDITIVE[loss]))
+    loss, module, name, mutated = MISTAKES[mistake]
+    monkeypatch.setattr(module, name, mutated(getattr(module, name)))
     problem = _problem(loss)
 
     def run(weight):  # an argument, so that no program that was compiled before is taken

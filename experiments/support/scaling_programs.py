@@ -63,8 +63,7 @@ def lstm_step(p: Any, state: tuple[Array, Array], x: Array, everyone: Callable[[
 
 def plain_params(config: Config) -> dict[str, Array]:
     """The same parameters, gates as an axis of their own."""
-    params = network(config).init(jax.random.key(0))
-    (cell,), readout = params.cells, params.readout
+    (cell,), readout = network(config).init(jax.random.key(0))
     by_gate = {name: getattr(cell, name).reshape(-1, 4, config.hidden) for name in ("w_x", "w_h")}
     return by_gate | {"b": cell.b.reshape(4, config.hidden), "w_y": readout.w_y}
 

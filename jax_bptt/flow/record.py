@@ -32,9 +32,9 @@ from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
 from jax_bptt.networks.losses import Loss, check_loss, count
 from jax_bptt.networks.network import Network, check_network
-from jax_bptt.networks.network_arguments import check_run
+from jax_bptt.networks.network_arguments import check_outputs, check_run, steps_that_count
 from jax_bptt.networks.readout_and_loss import loss_and_grad
-from jax_bptt.networks.value_and_grad import Inputs, check_outputs, steps_that_count
+from jax_bptt.networks.value_and_grad import Inputs
 
 Pullback: TypeAlias = Callable[[Array], tuple[Array, Array]]
 
@@ -115,7 +115,7 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
 
     hs, back = jax.vjp(read_by_readout, here.xs)
     judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
-    judged = judged._replace(n=count(loss, judged))
+    judged = judged._replace(n=count(loss, judged, hs.shape[:-1]))
     found = loss_and_grad(net.readout, loss, params.readout, hs, judged)
     return Record(tuple(layers), found.error, back(found.hs)[0])
 

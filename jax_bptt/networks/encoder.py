@@ -127,7 +127,7 @@ class Embedding(NamedTuple):
         ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids  # V may exceed 8 or 16 bits
         beyond = jnp.asarray(self.vocabulary, ids.dtype)  # a negative number would count from the end
         ids = jnp.where(ids < 0, beyond, ids)
-        return jnp.take(params.w_e, ids, axis=0, mode="fill", fill_value=jnp.nan)  # (EN1)
+        return jnp.take(params.w_e, ids, axis=0, mode="fill", fill_value=jnp.nan)  # (EN1, EN2)
 
 
 @cached(vocabulary=_size, size=_size)

@@ -51,8 +51,8 @@ class Head(NamedTuple):
     of_last: bool = False
     made_by: Call | None = None
 
-    def check(self, features: int, encoder: AnyEncoder | None) -> None:
-        """A ValueError says what is wrong where apply does not fit to so many features."""
+    def reads(self, features: int, encoder: AnyEncoder | None) -> int:
+        """It reads all features; a ValueError says what is wrong where apply does not fit to so many."""
         params = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         leaves: list[Any] = jax.tree.leaves(params)
         dtype = leaves[0].dtype if leaves else jnp.result_type(float)
@@ -62,6 +62,7 @@ class Head(NamedTuple):
         if not made or not all(is_array_like(y) and jnp.issubdtype(y.dtype, jnp.floating) for y in made):
             fix = "make a class of an output after net.apply, by jnp.argmax for example"
             raise bad("head", "floating arrays from apply(params, h)", ys, fix)
+        return features
 
     def forward(self, params: ArrayTree, hs: Array) -> tuple[tuple[()], Any]:
         """The function is applied to each step and row.
@@ -160,14 +161,15 @@ class TiedReadout(NamedTuple):
         params = TiedParams(jnp.zeros(self.vocabulary, jnp.result_type(float)))
         return params if self.bias else varied(params, "WithoutBias", {})
 
-    def check(self, features: int, encoder: AnyEncoder | None) -> None:
-        """A ValueError says what is wrong unless the encoder is an embedding of these sizes."""
+    def reads(self, features: int, encoder: AnyEncoder | None) -> int:
+        """It reads as many features as a vector of the embedding has."""
         if not isinstance(encoder, Embedding):
             fix = "pass encoder=jb.embedding(vocabulary, size), or take jb.readout"
             raise bad("encoder", "an embedding, whose weights a tied readout reads", encoder, fix)
-        if (encoder.vocabulary, encoder.size) != (self.vocabulary, features):
-            fix = "the last layer must have as many features as the embedding; jb.dense can change them"
-            raise bad("encoder", f"jb.embedding({self.vocabulary}, {features})", encoder, fix)
+        if encoder.vocabulary != self.vocabulary:
+            fix = "both must have the same classes"
+            raise bad("encoder", f"an embedding of {self.vocabulary} classes, as the readout", encoder, fix)
+        return encoder.size
 
 
 @cached(vocabulary=size, bias=flag)

@@ -36,7 +36,7 @@ from jax_bptt.networks.head import untied
 from jax_bptt.networks.layers import Directions, Layer, dropout_keys, layer
 from jax_bptt.networks.network_arguments import check_network_step, check_run, sizes_of
 from jax_bptt.networks.network_step import step_network
-from jax_bptt.networks.params import NetworkCarry, NetworkParams
+from jax_bptt.networks.params import NetworkCarry, NetworkParams, with_encoder
 from jax_bptt.networks.readout import AnyReadout, check_readout, outputs_lie
 from jax_bptt.unrolling.arguments import check_params, fill_missing_carry
 
@@ -79,11 +79,10 @@ class Network(NamedTuple):
         """
         check_key(key)
         key_readout, *keys = jax.random.split(key, 1 + len(self.layers))
-        cells = tuple(map(_init_layer, self.layers, keys))
+        params = NetworkParams(tuple(map(_init_layer, self.layers, keys)), self.readout.init(key_readout))
         if self.encoder is None:
-            return NetworkParams(cells, self.readout.init(key_readout))
-        key_encoder = jax.random.fold_in(key, 1 + len(self.layers))
-        return NetworkParams(cells, self.readout.init(key_readout), self.encoder.init(key_encoder))
+            return params
+        return with_encoder(params, self.encoder.init(jax.random.fold_in(key, 1 + len(self.layers))))
 
     @named("net.initial_carry")
     def initial_carry(self, params: NetworkParams, batch_shape: Shape) -> NetworkCarry:
@@ -173,7 +172,8 @@ class Network(NamedTuple):
         sequence = Sequence(xs, mask, reset, cut, starts=starts)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
         net, params = untied(network_with_dtype(dtype, self, params), params)
-        last, hs = features(net, params, carry, sequence, gradient, dropout_keys(key, sequence))
+        keys = dropout_keys(key, sequence)
+        last, hs = features(net, params, carry, sequence, gradient, keys)  # (N1)
         lie = outputs_lie(net.readout)
         forward = on_devices(net.readout.forward, rows_of(sequence.xs, params, carry), (ALL, lie), (lie, lie))
         return last, forward(params.readout, hs)[1]  # (N2)
@@ -250,12 +250,11 @@ def network(
     check_readout(readout)
     check_encoder(encoder)
     layers = tuple(c if isinstance(c, Layer) else layer(c) for c in cells)
-    sizes = [c.output_size for c in layers[:-1]]
-    wanted = [c.input_size for c in layers[1:]]
+    sizes = [c.output_size for c in layers]
+    wanted = [c.input_size for c in layers[1:]] + [readout.reads(sizes[-1], encoder)]
     if sizes != wanted:
         fix = "each input size must equal the output size of the previous layer"
         raise bad("cells", f"hidden sizes {wanted}, as the next layers read", str(sizes), fix)
-    readout.check(layers[-1].output_size, encoder)
     if isinstance(encoder, Embedding) and encoder.size != layers[0].input_size:
         fix = "its size must be the input size of the first layer"
         raise bad("encoder", f"an embedding of size {layers[0].input_size}", encoder, fix)

@@ -7,13 +7,16 @@ from typing import Any
 import jax
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import check_key
-from jax_bptt.base.errors import bad
-from jax_bptt.base.types import Foreign
+from jax_bptt.base.checks import as_arrays, check_key
+from jax_bptt.base.errors import adding, bad
+from jax_bptt.base.types import Foreign, Mark, Shape, Targets, Weight
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.networks.dense import Dense
-from jax_bptt.networks.params import NetworkCarry, NetworkParams
+from jax_bptt.networks.head import untied
+from jax_bptt.networks.judged import Judged, check_weight
+from jax_bptt.networks.losses import Loss, check_targets, is_additive
+from jax_bptt.networks.params import NetworkCarry, NetworkParams, with_encoder
 from jax_bptt.unrolling.arguments import (
     check_inputs,
     check_method,
@@ -63,12 +66,47 @@ def sizes_of(net: Foreign) -> Sizes:
     """These are the shapes of the parameters of the network, and what it reads."""
     key = jax.random.key(0)
     readout = jax.eval_shape(lambda: net.readout.init(key))
-    encoder = None if net.encoder is None else jax.eval_shape(lambda: net.encoder.init(key))
-    layers = tuple(layer.each(_shapes_of_layer) for layer in net.layers)
-    return Sizes(NetworkParams(layers, readout, encoder), net.layers[0].input_size, net.encoder)
+    params = NetworkParams(tuple(layer.each(_shapes_of_layer) for layer in net.layers), readout)
+    if net.encoder is not None:
+        params = with_encoder(params, jax.eval_shape(lambda: net.encoder.init(key)))
+    return Sizes(params, net.layers[0].input_size, net.encoder)
 
 
 def _shapes_of_layer(cell: Foreign) -> Any:
     if isinstance(cell, Dense):
         return jax.eval_shape(lambda: cell.init(jax.random.key(0)))
     return parameter_shapes(cell)
+
+
+def leading_of_outputs(net: Foreign, sequence: Sequence) -> Shape:
+    """This is (T, *batch), or (*batch,) where the readout is of the last step."""
+    return sequence.rows if net.readout.of_last else sequence.leading
+
+
+def steps_that_count(net: Foreign, mask: Mark) -> Mark:
+    """An output counts where the mask is True; with `last`, in the rows with any valid step."""
+    return mask.any(0) if mask is not None and net.readout.of_last else mask
+
+
+def check_outputs(
+    net: Foreign, loss: Loss, params: NetworkParams, sequence: Sequence, targets: Targets, weight: Weight
+) -> tuple[Targets, Weight]:
+    """The targets and the weight are returned as arrays; a ValueError is raised unless they fit the outputs.
+
+    What targets fit a loss of the user's own is for that loss to say.
+    """
+    targets = as_arrays("targets", targets)
+    leading = leading_of_outputs(net, sequence)
+    dtype = jax.tree.leaves(params.cells)[0].dtype
+    with adding(f"xs is read time first, as T = {sequence.steps} steps of batch {sequence.rows}"):
+        weight = check_weight(weight, leading, dtype)
+        if is_additive(loss):
+            ys = _shapes_of_outputs(net, params, leading)
+            check_targets(loss, ys, Judged(targets, steps_that_count(net, sequence.mask), weight), leading)
+    return targets, weight
+
+
+def _shapes_of_outputs(net: Foreign, params: NetworkParams, leading: Shape) -> Any:
+    net, params = untied(net, params)
+    hs = jax.ShapeDtypeStruct((*leading, net.layers[-1].output_size), jax.tree.leaves(params.cells)[0].dtype)
+    return jax.eval_shape(lambda readout, hs: net.readout.forward(readout, hs)[1], params.readout, hs)

@@ -1,25 +1,35 @@
-"""The parameters and the carry of a network: one entry for each layer, and those of encoder and readout."""
+"""The parameters and the carry of a network: one entry for each layer, and those of readout and encoder."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
 from jax_bptt.base.made import by_shape
+from jax_bptt.base.variants import varied
 
 NetworkCarry: TypeAlias = tuple[Any, ...]  # one per layer: of its cell, `Directions` of two, or () of `dense`
 
 
 @by_shape
 class NetworkParams(NamedTuple):
-    """These are the parameters of a network.
+    """These are the parameters of a network; with an encoder there is a third field, `encoder`.
 
     Attributes:
       cells: the params of each layer, the layer nearest to the input first; `Directions` of two params for
-        a layer that reads both ways.
+        a layer that reads both ways, `DenseParams` for a dense one.
       readout: `ReadoutParams`, `TiedParams`, or the params of a head.
-      encoder: `EmbeddingParams`, or the params of another encoder; None without an encoder.
     """
 
     cells: tuple[Any, ...]
     readout: Any
-    encoder: Any = None
+
+    @property
+    def encoder(self) -> Any:
+        """There are no parameters of an encoder; with one, this is a field."""
+        return None
+
+
+def with_encoder(params: NetworkParams, encoder: Any) -> NetworkParams:
+    """The params of a network with an encoder: `EmbeddingParams`, or those of another encoder."""
+    found: NetworkParams = varied(params, "WithEncoder", {**params._asdict(), "encoder": encoder})
+    return found

@@ -41,8 +41,8 @@ class AnyReadout(Protocol):
     def init(self, key: PRNGKey) -> Any:
         """It makes the parameters."""
 
-    def check(self, features: int, encoder: Foreign) -> None:
-        """It raises a ValueError unless it reads so many features, in a network with this encoder."""
+    def reads(self, features: int, encoder: Foreign) -> int:
+        """It says how many features it reads, in a network with this encoder whose last layer has so many."""
 
     def forward(self, params: Any, hs: Array) -> tuple[Any, Any]:
         """It computes Y, leaves [..., *], of features [..., H], and what its backward pass needs."""
@@ -105,11 +105,9 @@ class Readout(NamedTuple):
         params = ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
         return params if self.bias else varied(params, "WithoutBias", {"w_y": w_y})
 
-    def check(self, features: int, encoder: Foreign) -> None:
-        """A ValueError is raised unless the last layer has so many features."""
-        if features != self.hidden_size:
-            fix = "the hidden size of the readout must be the output size of the last layer"
-            raise bad("readout", f"a readout of {features} features, as the last layer has", self, fix)
+    def reads(self, features: int, encoder: Foreign) -> int:
+        """It reads H features, whatever the last layer has."""
+        return self.hidden_size
 
     def forward(self, params: ReadoutParams, hs: Array) -> tuple[Array, Array]:
         """The forward pass computes the outputs of any number of steps.

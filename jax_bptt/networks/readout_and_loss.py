@@ -10,17 +10,19 @@ compared with its target and freed a few steps at a time; Y of all steps, [T, B,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_bptt.base.trees import wide
+from jax_bptt.base.trees import common_dtype, num_parameters, wide
+from jax_bptt.base.types import ArrayTree
 from jax_bptt.engine import chunks
 from jax_bptt.engine.devices import ALL, Rows, on_devices, reduce_axes, sum_over_devices, to_local
 from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.losses import Loss, is_additive, value_and_slope, value_and_slope_of_steps
-from jax_bptt.networks.readout import Readout, ReadoutParams, outputs_lie
+from jax_bptt.networks.readout import AnyReadout, outputs_lie
 
 AT_ONCE = 2**20  # so many numbers of Y exist together: with their slopes they nearly fit into the caches
 
@@ -35,14 +37,14 @@ class ReadoutGradient(NamedTuple):
     """
 
     error: Array
-    params: ReadoutParams
+    params: Any
     hs: Array
 
 
 def loss_and_grad(
-    readout: Readout,
+    readout: AnyReadout,
     loss: Loss,
-    params: ReadoutParams,
+    params: Any,
     hs: Array,
     judged: Judged,
     rows: Rows | None = None,
@@ -50,7 +52,7 @@ def loss_and_grad(
     """The features of the last layer give E, dE/dparams of the readout and G.
 
     Args:
-      readout: from `readout` or `last`.
+      readout: from `readout` or `head`, perhaps in `last`.
       loss: as for `value_and_grad`.
       params: the parameters of the readout.
       hs: [T, ..., H], or [..., H] with `last`.
@@ -66,33 +68,35 @@ def loss_and_grad(
     if is_additive(loss) and not readout.of_last:
         return loss_and_grad_of_steps(readout, loss, params, hs, judged)
     lie = outputs_lie(readout)
-    zs, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
-    error, d_ys = value_and_slope(loss, ys, judged)  # (E2)
+    kept, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
+    error, d_ys = value_and_slope(loss, ys, judged, hs.shape[:-1])  # (E2)
 
-    def backward(params: ReadoutParams, hs: Array, *at: Array) -> tuple[ReadoutParams, Array]:
+    def backward(params: Any, hs: Array, *at: ArrayTree) -> tuple[Any, Array]:
         d_params, d_hs = readout.backward(to_local(params, hs), hs, *at)  # (E3)
         return sum_over_devices(d_params, reduce_axes(hs, params)), d_hs
 
     back = on_devices(backward, rows, (ALL, lie, lie, lie, lie), (ALL, lie))
-    return ReadoutGradient(error, *back(params, hs, zs, ys, d_ys))
+    return ReadoutGradient(error, *back(params, hs, kept, ys, d_ys))
 
 
 def loss_and_grad_of_steps(
-    readout: Readout, loss: Loss, params: ReadoutParams, hs: Array, judged: Judged
+    readout: AnyReadout, loss: Loss, params: Any, hs: Array, judged: Judged
 ) -> ReadoutGradient:
     """This is `loss_and_grad` for an additive loss, a few steps at a time."""
-    outputs = chunks.rows_of_a_step(hs.shape[1:-1]) * readout.output_size
-    chunk = chunks.at_most(AT_ONCE // outputs, hs.shape[0])
-    Sums = tuple[Array, ReadoutParams]
+    ys_of_a_row = jax.eval_shape(readout.forward, params, jax.ShapeDtypeStruct(hs.shape[-1:], hs.dtype))[1]
+    outputs = chunks.rows_of_a_step(hs.shape[1:-1]) * num_parameters(ys_of_a_row)
+    chunk = chunks.at_most(AT_ONCE // max(1, outputs), hs.shape[0])
+    Sums = tuple[Array, Any]
 
     def read_chunk(sums: Sums, first: chunks.First, here: tuple[Array, Judged]) -> tuple[Sums, Array]:
         hs, judged_here = here
-        zs, ys = readout.forward(params, hs)  # (E1)
-        error, d_ys = value_and_slope_of_steps(loss, ys, judged_here._replace(n=judged.n))  # (E2)
-        d_params, d_hs = readout.backward(params, hs, zs, ys, d_ys)  # (E3)
+        kept, ys = readout.forward(params, hs)  # (E1)
+        judged_here = judged_here._replace(n=judged.n)
+        error, d_ys = value_and_slope_of_steps(loss, ys, judged_here, hs.shape[:-1])  # (E2)
+        d_params, d_hs = readout.backward(params, hs, kept, ys, d_ys)  # (E3)
         return chunks.add_to(sums, (error, d_params)), d_hs
 
-    like = jnp.zeros((), wide(hs.dtype)), params
+    like = jnp.zeros((), wide(common_dtype(ys_of_a_row))), params
     data = hs, judged._replace(n=None)
     sums, d_hs = chunks.scan(read_chunk, chunks.zero_sums(like), data, chunk)
     return ReadoutGradient(*chunks.sums_as(sums, like), d_hs)

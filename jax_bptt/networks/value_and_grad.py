@@ -8,13 +8,12 @@ back      dE/dW_x, dE/dW_h of each layer    from G_t: the summed rule, in `gradi
           G_t of the layer below            is dE/dx_t of this one
 
 No jax.grad goes through time: (V3) is the backward pass of the gradient method. It has two orders. By
-layers: all steps of one layer, then the next layer. By chunks: all layers, the readout and the loss of one
-chunk of steps, then the next chunk. A gradient method that must not store any layer's outputs for all steps
-uses chunks:
+layers: all steps of one layer, then the next layer. By chunks: all layers, readout and loss of a chunk of
+steps, then the next chunk. A method that must not store any layer's outputs for all steps uses chunks:
 
           dE/dθ = Σ dE/dθ of the chunks,    dE/ds of a chunk's begin from dE/ds of its end      (V4)
 
-Chunks need that no layer reads backwards and that the loss is a sum over steps.
+Chunks need that no layer reads backwards and that the loss adds up errors of steps.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_bptt.base.checks import as_arrays
 from jax_bptt.base.compiling import compiled
-from jax_bptt.base.errors import adding, named
+from jax_bptt.base.errors import named
 from jax_bptt.base.trees import differentiable, merged, plus
-from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Shape, Targets, Weight
+from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Targets, Weight
 from jax_bptt.engine.devices import (
     ALL,
     ROWS,
@@ -50,11 +48,11 @@ from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Reversed, Streamed
 from jax_bptt.networks.features import features, network_with_dtype
 from jax_bptt.networks.head import tied_again, untied
-from jax_bptt.networks.judged import Judged, check_weight
+from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.layers import dropout_keys
-from jax_bptt.networks.losses import Loss, check_loss, check_targets, count, is_additive
+from jax_bptt.networks.losses import Loss, check_loss, count, is_additive
 from jax_bptt.networks.network import Network, check_network, filled_carry
-from jax_bptt.networks.network_arguments import check_run
+from jax_bptt.networks.network_arguments import check_outputs, check_run, leading_of_outputs, steps_that_count
 from jax_bptt.networks.params import NetworkCarry, NetworkParams
 from jax_bptt.networks.readout import outputs_lie
 from jax_bptt.networks.readout_and_loss import loss_and_grad, loss_and_grad_of_steps
@@ -90,8 +88,8 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
 
     Args:
       net: from `network`.
-      loss: `squared_error` (a sum), `softmax_cross_entropy` (a mean), or any function (ys, targets) ->
-        scalar. If there is a mask or a weight, a function of your own is also given mask=mask, weight=weight.
+      loss: such as `squared_error` (a sum); one of your own by `sum_over_steps` or `mean_over_steps`; or any
+        function (ys, targets) -> scalar, which is also given mask=mask, weight=weight where there are any.
 
     Returns:
       A pure function (params, carry, xs, targets, *, gradient=full(), mask=None, reset=None, cut=None,
@@ -248,7 +246,7 @@ def _run(
     params, carry, sequence, keys = to_local((params, carry, sequence, keys), (params, *rows))
     whole, (net, params) = net, untied(net, params)
     judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
-    n = sum_over_devices(count(loss, judged), axes)
+    n = sum_over_devices(count(loss, judged, leading_of_outputs(net, sequence)), axes)
     local = _Local(params, carry, sequence, judged._replace(n=n), keys)
     by = _by_chunks if gradient.stream is not None and _runs_one_way(net, loss) else _by_layers
     error, last, grads = by(objective._replace(net=net), local)
@@ -325,33 +323,3 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     d_params = d_params._replace(cells=plus(d_params.cells, back_to_cells(streamed.d_carry)[0]))
     error = functools.reduce(jnp.add, [errors.sum() for errors in streamed.out])
     return error, streamed.carry, d_params
-
-
-def steps_that_count(net: Network, mask: Mark) -> Mark:
-    """An output counts where the mask is True; with `last`, in the rows with any valid step."""
-    return mask.any(0) if mask is not None and net.readout.of_last else mask
-
-
-def check_outputs(
-    net: Network, loss: Loss, params: NetworkParams, sequence: Sequence, targets: Targets, weight: Weight
-) -> tuple[Targets, Weight]:
-    """The targets and the weight are returned as arrays; a ValueError is raised unless they fit the outputs.
-
-    What targets fit a loss of the user's own is for that loss to say.
-    """
-    targets = as_arrays("targets", targets)
-    leading = sequence.rows if net.readout.of_last else sequence.leading
-    dtype = jax.tree.leaves(params.cells)[0].dtype
-    with adding(f"xs is read time first, as T = {sequence.steps} steps of batch {sequence.rows}"):
-        weight = check_weight(weight, leading, dtype)
-        if is_additive(loss):
-            ys = shapes_of_outputs(net, params, leading)
-            check_targets(loss, ys, Judged(targets, steps_that_count(net, sequence.mask), weight))
-    return targets, weight
-
-
-def shapes_of_outputs(net: Network, params: NetworkParams, leading: Shape) -> Any:
-    """The shapes of Y, leaves [*leading, ...]."""
-    net, params = untied(net, params)
-    hs = jax.ShapeDtypeStruct((*leading, net.layers[-1].output_size), jax.tree.leaves(params.cells)[0].dtype)
-    return jax.eval_shape(lambda readout, hs: net.readout.forward(readout, hs)[1], params.readout, hs)

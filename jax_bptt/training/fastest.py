@@ -41,7 +41,7 @@ from jax_bptt.networks.losses import Loss, check_loss
 from jax_bptt.networks.network import Network, check_network
 from jax_bptt.networks.params import NetworkParams
 from jax_bptt.networks.value_and_grad import Inputs, Objective, Result, run_value_and_grad
-from jax_bptt.training.train import Batch
+from jax_bptt.training.state import Batch
 
 ROUNDS = 7
 LEAST_ROUNDS = 5  # also where they take longer than SECONDS

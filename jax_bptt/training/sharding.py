@@ -21,7 +21,7 @@ from jax_bptt.base.checks import check_arrays, integer, is_array
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.types import Foreign, Tree
 from jax_bptt.engine.devices import choose_axes, num_parts
-from jax_bptt.training.train import TrainState
+from jax_bptt.training.state import TrainState
 
 
 @named()

@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
 def known_batch_axes(carry: Foreign, marks: list[tuple[Foreign, int]]) -> int | None:
     """How many batch axes do a mark or a carry have? A mark comes with its number of other axes."""
     paths: list[Any] = jax.tree_util.tree_leaves_with_path(carry)
-    states = [(z, 1) for path, z in paths if getattr(path[-1], "name", None) == "h"] if paths else []
+    states = [(z, 1) for path, z in paths if path and getattr(path[-1], "name", None) == "h"]
     return next((z.ndim - others for z, others in (*marks, *states) if is_array(z)), None)
 
 

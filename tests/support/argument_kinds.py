@@ -117,6 +117,14 @@ BIAS = either(number(), thing(type(jb.chrono(9))))
 CARRY_TYPE = thing(type, within=lambda value: "h" in getattr(value, "_fields", ()))
 DTYPE = Kind(bad_values.junk, _is_dtype, lambda dtype: None if dtype is None else jnp.dtype(dtype))
 NAMES = thing(tuple, list, within=lambda names: all(isinstance(name, str) for name in names))
+LEVELS = Kind(
+    bad_values.lists,
+    lambda right, value: (
+        isinstance(value, (list, tuple))
+        and len(value) == len(right)
+        and all(number(lambda level: 0 < level < 1).takes(None, level) for level in value)
+    ),
+)
 CELLS = Kind(
     bad_values.lists,
     lambda right, value: (

@@ -17,6 +17,7 @@ from support import reference_calls as calls
 from support.bad_values import KEY
 from support.conversions_table import CONVERSIONS
 from support.factories_table import ACTIVATION, OF_CELLS, OF_METHODS, SIZES, factories
+from support.losses_table import LOSSES
 from support.optimizers import SGD
 from support.reference_calls import (
     B,
@@ -165,16 +166,6 @@ ROWS = {
         jb.mask_of_lengths,
         {"lengths": (k.LENGTHS, jnp.array([T, 0, 2])), "steps": (k.SIZE, T)},
         lambda lengths, steps: np.arange(steps)[(...,) + (None,) * lengths.ndim] < np.asarray(lengths)[None],
-    ),
-    "squared_error": Row(
-        jb.squared_error,
-        {"ys": (k.ARRAY, xs), "targets": (k.ARRAY, 2 * xs), "mask": (k.MARK, mask)} | _weight,
-        calls.squares,
-    ),
-    "softmax_cross_entropy": Row(
-        jb.softmax_cross_entropy,
-        {"ys": (k.FLOATS, targets), "targets": (k.CLASSES, classes), "mask": (k.MARK, mask)} | _weight,
-        calls.nats,
     ),
     "by_steps": Row(jb.by_steps, {"z": (k.NUMBERS, xs[:3, 0, :])}, calls.by_steps),
     "unroll": Row(
@@ -348,3 +339,4 @@ by_scan = lambda **given: jb.fused(**given)._replace(engine=None)  # noqa: E731 
 ROWS["fused"] = _gradient_row(by_scan, gradient=(k.GRADIENT, jb.full()))
 
 ROWS |= {f"convert.{name}": Row(*row) for name, row in CONVERSIONS.items()}
+ROWS |= {name: Row(*row) for name, row in LOSSES.items()}

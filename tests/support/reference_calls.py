@@ -194,11 +194,46 @@ def _weighed(each, ys, mask, weight):
     return weight * jnp.where(ignored, 0.0, each), weight
 
 
+def _mean(each, ys, mask, weight):
+    weighed, weight = _weighed(each, ys, mask, weight)
+    return weighed.sum() / weight.sum()
+
+
 def nats(ys, targets, mask, weight):
     each = jax.scipy.special.logsumexp(ys, -1) - jnp.take_along_axis(ys, targets[..., None], -1)[..., 0]
     each = jnp.where((targets >= 0) & (targets < ys.shape[-1]), each, jnp.nan)
-    weighed, weight = _weighed(each, ys, mask, weight)
-    return weighed.sum() / weight.sum()
+    return _mean(each, ys, mask, weight)
+
+
+def gaussians(ys, targets):
+    """Of each step and row."""
+    means, deviations = ys[..., : targets.shape[-1]], jnp.exp(ys[..., targets.shape[-1] :])
+    z = (targets - means) / deviations
+    return (z * z / 2 + jnp.log(deviations * jnp.sqrt(2 * jnp.pi))).sum(-1)
+
+
+def pinballs(levels, ys, targets):
+    """Of each step and row."""
+    above = jnp.repeat(targets, len(levels), -1) - ys
+    levels = jnp.broadcast_to(jnp.tile(jnp.asarray(levels), targets.shape[-1]), ys.shape)
+    return jnp.where(above > 0, levels * above, (levels - 1) * above).sum(-1)
+
+
+def hubers(delta, ys, targets):
+    """Of each step and row."""
+    size = jnp.abs(targets - ys)
+    return jnp.where(size <= delta, size * size / 2, delta * (size - delta / 2)).sum(-1)
+
+
+def bits(ys, targets):
+    """Of each step and row."""
+    each = jnp.logaddexp(0.0, ys) - targets * ys
+    return jnp.where((targets >= 0) & (targets <= 1), each, jnp.nan).sum(-1)
+
+
+def mean_of(each):
+    """The loss that is the mean of the errors of each step and row."""
+    return lambda ys, targets, mask, weight: _mean(each(ys, targets), ys, mask, weight)
 
 
 def by_steps(z):

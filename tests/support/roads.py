@@ -96,6 +96,21 @@ def nats(ys, targets, mask=None, weight=None):
     return (weight * each).sum() / weight.sum()
 
 
+def _of_a_step(y, target):
+    return jax.nn.logsumexp(y) - y[target] + jnp.square(jnp.square(y).sum())
+
+
+OF_STEPS = jb.mean_over_steps(_of_a_step)
+
+
+def of_steps(ys, targets, mask=None, weight=None):
+    """The loss that is made of the error of one step, written out."""
+    each = jnp.square(jnp.square(ys).sum(-1))
+    weight = jnp.ones_like(each) if weight is None else weight
+    weight = weight if mask is None else jnp.where(mask, weight, jnp.zeros_like(weight))
+    return nats(ys, targets, mask, weight) + (weight * each).sum() / weight.sum()
+
+
 def of_carry(problem, last):
     """A number that depends on every leaf of the last carry."""
     weights = jax.tree.map(jnp.vdot, problem.d_carry, jax.tree.map(jnp.sin, last))
@@ -124,6 +139,7 @@ def looped(problem, loss, program, with_carry):
     return error
 
 
+BY_CLASS = ("value_and_grad, softmax_cross_entropy", "value_and_grad, an error of one's own")
 Road = Callable[[Problem, Any, Program], tuple[Any, Any]]  # (found, wanted), functions of the params
 
 
@@ -266,6 +282,7 @@ ROADS: dict[str, Road] = {
     "value_and_grad, squared_error": built_in(jb.squared_error, squares),
     "value_and_grad, softmax_cross_entropy": built_in(jb.softmax_cross_entropy, nats),
     "value_and_grad, a loss of one's own": built_in(squares, squares),
+    "value_and_grad, an error of one's own": built_in(OF_STEPS, of_steps),
     "what value_and_grad returns beside": returned,
     "training steps": trained,
     "rtrl_step": online,
