@@ -3,9 +3,9 @@
     python -m experiments.forecast                        about a minute on two CPU cores
     python -m experiments.forecast --head quantile        quantiles in the place of a normal distribution
 
-The data are the yearly fertility rates y of the World Bank, 1960 to 2011 (from statsmodels), in rows of unequal
-length with gaps. One network learns the years up to 1991 of all rows and stops when the loss on 1992 to 2001 no
-longer falls. From 2001 on it reads its own samples, so that it draws whole paths:
+The data are the yearly fertility rates y of the World Bank, 1960 to 2011 (from statsmodels), in rows of
+unequal length with gaps. One network learns the years up to 1991 of all rows and stops when the loss on 1992
+to 2001 no longer falls. From 2001 on it reads its own samples, so that it draws whole paths:
 
     reads       y_t and its last change Δ_t = y_t − y_{t−1}, each in standard deviations
     says        the distribution of Δ_{t+1} − Δ_t:  a mean and a log standard deviation, or seven quantiles
@@ -17,11 +17,11 @@ change) keeps the network from trusting the third decimal. The paths of all seed
 It is compared with the last value, and with two autoregressions by least squares on five years, of y and of
 the changes of log y. Each has the spread of the row's own errors, and reads all years up to 2001.
 
-Expectation: lower CRPS than each of them at every horizon from 1 to 10 years; and from 80 to 99 % of what
-happened within the interval of 90 % at every horizon. The reason is that rates go down in an S: slowly, fast,
-slowly, and stay near two. A linear map with the same weights for all cannot say at which of these a row is, and
-a network that reads the row from its beginning can; it can also tell a smoothed series from a counted one, and
-is then surer. (Options were chosen by the years up to 2001.)
+Expectation: lower CRPS than each of them at every horizon from 1 to 10 years. With one seed alone the mean
+over the horizons is lower than theirs, too. Of what happened, 85 to 95 % lie within the interval of 90 %, in
+the mean over the horizons. The reason: rates fall in an S, slowly, fast, slowly, and stay near two. A linear
+map with the same weights for all rows cannot say at which of these a row is; a network that reads the row from
+its beginning can. It can also tell a smoothed series from a counted one, and is then surer.
 """
 
 from __future__ import annotations
@@ -235,17 +235,21 @@ def table(scores: dict[str, Scores]) -> str:
 def judge(scores: dict[str, Scores]) -> list[Row]:
     """The CRPS beside each forecast without a network, and the share within the interval."""
     ours, rows = scores[OURS], []
-    for name, other in scores.items():
-        if name == OURS or name.endswith("alone"):
-            continue
-        lost = [h + 1 for h in range(HORIZON) if not ours.crps[h] < other.crps[h]]
-        pairs = (f"{ours.crps[h]:.3f} / {other.crps[h]:.3f}" for h in (0, HORIZON // 2 - 1, HORIZON - 1))
+    others = [name for name in scores if name != OURS and not name.endswith("alone")]
+    for name in others:
+        other = scores[name].crps
+        lost = [h + 1 for h in range(HORIZON) if not ours.crps[h] < other[h]]
+        pairs = (f"{ours.crps[h]:.3f} / {other[h]:.3f}" for h in (0, HORIZON // 2 - 1, HORIZON - 1))
         said = f"{HORIZON - len(lost)}" + (f", not at {', '.join(map(str, lost))} years" if lost else "")
         said += f"; after 1, {HORIZON // 2} and {HORIZON} years {', '.join(pairs)}"
         rows.append(Row(f"horizons of lower CRPS, {OURS} / {name}", f"all {HORIZON}", said, not lost))
-    low, high = ours.covered.min(), ours.covered.max()
-    said = f"{100 * low:.0f} to {100 * high:.0f} %"
-    rows.append(Row("within the interval of 90 %, by horizon", "80 to 99 %", said, 0.8 <= low <= high <= 0.99))
+    alone = np.array([of.crps.mean() for name, of in scores.items() if name.endswith("alone")])
+    least = min(scores[name].crps.mean() for name in others)
+    said = f"{alone.min():.3f} to {alone.max():.3f}"
+    rows.append(Row("CRPS of one seed alone, mean", f"below {least:.3f}", said, bool(alone.max() < least)))
+    mean, low, high = ours.covered.mean(), ours.covered.min(), ours.covered.max()
+    said = f"{100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f} by horizon)"
+    rows.append(Row("share within the interval of 90 %, mean", "85 to 95 %", said, 0.85 <= mean <= 0.95))
     return rows
 
 

@@ -13,8 +13,8 @@ episode. Three agents are trained by the same PPO (experiments/support/ppo.py), 
     GRU in flax       the GRU agent as one writes it with flax.linen, and with the same first parameters.
                       Without flax (pip install flax) it is left out, and the script says so
 
-Their updates are interleaved, some of one agent, some of the next: A B C A B C. The time is that of acting and
-learning; a ratio of times is the median over the rounds, each agent against ours of its own round.
+Their updates are interleaved, some of one agent, some of the next: A B C A B C. The time is that of acting
+and learning; a ratio of times is the median over the rounds, ours against flax of the same round.
 
 Expectation: in the last iterations the GRU is right in at least 95 % of the episodes, from every seed, in our
 library as in flax, and takes no longer than in flax. An agent without memory can be right in half of them at

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 import jax_bptt as jb
 from experiments.support import learning
-from experiments.support.checkpoints import Checkpoints
 from experiments.support.learning import Curve, Learner
 from experiments.support.runs import Run, StopRequest
 

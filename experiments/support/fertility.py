@@ -1,7 +1,8 @@
 """Births per woman by country and year, from statsmodels: rows of unequal length, with gaps.
 
-The series are the total fertility rates of the World Bank, 1960 to 2011, of countries and groups of countries.
-Some are estimates that were smoothed over years, some are counted each year; some begin late or have gaps.
+The series are the total fertility rates of the World Bank, 1960 to 2011, of countries and groups of
+countries. Some are estimates that were smoothed over years, some are counted each year; some begin late or
+have gaps.
 """
 
 from __future__ import annotations

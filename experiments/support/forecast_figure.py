@@ -17,13 +17,16 @@ SHOWN = "Niger", "Bangladesh", "Germany", "Korea, Rep."
 def draw(curves: list[Curve], paths: dict[str, np.ndarray], scores: dict[str, Scores]) -> Figure:
     """Rows, scores and training, one above the other, so that a phone shows them, too."""
     figure = Figure(figsize=(6.4, 14), layout="constrained")
-    parts = figure.subfigures(3, 1, height_ratios=(5, 5, 3))
-    for axes, name in zip(np.ravel(parts[0].subplots(2, 2, sharex=True)), SHOWN, strict=True):
+    grid = figure.add_gridspec(3, 1, height_ratios=(5, 5, 3))
+    rows, by_horizon = (figure.add_subfigure(grid[i]) for i in (0, 1))
+    for axes, name in zip(np.ravel(rows.subplots(2, 2, sharex=True)), SHOWN, strict=True):
         _draw_row(axes, name, next(iter(paths.values())))
-    parts[0].suptitle("births per woman: known until 2001, then the network's median\nand interval of 90 %")
-    above, below = parts[1].subplots(2, 1, sharex=True)
-    _draw_scores(above, below, {n: s for n, s in scores.items() if n in paths})
-    _draw_training(parts[2].subplots(), curves)
+    rows.suptitle(
+        "births per woman: what happened (black), and from 2001 on\nthe network's median and interval of 90 %"
+    )
+    above, below = by_horizon.subplots(2, 1, sharex=True)
+    _draw_scores(above, below, {name: of for name, of in scores.items() if name in paths})
+    _draw_training(figure.add_subplot(grid[2]), curves)
     return figure
 
 
@@ -46,9 +49,9 @@ def _draw_row(axes: Axes, name: str, paths: np.ndarray) -> None:
 def _draw_scores(above: Axes, below: Axes, scores: dict[str, Scores]) -> None:
     for i, (name, of) in enumerate(scores.items()):
         horizons = np.arange(1, len(of.crps) + 1)
-        style = {"color": f"C{i}", "lw": 2.4 if i == 0 else 1.4, "label": name}
-        above.plot(horizons, of.crps, "o-", ms=4, **style)
-        below.plot(horizons, 100 * of.covered, "o-", ms=4, **style)
+        width = 2.4 if i == 0 else 1.4
+        above.plot(horizons, of.crps, "o-", ms=4, color=f"C{i}", lw=width, label=name)
+        below.plot(horizons, 100 * of.covered, "o-", ms=4, color=f"C{i}", lw=width)
     above.set(yscale="log", ylabel="CRPS (low is good)")
     above.set_yticks((0.02, 0.05, 0.1, 0.2), ("0.02", "0.05", "0.1", "0.2"))
     above.minorticks_off()
@@ -61,12 +64,11 @@ def _draw_scores(above: Axes, below: Axes, scores: dict[str, Scores]) -> None:
 def _draw_training(axes: Axes, curves: list[Curve]) -> None:
     for i, lines in enumerate(curves):
         steps, best = [m["step"] for m in lines], lowest(lines, "valid")
-        axes.plot(steps, [m["loss"] for m in lines], color="0.6", lw=1, label=None if i else "learnt years")
-        axes.plot(steps, [m["valid"] for m in lines], color="C0", lw=1.4, label=None if i else "validation")
+        labels = [None, None, None] if i else ["years learnt, with noise", "years of validation", "kept"]
+        axes.plot(steps, [m["loss"] for m in lines], color="0.6", lw=1, label=labels[0])
+        axes.plot(steps, [m["valid"] for m in lines], color="C0", lw=1.4, label=labels[1])
         at_best = next(m["valid"] for m in lines if m["step"] == best)
-        axes.plot(best, at_best, "o", color="C3", ms=6, label=None if i else "kept")
-    last = np.array([m["valid"] for lines in curves for m in lines[1:] or lines])
-    axes.set_ylim(min(m["loss"] for lines in curves for m in lines) - 0.1, np.median(last) + 1.5)
+        axes.plot(best, at_best, "o", color="C3", ms=6, label=labels[2], zorder=3)
     axes.set(xlabel="updates", ylabel="loss")
     axes.set_title("one line a seed; each stops when its validation loss no longer falls")
     axes.legend(loc="upper right")

@@ -1,9 +1,9 @@
-"""What the network of `forecast` says of a number: a normal distribution, or quantiles; and draws from either."""
+"""What the network of `forecast` says of a number: a normal distribution or quantiles; draws from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,8 @@ def from_quantiles(said: Array, key: Array) -> Array:
     return left + slope * (share - levels[above - 1])
 
 
-HEADS: dict[str, Head] = {
+quantile_error: Any = jb.quantile_error(LEVELS)
+HEADS = {
     "gaussian": Head(2, jb.gaussian_nll, from_normal),
-    "quantile": Head(len(LEVELS), jb.quantile_error(LEVELS), from_quantiles),
+    "quantile": Head(len(LEVELS), quantile_error, from_quantiles),
 }

@@ -21,7 +21,7 @@ SHRUNK = 3  # a row's own spread counts as so many steps of all rows, beside its
 
 
 class Scores(NamedTuple):
-    """Means over rows, by horizon [H]: error of the median, CRPS, and the share within the interval of 90 %."""
+    """Means over rows, by horizon [H]: error of the median, CRPS, share within the interval of 90 %."""
 
     mae: np.ndarray
     crps: np.ndarray

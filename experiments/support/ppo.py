@@ -6,8 +6,9 @@
     learn       E = mean of −min(ρ A, clip(ρ, 1 ± ε) A) + c_V ½ (V − A_t − V_t)² − c_H H(p)
                 ρ = p(a) / p_old(a)
 
-Each epoch reads the rows in a new order, some rows at a time. Every row is read from the carry that was stored
-where its T steps begin, so the gradient goes through these T steps and no further.
+Each epoch reads the rows in a new order, some rows at a time. Every row is read from the carry that was
+stored where its T steps begin, so the gradient goes through these T steps and no further. A is not divided by
+its deviation: when all is solved, that would turn noise into large updates.
 
 References: Schulman et al. 2017, Proximal policy optimization algorithms; Schulman et al. 2016,
 High-dimensional continuous control using generalized advantage estimation.

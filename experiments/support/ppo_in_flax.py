@@ -19,28 +19,30 @@ from experiments.support import ppo
 from experiments.support.ppo import Agent, Said, Target
 from experiments.support.t_maze import ACTIONS, Percept
 
+over_steps = functools.partial(
+    linen.scan, variable_broadcast="params", split_rngs={"params": False}, in_axes=0, out_axes=0
+)
 
-class ResettingGRU(linen.Module):  # type: ignore[misc, unused-ignore]
+
+class ResettingGRU(linen.Module):  # type: ignore[misc]
     """A GRU over steps, which begins anew where it is told to."""
 
     hidden: int
 
-    @functools.partial(
-        linen.scan, variable_broadcast="params", split_rngs={"params": False}, in_axes=0, out_axes=0
-    )
-    @linen.compact
+    @over_steps
+    @linen.compact  # type: ignore[untyped-decorator]
     def __call__(self, carry: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         x, begins = now
         carry = jnp.where(begins[:, None], 0.0, carry)
         return linen.GRUCell(self.hidden, name="cell")(carry, x)
 
 
-class ActorCritic(linen.Module):  # type: ignore[misc, unused-ignore]
+class ActorCritic(linen.Module):  # type: ignore[misc]
     """Encoder, GRU and two heads."""
 
     hidden: int
 
-    @linen.compact
+    @linen.compact  # type: ignore[untyped-decorator]
     def __call__(self, carry: Array, percepts: Percept, begins: Array) -> tuple[Array, Said]:
         x = linen.Dense(self.hidden, name="seen")(percepts.seen)
         x += linen.Embed(ACTIONS + 1, self.hidden, name="action")(percepts.action)

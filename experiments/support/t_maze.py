@@ -2,9 +2,9 @@
 
     entrance, corridor of L steps, junction          L is drawn anew for each episode
 
-The cue, left or right, is seen at the entrance alone. In the corridor a step forward leads on; another action
-leads nowhere and costs 0.1. At the junction the arm of the cue gives the reward 1, the other one 0, and either
-ends the episode; a step forward leads nowhere and costs 0.1. An episode that takes too long ends as well.
+The cue, left or right, is seen at the entrance alone. In the corridor a step forward leads on; another
+action leads nowhere and costs 0.1. At the junction the arm of the cue gives the reward 1, the other arm 0;
+either ends the episode. A step forward leads nowhere and costs 0.1. An episode that takes too long ends, too.
 
 What is seen at the junction, the last action (forward) and the last reward do not depend on the cue. So an
 agent without memory is right in half of the episodes at most.
