@@ -100,7 +100,8 @@ def act(maze: Maze, action: Array) -> tuple[Maze, Outcome]:
     moved, steps = ~junction & forward, maze.steps + 1
     reward = jnp.where(chosen, right.astype(float), jnp.where(moved, 0.0, -COST))
     ended = chosen | (steps >= PATIENCE * (maze.length + 1))
-    return maze._replace(place=maze.place + moved, steps=steps), Outcome(reward, ended, right)
+    place = jnp.where(moved, maze.place + 1, maze.place)
+    return maze._replace(place=place, steps=steps), Outcome(reward, ended, right)
 
 
 def step(maze: Maze, action: Array, key: Array, lengths: Lengths) -> tuple[Maze, Percept, Outcome]:
