@@ -11,6 +11,7 @@ episode. Three agents are trained by the same PPO (experiments/support/ppo.py), 
                       learns by `jb.value_and_grad` from pieces of 32 steps and the carries stored there
     without memory    the same with a layer without recurrence in the place of the GRU
     GRU in flax       the GRU agent as one writes it with flax.linen, and with the same first parameters.
+                      It goes apart from ours by its biases alone: see experiments/support/ppo_in_flax.py.
                       Without flax (pip install flax) it is left out, and the script says so
 
 Their updates are interleaved, some of one agent, some of the next: A B C A B C. The time is that of acting
@@ -24,9 +25,11 @@ most, whatever it does; so it is right in at most 60 % in the last iterations, w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,25 +132,36 @@ class Together(NamedTuple):
 def train(config: Config, run: Run, stop: StopRequest) -> Curves:
     """The lines of metrics.jsonl of every agent and seed."""
     how, all_agents = training(config), agents(config)
-    programs = {name: ppo.compiled(agent, how, config.every) for name, agent in all_agents.items()}
+    program = functools.cache(lambda name: ppo.compiled(all_agents[name], how, config.every))
     curves: Curves = {name: [] for name in all_agents}
     for seed in range(config.seeds):
         states = {name: ppo.begin(agent, how, seed) for name, agent in all_agents.items()}
-        found = train_seed(config, run, stop, seed, programs, Together(jnp.zeros((), int), states))
+        found = train_seed(config, run, stop, seed, program, Together(jnp.zeros((), int), states))
         for name, lines in found.items():
             curves[name].append(lines)
     return curves
 
 
 def train_seed(
-    config: Config, run: Run, stop: StopRequest, seed: int, programs: dict[str, Any], state: Together
+    config: Config,
+    run: Run,
+    stop: StopRequest,
+    seed: int,
+    program: Callable[[str], Callable[[State], tuple[State, Report]]],
+    state: Together,
 ) -> dict[str, Curve]:
-    """Rounds of all agents in turn, from the last checkpoint of this seed to the end."""
+    """Rounds of all agents in turn, from the last checkpoint of this seed to the end.
+
+    Args:
+      config, run, stop, seed: as in `train`.
+      program: name -> a round of this agent; it is compiled when it is asked for.
+      state: the agents at their beginning.
+    """
     with Checkpoints(run.folder / "checkpoints" / f"seed_{seed}") as saved:
         state = saved.restore(state)
         done = int(state.step)
         run.keep_metrics_up_to(done, seed=seed)
-        curves = {name: [m for m in lines_of(run) if of(m, name, seed)] for name in programs}
+        curves = {name: [m for m in lines_of(run) if of(m, name, seed)] for name in state.agents}
         if any(len(lines) != done // config.every for lines in curves.values()):
             fix = f"delete {saved.folder} to begin again"
             raise SystemExit(f"metrics.jsonl lacks lines up to iteration {done} of seed {seed}; {fix}")
@@ -155,11 +169,11 @@ def train_seed(
             while done < config.iterations:
                 stop.leave()
                 done += config.every
-                for name, program in programs.items():
-                    state.agents[name], said = one_round(program, state.agents[name], name)
+                for name, lines in curves.items():
+                    state.agents[name], said = one_round(program(name), state.agents[name], name)
                     line = {"curve": name, "seed": seed, "step": done, **said}
                     run.record(**line)
-                    curves[name].append(line)
+                    lines.append(line)
                 state = state._replace(step=jnp.asarray(done, state.step.dtype))
                 saved.save(state)
                 bar.update(config.every)
@@ -168,7 +182,9 @@ def train_seed(
     return curves
 
 
-def one_round(program: Any, state: State, name: str) -> tuple[State, dict[str, float]]:
+def one_round(
+    program: Callable[[State], tuple[State, Report]], state: State, name: str
+) -> tuple[State, dict[str, float]]:
     """Some iterations of one agent, and what its line says. SystemExit if its loss is not finite."""
     began = time.perf_counter()
     state, reports = jax.block_until_ready(program(state))
@@ -233,7 +249,7 @@ def draw(config: Config, curves: Curves) -> Figure:
     above, below = figure.subplots(2, 1, height_ratios=(2, 1))
     plot(above, curves, "right", 100)
     above.axhline(50, color="0.3", lw=1, ls="--")
-    above.text(config.iterations, 48, "no memory: at most 50 %", color="0.3", ha="right", va="top")
+    above.text(config.iterations, 43, "no memory: at most 50 %", color="0.3", ha="right", va="top")
     above.set(xlim=(0, config.iterations * 1.02), ylim=(0, 104), xlabel="iterations")
     above.set_ylabel("episodes that end at the right arm, %")
     above.set_title(f"T-maze, corridors of {config.shortest} to {config.longest} steps: one line a seed")

@@ -110,7 +110,7 @@ def test_a_network_that_expects_no_turn_draws_straight_lines():
 
 
 def test_samples_of_both_heads():
-    """Quantiles of a uniform distribution give it back, to its ends and in any order; so does a normal one."""
+    """Quantiles of a uniform distribution give it back, to its ends and in any order."""
     key, said = jax.random.key(0), jnp.asarray(forecast_heads.LEVELS)
     share = jax.random.uniform(key, (500,))
     found = forecast_heads.from_quantiles(jnp.tile(said[::-1], (500, 1)), key)

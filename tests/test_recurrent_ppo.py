@@ -57,7 +57,7 @@ def test_the_maze_keeps_its_rules():
             assert tuple(z[t, b] for z in after) == (cue, length, place, steps + 1)
         junction = place == after.length[t, b]
         now = [place == 0 and after.cue[t, b] == side for side in (LEFT, RIGHT)]
-        assert percept.seen[t, b].tolist() == [*now, 0 < place and not junction, junction]
+        assert percept.seen[t, b].tolist() == [*now, place > 0 and not junction, junction]
         assert (percept.action[t, b], percept.reward[t, b]) == (action, reward)
     assert endings == {(True, True), (True, False), (False, False)}
     began = outcome.ended
@@ -135,7 +135,7 @@ def acted():
 def test_what_is_learnt_from_is_what_was_said(acted):
     """The stored carry, the resets and the percepts of T steps give the log p of acting step by step."""
     state, steps = acted
-    assert 0 < steps.begins[1:].sum()
+    assert steps.begins[1:].sum() > 0
     assert not steps.begins[0].all()
     assert np.abs(state.carry[0].h).max() > 0
     net = ppo_agents.network("gru", 3)

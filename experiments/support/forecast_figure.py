@@ -58,7 +58,7 @@ def _draw_scores(above: Axes, below: Axes, scores: dict[str, Scores]) -> None:
     above.legend(loc="lower right")
     above.set_title("all rows, by years ahead")
     below.axhline(90, color="0.3", lw=1, ls="--")
-    below.set(ylabel="within the interval of 90 %, %", xlabel="years ahead", ylim=(50, 101))
+    below.set(ylabel="within the interval of 90 %, %", xlabel="years ahead", ylim=(68, 101))
 
 
 def _draw_training(axes: Axes, curves: list[Curve]) -> None:
