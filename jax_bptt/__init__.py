@@ -17,6 +17,7 @@ from jax_bptt.cells.indrnn import indrnn
 from jax_bptt.cells.leaky import LeakyParams, leaky
 from jax_bptt.cells.learn_carry import learn_carry
 from jax_bptt.cells.lstm import LSTMCarry, PeepholeParams, lstm
+from jax_bptt.cells.lstm_projected import ProjectedParams
 from jax_bptt.cells.mgu import mgu
 from jax_bptt.checking.gradient_check import check_cell, check_gradient
 from jax_bptt.checking.report import Report
@@ -94,6 +95,7 @@ __all__ = [
     "NewtonInfo",
     "Params",
     "PeepholeParams",
+    "ProjectedParams",
     "RTRLState",
     "Readout",
     "ReadoutParams",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
+from support.forms import of_heads, projected
 
 import jax_bptt as jb
 
@@ -221,6 +222,8 @@ CELLS = {
     "peephole-no-bias-learned": CellRow(
         jb.learn_carry(jb.lstm(I, H, peephole=True, bias=False)), _plain_peephole
     ),
+    "gru-heads": CellRow(jb.gru(I, H, heads=2), of_heads(_plain_gru, 3)),
+    "lstm-projected": CellRow(jb.lstm(I, 6, projection=H), projected(_plain_lstm)),
     "leaky": CellRow(jb.leaky(I, H, rate=0.4), _plain_leaky),
     "mgu": CellRow(jb.mgu(I, H), _plain_mgu),
     "indrnn": CellRow(jb.indrnn(I, H, activation="tanh"), _plain_indrnn),
@@ -256,6 +259,9 @@ KINDS = [
     "own-layer-norm",
     "own-attention",
 ]
+
+# Forms of a kind: what is new in them is tested, and by mistakes of their own.
+FORMS = ["gru-heads", "lstm-projected"]
 
 VARIED = ("elman-tanh", "lstm", "own-attention")  # one field, two, and a step of any kind
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from cases import CELLS, KINDS
+from cases import CELLS, FORMS, KINDS
 from support.witnesses import as_dict
 
 import jax_bptt as jb
@@ -64,6 +64,12 @@ def _recurrent_matrix(name: str) -> set[str]:
     return set() if name == "indrnn" else _where("w_h")(name)
 
 
+def _heads(name: str) -> set[str]:
+    """w_h where it is blocks."""
+    params = jax.eval_shape(lambda: CELLS[name].cell.init(jax.random.key(0)))
+    return _where("w_h")(name) if getattr(as_dict(params).get("w_h"), "ndim", 0) == 3 else set()
+
+
 def _chain(name: str) -> set[str]:
     """All that λ of earlier steps reaches, if it goes through a matrix w_h."""
     return leaves(name) if _recurrent_matrix(name) else set()
@@ -76,6 +82,7 @@ def _same(z: Any) -> Any:
 def _backward(
     of_slopes: Any = _same,
     of_w_h: Any = _same,
+    of_w_p: Any = _same,
     of_d_carry: Any = _same,
     of_d_hs: Any = _same,
     of_d_own: Any = _same,
@@ -97,9 +104,9 @@ def _backward(
         s_prev = phases.previous(run._replace(sequence=of_begun(run.sequence)), states)
         slopes = of_slopes(phases.linearise(cell, run, s_prev, states))
         swept_run = run._replace(sequence=of_marks(run.sequence))
-        if of_w_h is not _same:
-            w_h = of_w_h(as_dict(run.params)["w_h"])
-            swept_run = swept_run._replace(params=_replaced(run.params, w_h=w_h))
+        given = {"w_h": of_w_h, "w_p": of_w_p}
+        wrong = {name: f(as_dict(run.params)[name]) for name, f in given.items() if f is not _same}
+        swept_run = swept_run._replace(params=_replaced(run.params, **wrong))
         swept = phases.sweep(cell, swept_run, slopes, Outputs(of_d_carry(d.carry), of_d_hs(d.ys)))
         d_start = swept.start if swept.start is not None else zeros_like(run.start)
         d_own = of_d_own(phases.derivatives_by_own(cell, run, d))
@@ -196,7 +203,23 @@ MUTATIONS = {
     ),
 }
 
+OF_FORMS = {  # those that can be made in a form of a cell alone
+    "heads crossed on the way back": Mutation(
+        _backward(of_w_h=lambda w_h: jnp.roll(w_h, 1, 0)),
+        lambda name: _chain(name) if _heads(name) else set(),
+    ),
+    "dW_h of another head": Mutation(
+        _backward(of_gradient=_of_params("w_h", lambda d: d["w_h"][::-1])), _heads
+    ),
+    "no way back through W_p": Mutation(
+        _backward(of_w_p=jnp.zeros_like), lambda name: leaves(name) if _where("w_p")(name) else set()
+    ),
+    "dW_p with m_{t+1}": Mutation(_backward(of_slopes=lambda a: a._replace(m=_next(a.m))), _where("w_p")),
+}
+
 PAIRS = [(m, name) for name in KINDS for m, mutation in MUTATIONS.items() if mutation.spoiled(name)]
+PAIRS += [(m, name) for name in FORMS for m, mutation in OF_FORMS.items() if mutation.spoiled(name)]
+MUTATIONS |= OF_FORMS
 
 # of the backward pass of `jb.scan`, with the arguments whose gradient they spoil
 OF_SCANS = {

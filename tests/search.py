@@ -54,6 +54,8 @@ KINDS = {
         lambda n: jb.learn_carry(jb.gru(n, H, reset_after=False)),
         CELLS["gru-reset-before"].plain,
     ),
+    "gru, heads": (lambda n: jb.gru(n, H, heads=2), CELLS["gru-heads"].plain),
+    "projected": (lambda n: jb.lstm(n, 6, projection=H), CELLS["lstm-projected"].plain),
     "leaky": (lambda n: jb.leaky(n, H), CELLS["leaky"].plain),
     "mgu": (lambda n: jb.mgu(n, H), CELLS["mgu"].plain),
     "indrnn": (lambda n: jb.indrnn(n, H, activation="tanh"), CELLS["indrnn"].plain),

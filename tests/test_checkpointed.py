@@ -177,7 +177,7 @@ def test_temporaries_grow_as_the_root_of_the_length_or_not_at_all():
         (jb.truncated(20), OF_STEPS),
         (jb.autodiff(), jb.softmax_cross_entropy),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_outputs_of_all_steps_never_exist(method, loss):
     """A large vocabulary: Y of all steps would be 400 times the states."""

@@ -62,6 +62,7 @@ CELLS = {
     "lstm": jb.lstm(INPUT, HIDDEN),
     "lstm-peephole": jb.lstm(INPUT, HIDDEN, peephole=True),
     "gru": jb.gru(INPUT, HIDDEN),
+    "gru-heads": jb.gru(INPUT, HIDDEN, heads=4),
     "mgu": jb.mgu(INPUT, HIDDEN),
     "own, four gates": jb.make_cell(INPUT, HIDDEN, _four_gates, gates=4),
     "own, layer norm": jb.step_cell(
@@ -79,9 +80,12 @@ def test_full_has_no_dot_in_the_loops_of_independent_units():
     assert _loop_dots(_compiled(jb.indrnn(INPUT, HIDDEN), jb.full())) == [0, 0]
 
 
-def test_a_gru_with_the_reset_before_needs_two():
+@pytest.mark.parametrize(
+    "cell", [jb.gru(INPUT, HIDDEN, reset_after=False), jb.lstm(INPUT, HIDDEN, projection=8)], ids=repr
+)
+def test_a_gru_with_the_reset_before_and_a_projected_lstm_need_two(cell):
     """One product waits for the other, forward and backward."""
-    assert _loop_dots(_compiled(jb.gru(INPUT, HIDDEN, reset_after=False), jb.full())) == [2, 2]
+    assert _loop_dots(_compiled(cell, jb.full())) == [2, 2]
 
 
 def test_marks_add_no_product():

@@ -19,6 +19,9 @@ def _params(gates, input_size=I, dtype="float64"):
 
 ELMAN, LSTM, BEFORE = _params(1), _params(4), _params(3)
 AFTER = jb.GRUParams(*_params(3), RANDOM.normal(size=3 * H))
+PROJECTED = jb.ProjectedParams(
+    *(RANDOM.normal(size=shape) for shape in ((I, 4 * H), (2, 4 * H), (4 * H,), (H, 2)))
+)
 RZ = np.arange(3 * H) < 2 * H
 FOLDED = AFTER._replace(b=AFTER.b + RZ * AFTER.b_h, b_h=~RZ * AFTER.b_h)  # the same cell: r, z see b + b_h
 WITHOUT_B_N = FOLDED._replace(b_h=np.zeros(3 * H))
@@ -39,8 +42,12 @@ ELMAN_0, LSTM_0, AFTER_0, BEFORE_0 = (
     ]
 )
 
+PROJECTED_0 = type(jb.lstm(I, H, bias=False, projection=2).init(jax.random.key(0)))(
+    PROJECTED.w_x, PROJECTED.w_h, PROJECTED.w_p
+)
+TORCH_HAS = [ELMAN, LSTM, AFTER, PROJECTED, ELMAN_0, LSTM_0, AFTER_0, PROJECTED_0]
 EXACT = {
-    "torch": (convert.to_torch, convert.from_torch, [ELMAN, LSTM, AFTER, ELMAN_0, LSTM_0, AFTER_0]),
+    "torch": (convert.to_torch, convert.from_torch, TORCH_HAS),
     "torch backwards": (
         lambda params: convert.to_torch(params, layer=2, reverse=True),
         lambda weights: convert.from_torch(weights, layer=2, reverse=True),
@@ -188,7 +195,7 @@ BAD = {
     "peepholes": (
         lambda: convert.to_torch(PEEPHOLES),
         r"params: expected those of elman, lstm, gru\(reset_after=True\) for torch.nn, got PeepholeParams\(.*"
-        r"convert one of these cells, without peepholes or a trained carry",
+        r"convert one of these cells, without peepholes, heads or a trained carry",
     ),
     "a leak": (lambda: convert.to_keras(jb.LeakyParams(*ELMAN, np.ones(H))), r"params: .* got LeakyParams\("),
     "two gates": (
@@ -229,6 +236,22 @@ BAD = {
     "a projection": (
         lambda: convert.from_torch({"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 2))}),
         r"weights: expected W_x \[I, GH\], W_h \[H, GH\], b \[GH\] of elman.* W_h: float64\[2,16\].*projec",
+    ),
+    "a projection of another width": (
+        lambda: convert.from_torch(convert.to_torch(PROJECTED) | {"weight_hr_l0": np.ones((3, 4))}),
+        r"weights: expected \[4H, I\], \[4H, P\] and \[P, H\] of an LSTM, got .*weight_hr: float64\[3,4\]",
+    ),
+    "a projected cell with a trained carry": (
+        lambda: convert.to_torch(jb.learn_carry(jb.lstm(3, 4, projection=2)).init(jax.random.key(0))),
+        r"params: expected those of lstm\(projection=P\), got .*h_0.*; convert it without a trained carry",
+    ),
+    "a projected cell of another width": (
+        lambda: convert.to_torch(jb.lstm(3, 4, projection=2).init(jax.random.key(0))._replace(b=np.ones(8))),
+        r"params: expected \[I, 4H\], \[P, 4H\], \[4H\], \[H, P\], got ProjectedParams",
+    ),
+    "heads": (
+        lambda: convert.to_torch(jb.gru(3, 4, heads=2).init(jax.random.key(0))),
+        r"params: .* got GRUParams\(.*w_h=float64\[2,2,6\].*without peepholes, heads or a trained carry",
     ),
     "matrices of two cells": (
         lambda: convert.from_torch({"weight_ih_l0": np.ones((12, 3)), "weight_hh_l0": np.ones((16, 4))}),
@@ -276,7 +299,7 @@ BAD = {
     "reset after in haiku, without biases": (lambda: convert.to_haiku(AFTER_0), r"for haiku, got GRUParams"),
     "a trained carry": (
         lambda: convert.to_torch(jb.learn_carry(jb.elman(I, H, bias=False)).init(jax.random.key(0))),
-        r"params: .* got ParamsWithoutBiasWithCarry\(.*without peepholes or a trained carry",
+        r"params: .* got ParamsWithoutBiasWithCarry\(.*without peepholes, heads or a trained carry",
     ),
     "two rows of biases for an LSTM": (
         lambda: convert.from_keras([*KERAS[:2], np.ones((2, 16))]),

@@ -164,6 +164,28 @@ BAD = {
         lambda: _with_extra(jnp.zeros(())),
         r"init: k: expected shape \[5\], got float64\[\]",
     ),
+    "heads that do not divide H": (
+        lambda: jb.gru(3, 8, heads=3),
+        r"gru: heads: expected a divisor of hidden_size 8, got 3; choose a .* such as 9",
+    ),
+    "heads with the reset before": (
+        lambda: jb.gru(3, 8, reset_after=False, heads=2),
+        r"gru: heads: expected 1, as reset_after=False, got 2; leave out",
+    ),
+    "projection with heads": (
+        lambda: jb.lstm(3, 8, heads=2, projection=4),
+        r"lstm: projection: expected None, as heads=2, got 4; leave out heads=2 or projection",
+    ),
+    "projection with peepholes": (
+        lambda: jb.lstm(3, 8, peephole=True, projection=4),
+        r"lstm: projection: expected None, as peephole=True, got 4; leave out",
+    ),
+    "blocks of another width": (
+        lambda: _cell(
+            lambda units, s, u, v: s, init=lambda key: CELL.init(key)._replace(w_h=jnp.ones((5, 1, 5)))
+        ),
+        r"init: w_h: expected shape \[5,5\], got float64\[5,1,5\]; return a matrix, the blocks of n heads",
+    ),
     "init of too few gates": (
         lambda: _cell(lambda units, s, u, v: s, gates=2, init=CELL.init),
         r"init: w_x: expected shape \[3,10\], got float64\[3,5\]",

@@ -111,6 +111,26 @@ BAD = {
         r"dropout: expected a probability from 0 to 1, got 1.5",
     ),
     "dropout as bool": (lambda: jb.layer(CELL, dropout=True), r"dropout: expected a probability .* got True"),
+    "recurrent dropout of a step": (
+        lambda: jb.layer(jb.step_cell(3, 5, lambda p, s, x: s, lambda key: key), recurrent_dropout=0.5),
+        r"recurrent_dropout: expected 0 for a layer without a matrix w_h, got step_cell",
+    ),
+    "recurrent dropout of a diagonal": (
+        lambda: jb.layer(CELL, backward=jb.indrnn(3, 5), recurrent_dropout=0.5),
+        r"recurrent_dropout: expected 0 for a layer without a matrix w_h, got indrnn\(3, 5\)",
+    ),
+    "sum of one direction": (
+        lambda: jb.layer(CELL, merge="sum"),
+        r"merge: expected 'concatenate', as there is one direction, got sum; pass backward",
+    ),
+    "sum of other sizes": (
+        lambda: jb.layer(CELL, backward=jb.elman(3, 4), merge="mean"),
+        r"backward: expected 5 units, as cell, got 4 units; a mean is of equal sizes",
+    ),
+    "merge of no kind": (
+        lambda: jb.layer(CELL, merge="mul"),
+        r"merge: expected 'concatenate' or 'sum' or 'mea",
+    ),
     "residual of other size": (
         lambda: jb.layer(CELL, residual=True),
         r"residual: expected as many features out as in, got 3 features in and 5 out",

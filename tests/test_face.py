@@ -45,6 +45,8 @@ PRINTED = {
     ),
     "elman(3, 5, recurrent=identity())": jb.elman(3, 5, recurrent=jb.identity()),
     "elman(3, 5, activation=_soft)": jb.elman(3, 5, activation=_soft),
+    "lstm(3, 8, heads=2)": jb.lstm(3, 8, heads=2),
+    "lstm(3, 8, projection=4)": jb.lstm(3, 8, projection=4),
     "gru(3, 5, reset_after=False)": jb.gru(3, 5, reset_after=False),
     "elman(3, 5, bias=False)": jb.elman(3, 5, bias=False),
     "leaky(3, 5, rate=0.2)": jb.leaky(3, 5, rate=0.2),
@@ -53,6 +55,9 @@ PRINTED = {
     "step_cell(3, 5, _mlp, _weights)": jb.step_cell(3, 5, _mlp, _weights),
     "lstm(3, 5)._replace(dtype=dtype(bfloat16))": LSTM._replace(dtype=jnp.dtype("bfloat16")),
     "layer(lstm(3, 5), backward=lstm(3, 5), dropout=0.1)": NET.layers[0],
+    "layer(gru(3, 5), backward=gru(3, 5), merge='sum', recurrent_dropout=0.2)": jb.layer(
+        jb.gru(3, 5), backward=jb.gru(3, 5), recurrent_dropout=0.2, merge="sum"
+    ),
     "last(readout(4, 2))": NET.readout,
     "full()": jb.full(),
     "full(recompute=False)": jb.full(recompute=False),

@@ -159,6 +159,7 @@ REFUSED = {  # cell, dtype of its arrays, why
     "array": (jb.make_cell(I, H, _with_an_array), "float32", "another number of units than 4"),
     "units": (jb.make_cell(I, H, _by_its_units), "float32", "follows from how many units there are"),
     "compiled": (jb.make_cell(I, H, _with_a_compiled_function), "float32", "an array that the step reads"),
+    "heads": (jb.gru(I, H, heads=2), "float32", "this one has heads"),
     "step cell": (CELLS["own-layer-norm"].cell, "float32", "not pointwise"),
 }
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import support.witnesses as w
-from cases import CELLS, EXACT, KINDS, MARKS, METHODS, SHAPES, VARIED, every_case, make
+from cases import CELLS, EXACT, FORMS, KINDS, MARKS, METHODS, SHAPES, VARIED, every_case, make
 from support.compile_options import OPTIMISED
 
 import jax_bptt as jb
@@ -68,10 +68,10 @@ ALL_MARKS, BOTH_WAYS = MARKS[-1], (False, True)
 
 # Each way back that is made of other parts of a cell; the other methods are made of the same parts.
 WAYS_BACK = ("full in chunks", "truncated, sliding", "rtrl", "parallel")
-EVERY_METHOD = ("elman-tanh", "lstm-learned-carry", "gru-before-learned", "own-attention")
+EVERY_METHOD = ("elman-tanh", "lstm-learned-carry", "gru-before-learned", "gru-heads", "own-attention")
 
 
-@pytest.mark.parametrize("name", [*KINDS, "lstm-learned-carry", "gru-reset-before"])
+@pytest.mark.parametrize("name", [*KINDS, *FORMS, "lstm-learned-carry", "gru-reset-before"])
 def test_every_exact_method_under_all_marks_in_reverse(name):
     methods = EXACT if name in EVERY_METHOD else {method: EXACT[method] for method in WAYS_BACK}
     _assert_agreement(make(name, 5, (3,), marks=ALL_MARKS, reverse=True), methods)

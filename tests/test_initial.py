@@ -41,6 +41,19 @@ def test_gain_and_identity():
     assert jb.orthogonal(0.5) is jb.orthogonal(gain=0.5)
 
 
+def test_blocks_of_heads_and_a_projection_keep_the_norm():
+    """Every gate of every head by itself; a projection where it has fewer columns than rows."""
+    w_h = np.asarray(jb.lstm(I, H, heads=4).init(jax.random.key(0)).w_h)
+    assert w_h.shape == (4, 10, 40)
+    blocks = [block for head in w_h for block in np.split(head, 4, axis=1)]
+    assert all(np.allclose(block.T @ block, np.eye(10), atol=1e-12) for block in blocks)
+    assert all((a != b).any() for a, b in itertools.pairwise(blocks))
+    params = jb.lstm(I, H, projection=10, forget_bias=2.0).init(jax.random.key(0))
+    assert params.w_h.shape == (10, 4 * H)
+    assert np.allclose(params.w_p.T @ params.w_p, np.eye(10), atol=1e-12)
+    assert params.b.reshape(4, H)[1].tolist() == [2.0] * H
+
+
 def test_an_initialiser_of_jax_itself():
     normal = jax.nn.initializers.normal(2.0)
     params = jb.gru(I, H, recurrent=normal).init(jax.random.key(0))
@@ -54,7 +67,7 @@ def test_forget_bias_is_stored_in_the_bias():
     assert b.tolist() == [[0.0] * H, [-2.0] * H, [0.0] * H]
 
 
-OPTIONS = {jb.lstm: [{"peephole": True}], jb.gru: [{}, {"reset_after": False}]}
+OPTIONS = {jb.lstm: [{"peephole": True}, {"projection": 2}], jb.gru: [{}, {"reset_after": False}]}
 EVERY = [jb.elman, jb.lstm, jb.gru, jb.leaky, jb.mgu, jb.indrnn]
 
 

@@ -62,6 +62,18 @@ def test_readout_at_the_last_valid_step_with_a_residual(both_ways, marked):
     assert_agreement(net, [ROWS["lstm"].plain, ROWS["gru"].plain], some_marks() if marked else {})
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["every step", "the last step"])
+def test_directions_that_are_added(last):
+    """With residuals, and an end of its own for each direction where the last step is read."""
+    cells = [
+        jb.layer(ROWS["gru"].cell, backward=ROWS["gru"].cell, merge="mean" if last else "sum"),
+        jb.layer(_second("gru"), backward=_second("gru"), merge="sum" if last else "mean", residual=True),
+    ]
+    readout = jb.readout(H, O)
+    net = jb.network(cells, jb.last(readout) if last else readout)
+    assert_agreement(net, [ROWS["gru"].plain] * 2, some_marks())
+
+
 def test_two_batch_axes_and_none_under_a_mask():
     net = jb.network([jb.layer(jb.lstm(I, H), backward=jb.lstm(I, H))], jb.last(jb.readout(2 * H, O)))
     params, carry, xs, _ = problem(net, {})

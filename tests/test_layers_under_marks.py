@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import support.witnesses as w
 from cases import METHODS, H, I
-from support.network_by_loop import ROWS, B, O, T, problem, scan_one_way, some_marks
+from support.network_by_loop import ROWS, B, O, T, by_loop, problem, scan_one_way, some_marks
 from support.optimizers import SGD
 
 import jax_bptt as jb
@@ -74,6 +74,61 @@ def test_dropout_is_off_without_a_key_and_another_with_another_key():
     plain = jb.network([jb.elman(I, H), jb.layer(jb.elman(H, H), residual=True)], jb.readout(H, O))
     assert (ys[0] == plain.apply(params, None, xs)[1]).all()
     assert not np.allclose(ys[1], ys[2])
+
+
+def _units_kept(net, params, key, share):
+    """W_h with some rows zero: one draw for each layer and direction, written out."""
+    cells = []
+    for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
+        own = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), number)
+        keys = [own] if layer.backward is None else jax.random.split(own)
+        of_cells = [p] if layer.backward is None else p
+        drawn = [jax.random.bernoulli(k, 1 - share, (H, 1)) for k in keys]
+        rows = [jnp.where(one, 1 / (1 - share if share < 1 else 1), 0.0) for one in drawn]
+        thin = [one._replace(w_h=one.w_h * row) for one, row in zip(of_cells, rows, strict=True)]
+        cells.append(thin[0] if layer.backward is None else jb.Directions(*thin))
+    return params._replace(cells=tuple(cells))
+
+
+@pytest.mark.parametrize(("both", "share"), [(False, 0.5), (True, 1.0)])
+def test_recurrent_dropout_leaves_out_the_same_units_at_every_step(both, share):
+    """By layers and by chunks, with every key others, and none without a key."""
+    names = "gru", "elman-tanh"
+    layers = [jb.layer(ROWS["gru"].cell, recurrent_dropout=share)]
+    top = jb.elman(H, H)
+    layers.append(jb.layer(top, backward=top if both else None, recurrent_dropout=share))
+    net, key = jb.network(layers, jb.readout(layers[1].output_size, O)), jax.random.key(9)
+    params, carry, xs, targets = problem(net, {})
+    marks, plains = some_marks(), [ROWS[name].plain for name in names]
+    counts = marks["mask"][..., None]
+
+    def of_loop(params):
+        params = _units_kept(net, params, key, share)
+        ys = by_loop(net, plains, params, carry, xs, marks)[1]
+        return jnp.sum(jnp.where(counts, (ys - targets) ** 2, 0.0))
+
+    def of_apply(params, key=key):
+        ys = net.apply(params, carry, xs, key=key, **marks)[1]
+        return jb.squared_error(ys, targets, marks["mask"])
+
+    def every():
+        method = jb.full() if both else jb.checkpointed(2, 2)
+        run = jb.value_and_grad(net, jb.squared_error)
+        (error, _), grads = run(params, carry, xs, targets, gradient=method, key=key, **marks)
+        others = [of_apply(params, jax.random.key(8)), of_apply(params, None)]
+        return (
+            (error, grads),
+            jax.value_and_grad(of_apply)(params),
+            jax.value_and_grad(of_loop)(params),
+            others,
+        )
+
+    found, by_jax, wanted, others = jax.jit(every)()
+    assert not w.wrong(found, wanted, 1e-12)
+    assert not w.wrong(by_jax, wanted, 1e-12)
+    with_another, without = (bool(abs(other - wanted[0]) > 1e-3) for other in others)
+    assert without
+    assert with_another != (share == 1)  # where nothing is kept there is nothing to draw
 
 
 def test_dropout_keeps_the_mean():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KINDS, make
+from cases import FORMS, KINDS, make
 
 import jax_bptt as jb
 
@@ -27,7 +27,9 @@ def _same(found, wanted):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("name", "batch"), [(name, ()) for name in KINDS] + [("mgu", (7,)), ("lstm", (64,))])
+@pytest.mark.parametrize(
+    ("name", "batch"), [(name, ()) for name in KINDS + FORMS] + [("mgu", (7,)), ("lstm", (64,))]
+)
 def test_a_step_is_that_of_the_sequence_bit_for_bit(name, batch, dtype):
     case = make(name, T, batch, dtype)
     cell = case.row.cell

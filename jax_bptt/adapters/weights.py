@@ -70,7 +70,7 @@ def to_their_order(orders: GateOrders, params: Foreign, framework: str) -> Weigh
             arrays = (_reordered(a, OURS[kind], gates) for a in (*whole, np.zeros_like(whole.b)))
             w_x, w_h, b, b_h, *_ = arrays
             return Weights(kind, w_x, w_h, b, b_h, has_bias=hasattr(params, "b"))
-    fix = "convert one of these cells, without peepholes or a trained carry"
+    fix = "convert one of these cells, without peepholes, heads or a trained carry"
     raise bad("params", f"those of {', '.join(orders)} for {framework}", params, fix)
 
 

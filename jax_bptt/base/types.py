@@ -46,6 +46,6 @@ class PointwiseParams(Protocol):
 
     @property
     def w_h(self) -> Array:
-        """The recurrent weights are [H, G*H], or [H] where there is no recurrent product."""
+        """The recurrent weights are [H, G*H], or of heads [n, H/n, G*H/n], or [H] without a product."""
 
     def _asdict(self) -> dict[str, Any]: ...

@@ -25,24 +25,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import (
-    as_arrays,
-    check_batch_shape,
-    check_key,
-    flag,
-    function,
-    is_floating,
-    or_none,
-    size,
-)
+from jax_bptt.base.checks import check_key, flag, function, or_none, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
-from jax_bptt.base.trees import apart
-from jax_bptt.base.types import DType, Foreign, Gates, P, PRNGKey, S, Shape, Slopes, Units
+from jax_bptt.base.types import DType, Gates, P, PRNGKey, S, Shape, Slopes, Units
 from jax_bptt.base.variants import varied
+from jax_bptt.cell.initial_carry import INITIAL, initial_of
 from jax_bptt.cell.initializers import Initializer, check_initializer, matrices, orthogonal
 
-INITIAL = "_0"  # a parameter h_0 is the initial value of the field h of the carry
 BIASES = ("b", "b_h")
 
 
@@ -93,13 +83,16 @@ class Layout(NamedTuple):
 
     Attributes:
       bias: whether there is a b [G*H], added to the product with the input.
-      recurrent: whether w_h is a matrix [H, G*H], so that there is a recurrent product; else w_h is [H].
+      recurrent: whether w_h is a matrix [H, G*H] or its blocks [n, H/n, G*H/n], so that there is a recurrent
+        product; else w_h is [H].
+      heads: n, if w_h is the n blocks of a block-diagonal matrix; else 0.
       recurrent_bias: whether there is a b_h [G*H], added to the recurrent product.
       units: the names of the unit-wise parameters, which the step reads.
     """
 
     bias: bool
     recurrent: bool
+    heads: int
     recurrent_bias: bool
     units: tuple[str, ...]
 
@@ -204,7 +197,8 @@ def make_cell(
       step: (units, s_prev, u, v) -> s, pointwise: no unit reads another one, for which `step_cell` is
         there. It may use only its arguments and constants made outside jit. u and v are tuples of G arrays
         shaped like h; units holds the parameters other than w_x, w_h, b, b_h, shaped to broadcast against
-        h. If w_h has shape [H] there is no recurrent product: v is (), and units holds w_h.
+        h. If w_h has shape [H] there is no recurrent product: v is (), and units holds w_h. If it has shape
+        [n, H/n, G*H/n] it is the n blocks of a block-diagonal W_h: each of n heads of h reads only itself.
       gates: G, or the names of the gates, which `check_gradient` then uses.
       carry_type: NamedTuple class of the state, with a field h; all its fields are shaped like h.
       init: key -> params, a JAX function (it is traced to find the shapes); None for `init_params`, which
@@ -243,11 +237,12 @@ def make_cell(
 @cached()
 def _layout(init: Callable[[PRNGKey], Any]) -> Layout:
     params = jax.eval_shape(lambda: init(jax.random.key(0)))
-    recurrent = params.w_h.ndim == 2
+    recurrent = params.w_h.ndim > 1
+    heads = len(params.w_h) if params.w_h.ndim == 3 else 0
     matrices_and_biases = {"w_x", *BIASES} | ({"w_h"} if recurrent else set())
     names = params._fields
     units = tuple(n for n in names if n not in matrices_and_biases and not n.endswith(INITIAL))
-    return Layout("b" in names, recurrent, recurrent and "b_h" in names, units)
+    return Layout("b" in names, recurrent, heads, recurrent and "b_h" in names, units)
 
 
 def without_biases(params: Any) -> Any:
@@ -262,7 +257,13 @@ def _init_without_biases(init: Callable[[PRNGKey], Any], key: PRNGKey) -> Any:
 
 
 def init_params(
-    key: PRNGKey, input_size: int, hidden_size: int, gates: int, recurrent: Initializer = orthogonal()
+    key: PRNGKey,
+    input_size: int,
+    hidden_size: int,
+    gates: int,
+    recurrent: Initializer = orthogonal(),
+    heads: int = 1,
+    outputs: int | None = None,
 ) -> Params:
     """`init_params` draws Lecun-normal input weights and one recurrent block per gate; the bias is zero.
 
@@ -273,7 +274,9 @@ def init_params(
       input_size: I.
       hidden_size: H.
       gates: G.
-      recurrent: initialiser of each gate's block of W_h.
+      recurrent: initialiser of each gate's block of W_h, of each head.
+      heads: n; with more than one, w_h is [n, H/n, G*H/n].
+      outputs: the length of h_t, which is the number of rows of w_h; None for H.
 
     Returns:
       `Params` in the default float dtype.
@@ -285,36 +288,35 @@ def init_params(
     (5, 20)
     """
     named("cell.init")(check_key)(key)
-    w_x, w_h = matrices(key, input_size, hidden_size, gates, recurrent)
+    w_x, w_h = matrices(key, input_size, hidden_size, gates, recurrent, heads, outputs)
     return Params(w_x, w_h, jnp.zeros(gates * hidden_size, w_x.dtype))
 
 
 def init_of(
-    input_size: int, hidden_size: int, gates: int, recurrent: Initializer
+    input_size: int,
+    hidden_size: int,
+    gates: int,
+    recurrent: Initializer,
+    heads: int = 1,
+    outputs: int | None = None,
 ) -> Callable[[PRNGKey], Params]:
     """The result is `init_params` of these sizes, as a function of the key alone."""
     check_initializer("recurrent", recurrent)
+    hidden_size, heads = size("hidden_size", hidden_size), size("heads", heads)
+    if hidden_size % heads:
+        fix = (
+            f"choose a hidden_size that is a multiple of heads, such as {heads * (hidden_size // heads + 1)}"
+        )
+        raise bad("heads", f"a divisor of hidden_size {hidden_size}", heads, fix)
     return functools.partial(
         init_params,
         input_size=size("input_size", input_size),
-        hidden_size=size("hidden_size", hidden_size),
+        hidden_size=hidden_size,
         gates=gates,
         recurrent=recurrent,
+        heads=heads,
+        outputs=outputs,
     )
-
-
-def initial_of(carry_type: Callable[..., S], hidden_size: int, params: Foreign, batch_shape: Shape) -> S:
-    """Each field of the initial carry, such as h, is the parameter h_0 in every row, or else zeros."""
-    named("cell.initial_carry")(check_batch_shape)(batch_shape)
-    params = named("cell.initial_carry")(as_arrays)("params", params)
-    first: Foreign = next(iter(jax.tree.leaves(params)), None)
-    if not is_floating(first):
-        raise bad("params", "floating arrays", params, "make them by cell.init(key)")
-    shape, zeros = (*batch_shape, hidden_size), jnp.zeros(hidden_size, first.dtype)
-    fields: tuple[str, ...] = carry_type._fields  # type: ignore[attr-defined]
-    learned = (getattr(params, field + INITIAL, zeros) for field in fields)
-    # without a batch axis broadcast_to returns the parameter itself
-    return apart(carry_type(*(jnp.broadcast_to(jnp.asarray(s_0), shape) for s_0 in learned)), params)
 
 
 def keep_point(units: Units, s_prev: S, u: Gates, v: Gates, s: S) -> tuple[S, Gates, Gates]:

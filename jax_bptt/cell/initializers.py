@@ -170,18 +170,25 @@ def check_initializer(argument: str, init: object) -> None:
 
 
 def matrices(
-    key: PRNGKey, inputs: int, units: int, gates: int, recurrent: Initializer
+    key: PRNGKey,
+    inputs: int,
+    units: int,
+    gates: int,
+    recurrent: Initializer,
+    heads: int = 1,
+    outputs: int | None = None,
 ) -> tuple[Array, Array]:
-    """The results are w_x [inputs, gates*units] and w_h [units, gates*units]."""
+    """The results are w_x [I, G*H] and w_h: [H, G*H], [n, H/n, G*H/n] of n > 1 heads, or [outputs, G*H]."""
     dtype = jnp.result_type(float)
-    key_x, *keys_h = jax.random.split(key, 1 + gates)
+    key_x, *keys_h = jax.random.split(key, 1 + heads * gates)
     w_x = jax.nn.initializers.lecun_normal()(key_x, (inputs, gates * units), dtype)  # (I1)
+    shape = (outputs or units) // heads, units // heads
     # one block for each gate: a single wide matrix would not make every block orthogonal
     with running("recurrent"):
-        blocks = [jnp.asarray(recurrent(k, (units, units), dtype)) for k in keys_h]
+        blocks = [jnp.asarray(recurrent(k, shape, dtype)) for k in keys_h]
     for block in blocks:
-        if (block.shape, block.dtype) != ((units, units), dtype):
-            raise bad(
-                "recurrent", f"{dtype}[{units},{units}]", block, "return an array of the shape and dtype"
-            )
-    return w_x, jnp.concatenate(blocks, axis=1)
+        if (block.shape, block.dtype) != (shape, dtype):
+            wanted = f"{dtype}[{shape[0]},{shape[1]}]"
+            raise bad("recurrent", wanted, block, "return an array of the shape and dtype")
+    of_heads = [jnp.concatenate(blocks[k : k + gates], axis=1) for k in range(0, len(blocks), gates)]
+    return w_x, of_heads[0] if heads == 1 else jnp.stack(of_heads)

@@ -24,9 +24,10 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import function, or_none, size
 from jax_bptt.base.errors import bad
 from jax_bptt.base.made import Call, made
-from jax_bptt.base.types import ArrayTree, P, PRNGKey, S, Shape, Slopes
+from jax_bptt.base.types import ArrayTree, DType, P, PRNGKey, S, Shape, Slopes
 from jax_bptt.cell.by_vjp import adjoint_by_vjp, linearise_by_vjp
-from jax_bptt.cell.cell import Carry, Cell, carry_class, initial_of, names_of_gates
+from jax_bptt.cell.cell import Carry, Cell, carry_class, names_of_gates
+from jax_bptt.cell.initial_carry import initial_of
 
 Projected: TypeAlias = Any  # u_t: what `project` returns, any tree
 
@@ -46,7 +47,10 @@ class StepCell(NamedTuple, Generic[P, S]):
         once, leaves [T, ..., n]; or None for jax.vjp of all steps at once.
       init: key -> params, any pytree of floating arrays of one dtype.
       initial_carry: (params, batch_shape) -> carry, leaves [*batch_shape, ...].
-      gate_names: names of the blocks of H columns in its weights, if there are such blocks.
+      gate_names: names of the blocks of columns in its weights, if there are such blocks.
+      takes_dtype: whether the functions of the step take an argument dtype, to which they round the operands
+        of their products.
+      dtype: what they are given for it; None for no rounding. `unroll` sets it.
       emission, engine, made_by: as for `Cell`.
     """
 
@@ -60,6 +64,8 @@ class StepCell(NamedTuple, Generic[P, S]):
     init: Callable[[PRNGKey], P]
     initial_carry: Callable[[P, Shape], S]
     gate_names: tuple[str, ...] = ()
+    takes_dtype: bool = False
+    dtype: DType | None = None
     emission: Hashable | None = None
     engine: Hashable | None = None
     made_by: Call | None = None
@@ -114,8 +120,8 @@ def step_cell(
         three or none. contract returns gradients of the same type as params (use params._replace, so
         that `learn_carry` works). Without them jax.vjp differentiates one step at a time with respect to
         the carry, inside the loop, and all steps at once with respect to the parameters, after the loop.
-      gates: names of the gates, for `check_gradient`, if w_x, w_h and b have a block of H columns for
-        each gate.
+      gates: names of the gates, for `check_gradient`, if w_x, w_h and b have a block of columns for each
+        gate, all equally wide.
 
     Returns:
       The `StepCell`; the same object for the same arguments.

@@ -26,6 +26,7 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag, size
+from jax_bptt.base.errors import bad
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Gates, PRNGKey, Units
 from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, init_of, make_cell, without_biases
@@ -49,7 +50,7 @@ class GRUParams(NamedTuple):
 
     Attributes:
       w_x: [I, 3H].
-      w_h: [H, 3H].
+      w_h: [H, 3H]; [n, H/n, 3H/n] of n > 1 heads.
       b: [3H], added to x W_x.
       b_h: [3H], added to h W_h, so that the reset gate scales its part for n.
     """
@@ -69,6 +70,7 @@ def gru(
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
     bias: Literal[True] = True,
+    heads: int = 1,
 ) -> Cell[GRUParams, Carry]: ...
 @overload
 def gru(
@@ -89,8 +91,9 @@ def gru(
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
     bias: bool = True,
+    heads: int = 1,
 ) -> Cell[Any, Carry] | StepCell[Any, Carry]: ...
-@cached(input_size=size, hidden_size=size, reset_after=flag, update_bias=gate_bias, bias=flag)
+@cached(input_size=size, hidden_size=size, reset_after=flag, update_bias=gate_bias, bias=flag, heads=size)
 def gru(
     input_size: int,
     hidden_size: int,
@@ -99,6 +102,7 @@ def gru(
     update_bias: float | Chrono = 0.0,
     recurrent: Initializer = orthogonal(),
     bias: bool = True,
+    heads: int = 1,
 ) -> Cell[Any, Carry] | StepCell[Any, Carry]:
     """`gru` makes a gated recurrent unit, whose update gate z mixes the past state with a new value n.
 
@@ -110,9 +114,11 @@ def gru(
       reset_after: True for n = tanh(u_n + r (h W_n (+ b_n))), one product per step, as cuDNN and PyTorch;
         False for n = tanh(u_n + (r h) W_n), two products per step, as the paper and Haiku.
       update_bias: the initial bias of the gate z, which keeps the past state: a number, or `chrono`.
-      recurrent: initialiser of each gate's block of W_h.
+      recurrent: initialiser of each gate's block of W_h, of each head.
       bias: whether there are b and b_h; False leaves them out of the params, and then update_bias is to be
         left out.
+      heads: n, a divisor of H. With n > 1, W_h is block-diagonal: each of the n heads of H/n units reads only
+        itself, so that W_h has 1/n of the numbers. w_h is then [n, H/n, 3H/n], a block for each head.
 
     Returns:
       The `Cell` with gates r, z, n, `Carry` and `GRUParams`; with the reset before, a `StepCell` with
@@ -120,15 +126,19 @@ def gru(
 
     Raises:
       ValueError: a size below 1, a reset_after or bias that is not a bool, an update_bias that is not a
-        number or `chrono` or that comes with bias=False, or a recurrent that is not a function.
+        number or `chrono` or that comes with bias=False, a recurrent that is not a function, or heads that do
+        not divide H or that come with reset_after=False.
 
-    Reference: Cho et al. 2014, Learning phrase representations, equations (5)-(8).
+    Reference: Cho et al. 2014, Learning phrase representations, equations (5)-(8); Hafner et al. 2023,
+    Mastering diverse domains through world models (heads).
 
     >>> gru(3, 5).init(jax.random.key(0)).b_h.shape
     (15,)
     """
     check_gate_bias("update_bias", update_bias, 0.0, bias)
-    plain = init_of(input_size, hidden_size, 3, recurrent)
+    if heads > 1 and not reset_after:
+        raise bad("heads", "1, as reset_after=False", heads, "leave out reset_after=False or heads")
+    plain = init_of(input_size, hidden_size, 3, recurrent, heads)
 
     def init_before(key: PRNGKey) -> Params:
         params = plain(key)

@@ -15,7 +15,8 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.errors import bad
 from jax_bptt.base.types import PRNGKey, S
 from jax_bptt.base.variants import varied
-from jax_bptt.cell.cell import INITIAL, Cell, initial_of
+from jax_bptt.cell.cell import Cell
+from jax_bptt.cell.initial_carry import INITIAL, initial_of
 from jax_bptt.cell.step_cell import AnyCell, StepCell
 
 

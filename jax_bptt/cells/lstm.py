@@ -35,7 +35,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import flag, size
+from jax_bptt.base.checks import flag, or_none, size
+from jax_bptt.base.errors import bad
 from jax_bptt.base.made import by_shape
 from jax_bptt.base.types import Gates, PRNGKey, Units
 from jax_bptt.cell.cell import Cell, Params, StepCotangent, init_of, make_cell
@@ -47,6 +48,8 @@ from jax_bptt.cell.initializers import (
     gate_biases,
     orthogonal,
 )
+from jax_bptt.cell.step_cell import StepCell
+from jax_bptt.cells.lstm_projected import ProjectedParams, projected
 
 _Slopes = tuple[tuple[Array, ...], tuple[Array, ...]]
 
@@ -70,7 +73,7 @@ class PeepholeParams(NamedTuple):
 
     Attributes:
       w_x: [I, 4H].
-      w_h: [H, 4H].
+      w_h: [H, 4H]; [n, H/n, 4H/n] of n > 1 heads.
       b: [4H].
       p_i, p_f, p_o: [H], from the cell state to each gate.
     """
@@ -92,6 +95,8 @@ def lstm(
     peephole: Literal[False] = False,
     recurrent: Initializer = orthogonal(),
     bias: Literal[True] = True,
+    heads: int = 1,
+    projection: None = None,
 ) -> Cell[Params, LSTMCarry]: ...
 @overload
 def lstm(
@@ -102,6 +107,8 @@ def lstm(
     peephole: Literal[True],
     recurrent: Initializer = orthogonal(),
     bias: Literal[True] = True,
+    heads: int = 1,
+    projection: None = None,
 ) -> Cell[PeepholeParams, LSTMCarry]: ...
 @overload
 def lstm(
@@ -112,8 +119,22 @@ def lstm(
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),
     bias: bool = True,
+    heads: int = 1,
+    projection: None = None,
 ) -> Cell[Any, LSTMCarry]: ...
-@cached(input_size=size, hidden_size=size, forget_bias=gate_bias, peephole=flag, bias=flag)
+@overload
+def lstm(
+    input_size: int,
+    hidden_size: int,
+    *,
+    forget_bias: float | Chrono = 1.0,
+    peephole: Literal[False] = False,
+    recurrent: Initializer = orthogonal(),
+    bias: Literal[True] = True,
+    heads: Literal[1] = 1,
+    projection: int,
+) -> StepCell[ProjectedParams, LSTMCarry]: ...
+@overload
 def lstm(
     input_size: int,
     hidden_size: int,
@@ -122,7 +143,29 @@ def lstm(
     peephole: bool = False,
     recurrent: Initializer = orthogonal(),
     bias: bool = True,
-) -> Cell[Any, LSTMCarry]:
+    heads: int = 1,
+    projection: int | None = None,
+) -> Cell[Any, LSTMCarry] | StepCell[Any, LSTMCarry]: ...
+@cached(
+    input_size=size,
+    hidden_size=size,
+    forget_bias=gate_bias,
+    peephole=flag,
+    bias=flag,
+    heads=size,
+    projection=or_none(size),
+)
+def lstm(
+    input_size: int,
+    hidden_size: int,
+    *,
+    forget_bias: float | Chrono = 1.0,
+    peephole: bool = False,
+    recurrent: Initializer = orthogonal(),
+    bias: bool = True,
+    heads: int = 1,
+    projection: int | None = None,
+) -> Cell[Any, LSTMCarry] | StepCell[Any, LSTMCarry]:
     """`lstm` makes a long short-term memory cell, which keeps a cell state c_t beside its output h_t.
 
     c_t = f c_{t−1} + i g,   h_t = o tanh(c_t)   (LF1-LF6)
@@ -133,24 +176,34 @@ def lstm(
       forget_bias: the initial bias of the forget gate f, stored in b: a number, or `chrono` for biases of
         f and i.
       peephole: whether the gates also read the cell state, through p_i, p_f and p_o.
-      recurrent: initialiser of each gate's block of W_h.
+      recurrent: initialiser of each gate's block of W_h, of each head.
       bias: whether there is a b; False leaves it out of the params, and then forget_bias is to be left out.
+      heads: n, a divisor of H. With n > 1, W_h is block-diagonal: each of the n heads of H/n units reads only
+        itself, so that W_h has 1/n of the numbers. w_h is then [n, H/n, 4H/n], a block for each head.
+      projection: P, if h_t is to be o tanh(c_t) times a matrix W_p [H, P] (LSTMP, as proj_size in PyTorch);
+        h_t is then [P], c_t stays [H], and hidden_size of the cell is P, what the next layer reads.
 
     Returns:
-      The `Cell`, with gates i, f, g, o, `LSTMCarry` and `Params`, or `PeepholeParams` with p = 0; the
-      same object for the same arguments.
+      The `Cell`, with gates i, f, g, o, `LSTMCarry` and `Params`, or `PeepholeParams` with p = 0; with a
+      projection a `StepCell` with `ProjectedParams`. The same object for the same arguments.
 
     Raises:
       ValueError: a size below 1, a forget_bias that is not a number or `chrono` or that comes with
-        bias=False, a peephole or bias that is not a bool, or a recurrent that is not a function.
+        bias=False, a peephole or bias that is not a bool, a recurrent that is not a function, heads that do
+        not divide H, or a projection with peepholes or heads.
 
-    Reference: Gers & Schmidhuber 2000, Recurrent nets that time and count (peepholes).
+    Reference: Gers & Schmidhuber 2000, Recurrent nets that time and count (peepholes); Sak et al. 2014, Long
+    short-term memory recurrent neural network architectures for large scale acoustic modeling (projection);
+    Beck et al. 2024, xLSTM (heads).
 
     >>> lstm(3, 5).init(jax.random.key(0)).b[5:10].tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     check_gate_bias("forget_bias", forget_bias, 1.0, bias)
-    plain = init_of(input_size, hidden_size, 4, recurrent)
+    if projection is not None and (peephole or heads > 1):
+        other = "peephole=True" if peephole else f"heads={heads}"
+        raise bad("projection", f"None, as {other}", projection, f"leave out {other} or projection")
+    plain = init_of(input_size, hidden_size, 4, recurrent, heads, projection)
 
     def init(key: PRNGKey) -> Params | PeepholeParams:
         params = plain(key)
@@ -159,7 +212,7 @@ def lstm(
         none = jnp.zeros(hidden_size, b.dtype)
         return PeepholeParams(*params._replace(b=b), none, none, none) if peephole else params._replace(b=b)
 
-    return make_cell(
+    cell = make_cell(
         input_size,
         hidden_size,
         _step,
@@ -170,6 +223,7 @@ def lstm(
         linearise=_linearise,
         adjoint=_adjoint,
     )
+    return cell if projection is None else projected(cell, projection, LSTMCarry)
 
 
 def _gates(units: Units, c_prev: Array, u: Gates, v: Gates) -> tuple[Array, Array, Array, Array]:

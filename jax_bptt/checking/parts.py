@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.types import Foreign
+from jax_bptt.cell.cell import Cell
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.networks.dense import Dense
 from jax_bptt.networks.network import Network
@@ -49,8 +50,10 @@ def _gate_names(cell: AnyCell | Dense | Network, params: Foreign) -> list[tuple[
 
     def of(path: Foreign, leaf: Array) -> tuple[str, ...]:
         name = getattr(path[-1], "name", "") if path else ""
-        blocks = leaf.shape[-1:] == (len(cell.gate_names) * cell.hidden_size,)
-        named = len(cell.gate_names) > 1 and name in ("w_x", "w_h", "b", "b_h")
-        return cell.gate_names if blocks and named else ()
+        gates = len(cell.gate_names)
+        named = gates > 1 and name in ("w_x", "w_h", "b", "b_h") and name not in units
+        return cell.gate_names if named and leaf.shape and leaf.shape[-1] % gates == 0 else ()
+
+    units = cell.layout.units if isinstance(cell, Cell) else ()
 
     return [of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]

@@ -21,6 +21,8 @@ loss steps t ≥ i is λ_i, which the sweep has already computed; the last facto
 with S_{i−1} held fixed. jax.grad of a scan instead adds one outer product to dE/dW_h at every step, inside
 the loop.
 
+With heads each of these products is one over all blocks of W_h, see `linear_maps`.
+
 Arrays are time-major and batch-major, [T, ..., features]. See experiments/MEASURED.md, "Layout of arrays"
 and "Layout of the backward loop".
 """
@@ -37,6 +39,7 @@ from jax_bptt.base.types import ArrayTree, Gates, PointwiseParams, S, Slopes, St
 from jax_bptt.engine.engine import Engine, Stepped
 from jax_bptt.engine.linear_maps import (
     PointwiseCell,
+    gradient_of_w_h,
     input_gates,
     recurrent_gates,
     sum_of_outer_products,
@@ -103,7 +106,7 @@ def _contract(
         **{name: sum_over_rows((d_p,)) for name, d_p in towards.units.items()},  # (C4)
     }
     if cell.layout.recurrent:
-        gradient["w_h"] = sum_of_outer_products(s_prev.h, towards.v, cell.dtype)  # (C2)
+        gradient["w_h"] = gradient_of_w_h(cell, s_prev.h, towards.v)  # (C2)
     if cell.layout.recurrent_bias:
         gradient["b_h"] = sum_over_rows(towards.v)  # (C4)
     # parameters that the step does not read, such as h_0, get zero

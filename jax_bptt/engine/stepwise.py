@@ -11,6 +11,7 @@ computes the gradient of the weights once, for all t together, and not at every 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -25,9 +26,16 @@ from jax_bptt.engine.loops import scan_backward, scan_forward
 AnyStepCell: TypeAlias = StepCell[Any, Any]
 
 
+def _with(cell: AnyStepCell, f: Callable[..., Any], params: ArrayTree) -> Callable[..., Any]:
+    """A function of the cell is given its parameters, and the dtype of its products if it takes one."""
+    return (
+        functools.partial(f, params, dtype=cell.dtype) if cell.takes_dtype else functools.partial(f, params)
+    )
+
+
 def _project(cell: AnyStepCell, params: ArrayTree, xs: Array) -> Projected:
     """u_1..u_T, leaves [T, ..., n], are computed from xs [T, ..., I]."""
-    return vmap_leading(xs.ndim - 1, functools.partial(cell.project, params))(xs)
+    return vmap_leading(xs.ndim - 1, _with(cell, cell.project, params))(xs)
 
 
 def _recur(cell: AnyStepCell, params: ArrayTree, s_prev: State) -> None:
@@ -36,14 +44,14 @@ def _recur(cell: AnyStepCell, params: ArrayTree, s_prev: State) -> None:
 
 def _step(cell: AnyStepCell, params: ArrayTree, s_prev: S, u: Projected, v: None) -> Stepped:
     """s_t is computed from s̃_{t−1} and u_t."""
-    return Stepped(vmap_leading(s_prev.h.ndim - 1, functools.partial(cell.step, params))(s_prev, u), ())
+    return Stepped(vmap_leading(s_prev.h.ndim - 1, _with(cell, cell.step, params))(s_prev, u), ())
 
 
 def _linearise(
     cell: AnyStepCell, params: ArrayTree, s_prev: State, u: Projected, v: None, s: State
 ) -> Slopes:
     """a_t is computed from s̃_{t−1}, u_t and s_t."""
-    return vmap_leading(s_prev.h.ndim - 1, functools.partial(cell.linearise, params))(s_prev, u, s)
+    return vmap_leading(s_prev.h.ndim - 1, _with(cell, cell.linearise, params))(s_prev, u, s)
 
 
 def _before_sweep(cell: AnyStepCell, params: ArrayTree) -> None:
@@ -54,7 +62,7 @@ def _backward_step(
     cell: AnyStepCell, params: ArrayTree, prepared: None, a: Slopes, lam: S, d_own: ArrayTree
 ) -> S:
     """The result is (ds_t/ds̃_{t−1})ᵀ λ_t."""
-    back: S = vmap_leading(lam.h.ndim - 1, functools.partial(cell.adjoint, params))(a, lam)  # (S8)
+    back: S = vmap_leading(lam.h.ndim - 1, _with(cell, cell.adjoint, params))(a, lam)  # (S8)
     return back
 
 
@@ -69,11 +77,11 @@ def _contract(
 ) -> tuple[ArrayTree, Array]:
     """dE/dparams and dE/dxs, [T, ..., I], are computed from all steps at once."""
     if cell.contract is not None:
-        return cell.contract(params, s_prev, xs, a, lam)
+        return _with(cell, cell.contract, params)(s_prev, xs, a, lam)
 
     # each s̃_{t−1} is held fixed, so the steps do not depend on each other and run in parallel
     def every_t(params: ArrayTree, xs: Array) -> State:
-        step = vmap_leading(xs.ndim - 1, functools.partial(cell.step, params))
+        step = vmap_leading(xs.ndim - 1, _with(cell, cell.step, params))
         states: State = differentiable(step(s_prev, _project(cell, params, xs)))
         return states
 

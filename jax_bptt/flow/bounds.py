@@ -25,7 +25,7 @@ from jax import Array
 from jax_bptt.base.trees import divided, norm_of, norm_of_both, norm_of_rows, wide
 from jax_bptt.base.types import ArrayTree, PointwiseParams, Slopes, State
 from jax_bptt.cell.step_cell import AnyCell
-from jax_bptt.engine.linear_maps import PointwiseCell, split
+from jax_bptt.engine.linear_maps import PointwiseCell, split, whole_matrix
 from jax_bptt.engine.phases import backward_steps, is_pointwise
 from jax_bptt.flow.record import LayerRecord
 from jax_bptt.gradients.jacobians import WHOLE, adjoints_of_fields
@@ -46,7 +46,11 @@ def blocks_of(layer: LayerRecord) -> tuple[Array, ...]:
     A step cell may use a parameter of this name as it is, scaled, or not at all.
     """
     cell = layer.cell
-    return split(layer.run.params.w_h, cell.gates) if is_pointwise(cell) and cell.layout.recurrent else ()
+    return _blocks(cell, layer.run.params) if is_pointwise(cell) and cell.layout.recurrent else ()
+
+
+def _blocks(cell: PointwiseCell, params: PointwiseParams) -> tuple[Array, ...]:
+    return split(whole_matrix(cell, params.w_h), cell.gates)
 
 
 def largest_singular_value(w: Array) -> Array:
@@ -81,7 +85,7 @@ def _of_pointwise_step(cell: PointwiseCell, params: PointwiseParams, slopes: Slo
     bound = norm_of(direct, direct.ndim - 2).max(-1)
     if d_v is None:
         return bound
-    sigma = jnp.stack([largest_singular_value(w) for w in split(params.w_h, cell.gates)])
+    sigma = jnp.stack([largest_singular_value(w) for w in _blocks(cell, params)])
     through = norm_of(jnp.moveaxis(d_v, -2, -1), d_v.ndim - 1)
     largest = through.max(-2)  # for each gate, over all units
     return bound + jnp.dot(largest, sigma)  # (BD1)

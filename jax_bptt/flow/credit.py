@@ -27,12 +27,12 @@ from jax import Array
 from jax_bptt.base.checks import as_arrays, integer, is_numeric
 from jax_bptt.base.compiling import compiled
 from jax_bptt.base.errors import bad, named
-from jax_bptt.base.trees import divided, norm_of, num_parameters, plus
+from jax_bptt.base.trees import divided, norm_of, num_parameters
 from jax_bptt.base.types import ArrayTree, Mark, PRNGKey, Slopes, State, Targets, Weight
-from jax_bptt.engine import chunks, phases
+from jax_bptt.engine import chunks
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.flow.lags import AtLag, scan_lags
-from jax_bptt.flow.record import LayerRecord, record, swept
+from jax_bptt.flow.record import LayerRecord, contracted, record, swept
 from jax_bptt.networks.losses import Loss
 from jax_bptt.networks.network import Network
 from jax_bptt.networks.params import NetworkCarry, NetworkParams
@@ -182,10 +182,8 @@ def _weighed(layer: LayerRecord, directions: ArrayTree, found: AtLag) -> Any:
     def weigh_step(here: tuple[State, Array, Slopes, State, State | None]) -> Any:
         *step, d_start = here
         s_prev, xs, slopes, lam = jax.tree.map(lambda z: z[None], step)  # a sequence of this step alone
-        run = layer.run._replace(sequence=Sequence(xs))
-        d_params, _ = phases.contract(layer.cell, run, s_prev, slopes, lam)  # (CR1)
-        if d_start is not None:
-            d_params = plus(d_params, layer.d_start_to_params(d_start))
+        of_step = layer._replace(run=layer.run._replace(sequence=Sequence(xs)), s_prev=s_prev, slopes=slopes)
+        d_params, _ = contracted(of_step, lam, d_start)  # (CR1)
         return jax.tree.map(_weigh, d_params, directions)  # (CR3)
 
     xs = layer.run.sequence.xs

@@ -34,6 +34,7 @@ from jax_bptt.networks.losses import Loss, check_loss, count
 from jax_bptt.networks.network import Network, check_network
 from jax_bptt.networks.network_arguments import check_outputs, check_run, steps_that_count
 from jax_bptt.networks.readout_and_loss import loss_and_grad
+from jax_bptt.networks.recurrent_dropout import kept_units, thinned, thinned_layer
 from jax_bptt.networks.value_and_grad import Inputs
 
 Pullback: TypeAlias = Callable[[Array], tuple[Array, Array]]
@@ -50,6 +51,7 @@ class LayerRecord(NamedTuple):
       states: s_1..s_T, leaves [T, ..., H]; None for leaves that have no derivative.
       slopes: a_1..a_T.
       d_start_to_params: a function from dE/dstart, leaves [..., H], to its part of dE/dparams.
+      kept: what W_h of the run has been multiplied by, from `kept_units`; None for nothing.
       pullback: a function from dE/do_1..dE/do_T to (dE/dh_t, dE/dx_t); the latter is that of the residual
         connection alone. o_t are the inputs of the next layer with a state, behind the dense ones between.
     """
@@ -61,6 +63,7 @@ class LayerRecord(NamedTuple):
     slopes: Slopes
     d_start_to_params: Callable[[State], Any]
     pullback: Pullback
+    kept: Any = None
 
 
 class Record(NamedTuple):
@@ -95,8 +98,10 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     params, carry, sequence, targets, weight = replicate((params, carry, sequence, targets, weight))
     net, params = untied(net, params)
     keys, here = dropout_keys(inputs.key, sequence), encoded(net, params, sequence)
+    kept = kept_units(net.layers, params.cells, inputs.key)
+    cells = thinned(params.cells, kept)
     layers: list[LayerRecord] = []
-    for number, (layer, p) in enumerate(zip(net.layers, params.cells, strict=True)):
+    for number, (layer, p) in enumerate(zip(net.layers, cells, strict=True)):
         if layer.backward is not None:
             fix = "use a network without backward cells: terms of a layer that reads both ways have no lag"
             raise bad("net", "layers that read forward", f"layer {number} with a backward cell", fix)
@@ -106,7 +111,7 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
             if layers:  # what comes after it goes back through it to the layer before
                 layers[-1] = layers[-1]._replace(pullback=_after(back, layers[-1].pullback))
         else:
-            layers.append(record_of_layer(layer, p, s_0, here, own))
+            layers.append(record_of_layer(layer, p, s_0, here, own)._replace(kept=kept[number]))
             outputs = outputs_of(layer, layers[-1].states.h, layers[-1].run.sequence, own)
         here = here._replace(xs=outputs)
 
@@ -176,7 +181,8 @@ def swept(record: Record, transform: Transform | None = None) -> tuple[tuple[Sta
 def contracted(layer: LayerRecord, lam: State, d_start: State | None) -> tuple[Any, Array]:
     """From λ_1..λ_T and dE/dstart (None without resets) come dE/dparams and dE/dx_t of a layer."""
     d_params, d_xs = phases.contract(layer.cell, layer.run, layer.s_prev, layer.slopes, lam)
-    return d_params if d_start is None else plus(d_params, layer.d_start_to_params(d_start)), d_xs
+    d_params = d_params if d_start is None else plus(d_params, layer.d_start_to_params(d_start))
+    return thinned_layer(d_params, layer.kept), d_xs
 
 
 def every_step_back(layer: LayerRecord, params: ArrayTree, lam: State) -> StepBack:

@@ -34,6 +34,7 @@ from jax_bptt.flow.record import LayerRecord, every_step_back, record, swept
 from jax_bptt.networks.losses import Loss
 from jax_bptt.networks.network import Network
 from jax_bptt.networks.params import NetworkCarry, NetworkParams
+from jax_bptt.networks.recurrent_dropout import kept_units, thinned
 from jax_bptt.networks.value_and_grad import Inputs
 
 
@@ -82,7 +83,9 @@ def omega(
     """
     constant, s_0, x = jax.tree.map(_as_constant, (params, carry, xs))
     done = record(net, loss, Inputs(constant, s_0, Sequence(x, mask, reset, cut), targets, key, weight))
-    layers = zip(done.layers, params.cells, swept(done)[0], strict=True)
+    cells = thinned(params.cells, kept_units(net.layers, params.cells, key))
+    recurrent = [p for layer, p in zip(net.layers, cells, strict=True) if layer.is_recurrent]
+    layers = zip(done.layers, recurrent, swept(done)[0], strict=True)
     return functools.reduce(jnp.add, [_of_layer(*one) for one in layers])
 
 

@@ -91,20 +91,27 @@ def _pointwise_step(cell: Cell[Any, Any], params: PointwiseParams, s_prev: State
             return z @ w
         return jnp.matmul(z.astype(cell.dtype), w.astype(cell.dtype), preferred_element_type=z.dtype)
 
+    def of_heads(z: Array, w: Array) -> Array:
+        by_head = [times(h, block) for h, block in zip(jnp.split(z, len(w), -1), w, strict=True)]
+        by_gate = zip(*(jnp.split(v, cell.gates, -1) for v in by_head), strict=True)
+        return jnp.concatenate([v for heads in by_gate for v in heads], -1)
+
     p = params._asdict()
     u_of_all = times(x, p["w_x"])
     u = gates(u_of_all + spread(p["b"]) if cell.layout.bias else u_of_all)
     v: Gates = ()
     if cell.layout.recurrent:
-        v_of_all = times(s_prev.h, p["w_h"])
+        v_of_all = of_heads(s_prev.h, p["w_h"]) if cell.layout.heads else times(s_prev.h, p["w_h"])
         v = gates(v_of_all + spread(p["b_h"]) if cell.layout.recurrent_bias else v_of_all)
     s: State = cell.step({name: spread(p[name]) for name in cell.layout.units}, s_prev, u, v)
     return s
 
 
 def _any_step(cell: StepCell[Any, Any], params: ArrayTree, s_prev: State, x: Array) -> State:
+    options = {"dtype": cell.dtype} if cell.takes_dtype else {}
+
     def step(s_prev: State, x: Array) -> Any:
-        return cell.step(params, s_prev, cell.project(params, x))
+        return cell.step(params, s_prev, cell.project(params, x, **options), **options)
 
     for _ in range(x.ndim - 1):
         step = jax.vmap(step)

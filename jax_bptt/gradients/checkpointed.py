@@ -65,7 +65,7 @@ def checkpointed(slots: int | None = None, chunk: int | None = None, host: bool 
 
     `unroll` additionally holds the outputs and their cotangents, O(T·B·H). `value_and_grad` holds nothing
     more that grows with T, unless a layer reads backwards, the readout is of the `last` step only, or the
-    loss is a function of your own; in these cases it runs one layer after the other, like `unroll`.
+    loss is a function of all outputs; in these cases it runs one layer after the other, like `unroll`.
 
     Args:
       slots: m, the number of states that are stored, s_0 among them; None stores one state for each leaf.

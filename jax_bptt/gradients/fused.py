@@ -44,9 +44,9 @@ def fused(gradient: GradientMethod = full(chunk=256, recompute=True)) -> Gradien
     float32 256 of the first three, 128 of `gru` and 64 of `lstm`.
 
     Elsewhere the loops are those of the other method, and a UserWarning says why, once for each cell. So
-    they are for a step with an operation that the compiler of kernels lacks (erf, atan, floor), for a step
-    cell, in `scan`, for a derivative of the gradient, and in the backward pass of `clipped` and of
-    `truncated` with a stride.
+    they are for a step with an operation that the compiler of kernels lacks (erf, atan, floor), for a cell
+    with heads, for a step cell, in `scan`, for a derivative of the gradient, and in the backward pass of
+    `clipped` and of `truncated` with a stride.
 
     Args:
       gradient: the method whose loops become kernels: `full`, `checkpointed`, `truncated`, `artbp` or

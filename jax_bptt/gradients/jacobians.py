@@ -36,7 +36,7 @@ from jax_bptt.cell.body import Body
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.devices import to_local
 from jax_bptt.engine.engine import Runnable
-from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise
+from jax_bptt.engine.linear_maps import PointwiseCell, unit_wise, whole_matrix
 from jax_bptt.engine.phases import backward_steps, is_pointwise
 from jax_bptt.gradients.independence import check_independence
 
@@ -126,7 +126,7 @@ def _of_pointwise_step(
     if d_v is None:
         return direct
     is_h = jnp.eye(fields, dtype=states.h.dtype)[states._fields.index("h")]  # type: ignore[attr-defined]
-    w_h = params.w_h.reshape(hidden, cell.gates, hidden)
+    w_h = whole_matrix(cell, params.w_h).reshape(hidden, cell.gates, hidden)
     if form is UNITS:
         through = jnp.einsum("...kfg,kgk,e->...kfe", d_v, w_h, is_h)
         return direct + through  # (J2)

@@ -192,8 +192,9 @@ class Encoder(NamedTuple):
             fix = "pass the carry, a mask or a reset as well: they tell how many there are"
             raise bad(name, "inputs with one possible number of batch axes", f"{counts} of them", fix)
         if not fitting:
-            # the last axis is most often one of features
-            self._refuse(params, xs, known[max(0, len(known) - 2)], wanted)
+            # where all arrays have one number of axes, the last axis is most often one of features
+            likely = known[-2:] if len({z.ndim for z in leaves}) == 1 else known[-1:]
+            self._refuse(params, xs, likely[0], wanted)
         return Unencoded(xs, fitting[0])
 
     def _made_of(self, params: Foreign, xs: Foreign, batch_axes: int) -> Any:

@@ -2,10 +2,16 @@
 
     h→_t from x_1..x_t                                 by `unroll`                         (H1)
     h←_t from x_T..x_t                                 by `unroll`, reverse                (H2)
-    o_t = [h→_t, h←_t]                                                                     (H3)
+    o_t = [o→_t, o←_t],   o→_t = h→_t,   o←_t = h←_t                                       (H3)
     o_t ← o_t m_t / (1 − p),   m_t one with probability 1 − p, from a key for each step and row   (H4)
     (zero where p = 1)
     o_t ← o_t + x_t                                    residual, where mask_t              (H5)
+
+    o_t ← o→_t + o←_t,   or (o→_t + o←_t)/2            merge "sum" or "mean" instead       (H6)
+
+For (H6) both directions have the same m_t, and o→_t and o←_t each get x_t, or half of it for a sum: so it is
+the merged output that is dropped, and x_t is added to it once. Units of h_{t−1} that W_h does not read are in
+`recurrent_dropout`.
 
 The next layer reads o_t as its x_t; its input projection is again one product for all t.
 """
@@ -14,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +37,10 @@ from jax_bptt.cell.step_cell import AnyCell, StepCell
 from jax_bptt.engine.sequence import Sequence, ends_of
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.dense import Dense
+from jax_bptt.unrolling.arguments import parameter_shapes
 from jax_bptt.unrolling.unroll import run_checked
+
+Merge: TypeAlias = Literal["concatenate", "sum", "mean"]
 
 
 @by_shape
@@ -56,6 +65,8 @@ class Layer(NamedTuple):
       backward: the cell that reads from the last to the first, or None.
       residual: whether the input is added to the output.
       dropout: p, the probability with which an output is set to zero in training.
+      merge: how the outputs of two directions become one.
+      recurrent_dropout: p, the probability with which a unit is not read by W_h in training.
       made_by: the call that made it, by which it is printed, copied and pickled.
     """
 
@@ -63,6 +74,8 @@ class Layer(NamedTuple):
     backward: AnyCell | None = None
     residual: bool = False
     dropout: float = 0.0
+    merge: Merge = "concatenate"
+    recurrent_dropout: float = 0.0
     made_by: Call | None = None
 
     @property
@@ -95,7 +108,12 @@ class Layer(NamedTuple):
     @property
     def output_size(self) -> int:
         """This is the number of features of o_t."""
-        return sum(one.hidden_size for one in self.maps)
+        return self.forward.hidden_size if self.adds else sum(one.hidden_size for one in self.maps)
+
+    @property
+    def adds(self) -> bool:
+        """Whether the outputs of its two directions are added, not concatenated."""
+        return self.merge != "concatenate"
 
     def parts(self, of_layer: ArrayTree) -> tuple[Any, ...]:
         """The params, or the carry, of the layer are split into those of each of its cells."""
@@ -113,32 +131,44 @@ def _probability(argument: str, value: object) -> float:
     return float(value)
 
 
-@cached(residual=flag, dropout=_probability)
+def _merge(argument: str, value: object) -> object:
+    if not isinstance(value, str) or value not in get_args(Merge):
+        raise bad(argument, " or ".join(map(repr, get_args(Merge))), value, "choose one of them")
+    return value
+
+
+@cached(merge=_merge, residual=flag, dropout=_probability, recurrent_dropout=_probability)
 def layer(
     cell: AnyCell | Dense,
     *,
     backward: AnyCell | None = None,
+    merge: Merge = "concatenate",
     residual: bool = False,
     dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
 ) -> Layer:
     """A layer adds a second direction, a residual connection or dropout to a cell.
 
-    o_t = dropout([h→_t, h←_t]) + x_t   (H1-H5)
+    o_t = dropout(merge(h→_t, h←_t)) + x_t   (H1-H6)
 
     Args:
       cell: the cell that reads from the first step to the last, or a layer of `dense`.
-      backward: a second cell, which reads from the last step to the first; its outputs are concatenated
-        to those of the first. None for one direction.
+      backward: a second cell, which reads from the last step to the first. None for one direction.
+      merge: how the outputs of the two become one: "concatenate" for [h→_t, h←_t], or "sum" or "mean" of
+        both, which must then have the same size.
       residual: whether the input x_t is added to the output; both must then have the same size.
       dropout: p from 0 to 1, the probability with which an output is set to zero. It acts only where the
         network is given a key.
+      recurrent_dropout: p from 0 to 1, the probability with which W_h does not read a unit of h_{t−1}. The
+        units are the same for all steps and rows; each key draws others. What W_h reads is divided by 1 − p.
+        It acts only where the network is given a key, see `recurrent_dropout` among the derivations.
 
     Returns:
       The `Layer`, for `network`. With two directions its params and its carry are `Directions`.
 
     Raises:
-      ValueError: cell or backward is not a cell, sizes do not agree, residual is not a bool, or dropout is
-        not from 0 to 1.
+      ValueError: cell or backward is not a cell, sizes do not agree, merge is unknown, residual is not a
+        bool, a probability is not from 0 to 1, or recurrent_dropout is given for a cell without a matrix W_h.
 
     >>> import jax_bptt as jb
     >>> layer(jb.gru(3, 4), backward=jb.gru(3, 4), dropout=0.2).output_size
@@ -151,11 +181,31 @@ def layer(
     if backward is not None and backward.input_size != cell.input_size:
         came = f"input_size {backward.input_size}"
         raise bad("backward", f"input_size {cell.input_size}, as cell", came, "both cells read the same x_t")
-    result = Layer(cell, backward, residual, dropout)
+    if merge != "concatenate":
+        _check_merge(cell, backward, merge)
+    if recurrent_dropout:
+        _check_matrices([one for one in (cell, backward) if one is not None])
+    result = Layer(cell, backward, residual, dropout, merge, recurrent_dropout)
     if residual and result.input_size != result.output_size:
         sizes = f"{result.input_size} features in and {result.output_size} out"
         raise bad("residual", "as many features out as in", sizes, "choose equal sizes or residual=False")
     return result
+
+
+def _check_merge(cell: AnyCell | Dense, backward: AnyCell | None, merge: str) -> None:
+    if backward is None:
+        raise bad("merge", "'concatenate', as there is one direction", merge, "pass backward, a second cell")
+    if backward.hidden_size != cell.hidden_size:
+        sizes = f"{backward.hidden_size} units"
+        raise bad("backward", f"{cell.hidden_size} units, as cell", sizes, f"a {merge} is of equal sizes")
+
+
+def _check_matrices(cells: list[AnyCell | Dense]) -> None:
+    for cell in cells:
+        shapes: Any = parameter_shapes(cell) if isinstance(cell, Cell) else None
+        if shapes is None or shapes.w_h.ndim < 2:
+            fix = "leave it at 0: this layer has no product of h with a matrix W_h, or none that can be seen"
+            raise bad("recurrent_dropout", "0 for a layer without a matrix w_h", cell, fix)
 
 
 def run_layers(
@@ -168,7 +218,8 @@ def run_layers(
 ) -> tuple[tuple[Any, ...], Array]:
     """The layers run one after the other and return s_T of each and o_1..o_T of the last, [T, ..., features].
 
-    A carry of None stands for the initial carry; keys are those of `dropout_keys`.
+    The outputs of the last layer are not `merged` yet. A carry of None stands for the initial carry; keys are
+    those of `dropout_keys`.
     """
     last: list[Any] = []
     starts = sequence.starts  # one for each layer, as the carry
@@ -178,8 +229,8 @@ def run_layers(
         s_last, hs = _run_layer(layer, p, s_0, of_layer, gradient)
         last.append(s_last)
         outputs = outputs_of(layer, hs, sequence, keys_of_layer(number, keys))
-        sequence = sequence._replace(xs=outputs)
-    return tuple(last), sequence.xs
+        sequence = sequence._replace(xs=merged(layer, outputs))
+    return tuple(last), outputs
 
 
 def _run_layer(
@@ -201,30 +252,50 @@ def _run_layer(
 
 
 def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: PRNGKey | None) -> Array:
-    """The outputs o_1..o_T are made from h_1..h_T and the inputs of the layer, each step by itself."""
+    """The outputs o_1..o_T are made from h_1..h_T and the inputs of the layer, each step by itself.
+
+    Those of two directions stand side by side, see `merged`.
+    """
+
+    def of_both(z: Array) -> Array:
+        return jnp.concatenate([z, z], -1) if layer.adds else z
+
     if layer.dropout and keys is not None:
-        keep_rate, features = 1 - layer.dropout, hs.shape[-1:]
+        keep_rate, features = 1 - layer.dropout, (layer.output_size,)
         kept = vmap_leading(keys.ndim, lambda key: jax.random.bernoulli(key, keep_rate, features))(keys)
         # where p = 1 nothing is kept, and any divisor but 0 will do
-        hs = jnp.where(kept, hs / (keep_rate or 1.0), jnp.zeros_like(hs))  # (H4)
+        hs = jnp.where(of_both(kept), hs / (keep_rate or 1.0), jnp.zeros_like(hs))  # (H4)
     if layer.residual:
-        hs = hs + select(sequence.mask, sequence.xs, zeros_like(sequence.xs))  # (H5)
+        xs = select(sequence.mask, sequence.xs, zeros_like(sequence.xs))
+        hs = hs + of_both(xs / 2 if layer.merge == "sum" else xs)  # (H5)
     return hs
+
+
+def merged(layer: Layer, outputs: Array) -> Array:
+    """The outputs of two directions become one, if the layer adds them; others stay as they are."""
+    if not layer.adds:
+        return outputs
+    ahead, back = jnp.split(outputs, 2, -1)
+    return ahead + back if layer.merge == "sum" else (ahead + back) / 2  # (H6)
 
 
 def dropout_keys(key: PRNGKey | None, sequence: Sequence) -> PRNGKey | None:
     """The key is split into one key for each step and row, [T, ...]; None stays None.
 
-    So a chunk of the steps, or the rows of one device, draw the same numbers as in a run of the whole. This
-    is true of keys of the kind threefry. Those of the kind rbg draw other numbers for another number of keys
-    at once, so a key of any kind is turned into one of the kind threefry here.
+    So a chunk of the steps, or the rows of one device, draw the same numbers as in a run of the whole.
     """
-    if key is None:
-        return None
+    return None if key is None else jax.random.split(of_threefry(key), sequence.leading)
+
+
+def of_threefry(key: PRNGKey) -> PRNGKey:
+    """A key of any kind is turned into one of the kind threefry.
+
+    Keys of the kind rbg draw other numbers for another number of keys at once.
+    """
     is_raw = key.dtype == jnp.uint32  # made by jax.random.PRNGKey, not by jax.random.key
     numbers = key if is_raw else jax.random.key_data(key)
     two = jax.random.wrap_key_data(numbers[:2], impl="threefry2x32")
-    return jax.random.split(functools.reduce(jax.random.fold_in, numbers[2:], two), sequence.leading)
+    return functools.reduce(jax.random.fold_in, numbers[2:], two)
 
 
 def keys_of_layer(number: int, keys: PRNGKey | None) -> PRNGKey | None:
@@ -235,14 +306,14 @@ def keys_of_layer(number: int, keys: PRNGKey | None) -> PRNGKey | None:
 
 
 def at_last_step(layer: Layer, outputs: Array, mask: Mark) -> Array:
-    """From outputs [T, ..., features] each direction's last valid one is taken: [..., features]."""
+    """From outputs [T, ..., *] each direction's last valid one is taken, and `merged`: [..., features]."""
     # the forward cell ends at the last valid step, the backward cell at the first
     to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
     if mask is None:
-        return jnp.concatenate([to_right[-1], to_left[0]], -1)
+        return merged(layer, jnp.concatenate([to_right[-1], to_left[0]], -1))
     first_valid, last_valid = jnp.argmax(mask, 0), mask.shape[0] - 1 - jnp.argmax(jnp.flip(mask, 0), 0)
 
     def at(step: Array, z: Array) -> Array:
         return jnp.take_along_axis(z, step[None, ..., None], 0)[0]
 
-    return jnp.concatenate([at(last_valid, to_right), at(first_valid, to_left)], -1)
+    return merged(layer, jnp.concatenate([at(last_valid, to_right), at(first_valid, to_left)], -1))

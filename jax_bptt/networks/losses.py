@@ -27,17 +27,17 @@ from jax import Array
 from jax_bptt.base.checks import is_array, is_floating, is_function
 from jax_bptt.base.errors import bad, named, naming, running
 from jax_bptt.base.trees import select, zeros_like
-from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape, Weight
+from jax_bptt.base.types import ArrayTree, Mark, Shape, Weight
 from jax_bptt.networks import step_errors
 from jax_bptt.networks.judged import Counted, Judged, total_weight
 from jax_bptt.networks.step_errors import Loss as Loss
 from jax_bptt.networks.step_errors import OverSteps, face_of, over_steps
 
 
-def check_real(ys: Foreign, targets: Foreign) -> None:
+def check_real(ys: object, targets: object) -> None:
     """This raises a ValueError unless targets are numbers of the shape and dtype of ys."""
     ys = outputs(ys)
-    if not is_array(targets) or targets.shape != ys.shape or targets.dtype != ys.dtype:
+    if not isinstance(targets, Array) or targets.shape != ys.shape or targets.dtype != ys.dtype:
         raise bad("targets", f"an array like ys, {ys.dtype}{list(ys.shape)}", targets, "reshape or cast it")
 
 
@@ -82,12 +82,12 @@ def squared_error(ys: Array, targets: Array, mask: Mark = None, weight: Weight =
     return _SQUARED(ys, targets, mask, weight)
 
 
-def _check_classes(ys: Foreign, targets: Foreign) -> None:
-    ys = outputs(ys)
-    shape = targets.shape if is_array(targets) else None
-    if shape != ys.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
-        fix = "pass class indices, one for each row of ys, not one-hot rows"
-        raise bad("targets", f"integer classes {list(ys.shape[:-1])}", targets, fix)
+def _check_classes(ys: object, targets: object) -> None:
+    leading = outputs(ys).shape[:-1]
+    if isinstance(targets, Array) and targets.shape == leading and jnp.issubdtype(targets.dtype, jnp.integer):
+        return
+    fix = "pass class indices, one for each row of ys, not one-hot rows"
+    raise bad("targets", f"integer classes {list(leading)}", targets, fix)
 
 
 def _nats(y: Array, target: Array) -> Array:
@@ -144,12 +144,11 @@ def softmax_cross_entropy(ys: Array, targets: Array, mask: Mark = None, weight: 
     return _SOFTMAX(ys, targets, mask, weight)
 
 
-def outputs(ys: Foreign) -> Array:
+def outputs(ys: object) -> Array:
     """ys are returned if they are one floating array."""
-    if not is_floating(ys) or not ys.ndim:
+    if not isinstance(ys, Array) or not is_floating(ys) or not ys.ndim:
         raise bad("ys", "a floating array [T, ..., O]", ys, "pass the ys that net.apply returns")
-    found: Array = ys
-    return found
+    return ys
 
 
 def is_additive(loss: Loss) -> bool:
@@ -235,7 +234,7 @@ def _takes(loss: Loss, argument: str) -> bool:
     return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def check_targets(loss: Loss, ys: Foreign, judged: Judged, leading: Shape) -> None:
+def check_targets(loss: Loss, ys: ArrayTree, judged: Judged, leading: Shape) -> None:
     """This raises a ValueError unless targets fit an additive loss of ys; shapes are enough for ys."""
     leaves, structure = jax.tree.flatten((ys, judged.targets, judged.mask, judged.weight))
     shapes = {

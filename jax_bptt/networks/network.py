@@ -38,6 +38,7 @@ from jax_bptt.networks.network_arguments import check_network_step, check_run, s
 from jax_bptt.networks.network_step import step_network
 from jax_bptt.networks.params import NetworkCarry, NetworkParams, with_encoder
 from jax_bptt.networks.readout import AnyReadout, check_readout, outputs_lie
+from jax_bptt.networks.recurrent_dropout import kept_units, thinned
 from jax_bptt.unrolling.arguments import check_params, fill_missing_carry
 
 
@@ -172,6 +173,7 @@ class Network(NamedTuple):
         sequence = Sequence(xs, mask, reset, cut, starts=starts)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
         net, params = untied(network_with_dtype(dtype, self, params), params)
+        params = params._replace(cells=thinned(params.cells, kept_units(net.layers, params.cells, key)))
         keys = dropout_keys(key, sequence)
         last, hs = features(net, params, carry, sequence, gradient, keys)  # (N1)
         lie = outputs_lie(net.readout)

@@ -80,23 +80,27 @@ def loss_and_grad(
 
 
 def loss_and_grad_of_steps(
-    readout: AnyReadout, loss: Loss, params: Any, hs: Array, judged: Judged
+    readout: AnyReadout, loss: Loss, params: Any, hs: Array, judged: Judged, begin: chunks.First = 0
 ) -> ReadoutGradient:
-    """This is `loss_and_grad` for an additive loss, a few steps at a time."""
+    """This is `loss_and_grad` for an additive loss, a few steps at a time.
+
+    hs may be only some of the steps that are judged, from the step `begin` on.
+    """
     ys_of_a_row = jax.eval_shape(readout.forward, params, jax.ShapeDtypeStruct(hs.shape[-1:], hs.dtype))[1]
     outputs = chunks.rows_of_a_step(hs.shape[1:-1]) * num_parameters(ys_of_a_row)
     chunk = chunks.at_most(AT_ONCE // max(1, outputs), hs.shape[0])
     Sums = tuple[Array, Any]
 
-    def read_chunk(sums: Sums, first: chunks.First, here: tuple[Array, Judged]) -> tuple[Sums, Array]:
-        hs, judged_here = here
+    def read_chunk(sums: Sums, first: chunks.First, hs: Array) -> tuple[Sums, Array]:
         kept, ys = readout.forward(params, hs)  # (E1)
-        judged_here = judged_here._replace(n=judged.n)
+        # only now are steps taken out of the targets: a copy of more of them may be as large as all of Y
+        judged_here = chunks.take_steps(judged._replace(n=None), begin + first, hs.shape[0])._replace(
+            n=judged.n
+        )
         error, d_ys = value_and_slope_of_steps(loss, ys, judged_here, hs.shape[:-1])  # (E2)
         d_params, d_hs = readout.backward(params, hs, kept, ys, d_ys)  # (E3)
         return chunks.add_to(sums, (error, d_params)), d_hs
 
     like = jnp.zeros((), wide(common_dtype(ys_of_a_row))), params
-    data = hs, judged._replace(n=None)
-    sums, d_hs = chunks.scan(read_chunk, chunks.zero_sums(like), data, chunk)
+    sums, d_hs = chunks.scan(read_chunk, chunks.zero_sums(like), hs, chunk)
     return ReadoutGradient(*chunks.sums_as(sums, like), d_hs)

@@ -21,25 +21,24 @@ import optax
 from jax import Array
 
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import is_array, number, positive
+from jax_bptt.base.checks import number, positive
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.types import Foreign, Mark, Weight
 from jax_bptt.networks.losses import check_real, outputs
 from jax_bptt.networks.step_errors import OverSteps, face_of
 
 
-def _check_gaussian(ys: Foreign, targets: Foreign) -> None:
+def _check_gaussian(ys: object, targets: object) -> None:
     fix = "ys must have 2D numbers for D targets: means first, then log standard deviations"
     _check_sizes(outputs(ys), targets, 2, fix)
 
 
-def _check_sizes(ys: Array, targets: Foreign, times: int, fix: str) -> None:
+def _check_sizes(ys: Array, targets: object, times: int, fix: str) -> None:
     """ys must have so many numbers for each number of targets, and be like them in all else."""
-    right = is_array(targets) and targets.ndim == ys.ndim and targets.dtype == ys.dtype
-    if not right or targets.shape[:-1] != ys.shape[:-1] or times * targets.shape[-1] != ys.shape[-1]:
-        size = ys.shape[-1] // times if ys.shape[-1] % times == 0 else f"{ys.shape[-1]}/{times}"
-        expected = f"{ys.dtype}[{','.join(map(str, (*ys.shape[:-1], size)))}] for these ys"
-        raise bad("targets", expected, targets, fix)
+    size = ys.shape[-1] // times if ys.shape[-1] % times == 0 else f"{ys.shape[-1]}/{times}"
+    right = (*ys.shape[:-1], size)
+    if not isinstance(targets, Array) or targets.shape != right or targets.dtype != ys.dtype:
+        raise bad("targets", f"{ys.dtype}[{','.join(map(str, right))}] for these ys", targets, fix)
 
 
 def _gaussian(y: Array, target: Array) -> Array:
@@ -124,7 +123,7 @@ def quantile_error(levels: Sequence[float]) -> OverSteps:
     """
     checked = tuple(levels)
 
-    def check(ys: Foreign, targets: Foreign) -> None:
+    def check(ys: object, targets: object) -> None:
         fix = f"ys must have {len(checked)} numbers for each target, one for each of levels"
         _check_sizes(outputs(ys), targets, len(checked), fix)
 

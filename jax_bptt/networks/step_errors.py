@@ -50,7 +50,7 @@ class OverSteps(NamedTuple):
     error: Error
     is_mean: bool
     slope: Callable[..., ArrayTree] | None = None
-    check: Callable[[Foreign, Foreign], None] | None = None
+    check: Callable[[object, object], None] | None = None
     made_by: Call | None = None
 
     @named("loss")
@@ -219,7 +219,7 @@ def _slope(loss: OverSteps, rows: _Rows, n: Array | None) -> ArrayTree:
     return jax.tree.map(lambda z, dtype: z.astype(dtype), slopes, rows.dtypes)
 
 
-def _read(loss: OverSteps, ys: Foreign, judged: Judged, leading: Shape | None) -> _Rows:
+def _read(loss: OverSteps, ys: ArrayTree, judged: Judged, leading: Shape | None) -> _Rows:
     """ys and targets are checked, and what does not count in them is replaced."""
     ys, targets = as_arrays("ys", ys), as_arrays("targets", judged.targets)
     if loss.check is not None:
@@ -239,7 +239,7 @@ def _read(loss: OverSteps, ys: Foreign, judged: Judged, leading: Shape | None) -
     return _Rows(found, leading, wide(common_dtype(ys)), dtypes)
 
 
-def _leading(ys: Foreign, judged: Judged) -> Shape:
+def _leading(ys: ArrayTree, judged: Judged) -> Shape:
     """The axes of steps and rows, where nothing but ys, the mask and the weight says which those are."""
     shapes: list[Shape] = [z.shape[:-1] for z in jax.tree.leaves(ys) if is_array(z) and z.ndim]
     marks: tuple[Foreign, ...] = judged.mask, judged.weight
@@ -253,7 +253,7 @@ def _leading(ys: Foreign, judged: Judged) -> Shape:
 
 
 def _check_leaves(
-    argument: str, tree: Foreign, leading: Shape, is_right: Callable[[Foreign], bool], expected: str
+    argument: str, tree: object, leading: Shape, is_right: Callable[[Foreign], bool], expected: str
 ) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not is_right(leaf) or leaf.shape[: len(leading)] != leading:

@@ -56,6 +56,7 @@ from jax_bptt.networks.network_arguments import check_outputs, check_run, leadin
 from jax_bptt.networks.params import NetworkCarry, NetworkParams
 from jax_bptt.networks.readout import outputs_lie
 from jax_bptt.networks.readout_and_loss import loss_and_grad, loss_and_grad_of_steps
+from jax_bptt.networks.recurrent_dropout import Kept, kept_units, thinned
 
 
 class ValueAndGrad(Protocol):
@@ -213,9 +214,9 @@ def run_value_and_grad(objective: Objective, inputs: Inputs) -> Result:
     rows = rows_of(sequence.xs, params, carry) if is_additive(loss) else None  # others need every device's Y
     lie, pieces = outputs_lie(net.readout), pieces_of(params, rows)
     run = functools.partial(_run, objective._replace(net=network_with_dtype(dtype, net, params)), pieces)
-    taken, made = (ALL, ROWS, STEPS, lie, lie, STEPS), (ALL, ROWS, pieces, ALL)
-    keys = dropout_keys(inputs.key, sequence)
-    found = Result(*on_devices(run, rows, taken, made)(params, carry, sequence, targets, weight, keys))
+    taken, made = (ALL, ROWS, STEPS, lie, lie, STEPS, ALL), (ALL, ROWS, pieces, ALL)
+    keys, kept = dropout_keys(inputs.key, sequence), kept_units(net.layers, params.cells, inputs.key)
+    found = Result(*on_devices(run, rows, taken, made)(params, carry, sequence, targets, weight, keys, kept))
     return found._replace(grads=placed_like(found.grads, params))
 
 
@@ -238,12 +239,14 @@ def _run(
     targets: Targets,
     weight: Weight,
     keys: PRNGKey | None,
+    kept: Kept,
 ) -> tuple[Array, NetworkCarry, NetworkParams, Array]:
     """Each device returns E and dE/dθ, or its pieces, of the rows of all devices, and s_T of its own rows."""
     net, loss, gradient, _ = objective
     rows = carry, sequence, targets, weight, keys
     axes = reduce_axes(rows, params)
     params, carry, sequence, keys = to_local((params, carry, sequence, keys), (params, *rows))
+    params = params._replace(cells=thinned(params.cells, kept))
     whole, (net, params) = net, untied(net, params)
     judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
     n = sum_over_devices(count(loss, judged, leading_of_outputs(net, sequence)), axes)
@@ -251,6 +254,7 @@ def _run(
     by = _by_chunks if gradient.stream is not None and _runs_one_way(net, loss) else _by_layers
     error, last, grads = by(objective._replace(net=net), local)
     grads = tied_again(whole, grads)
+    grads = grads._replace(cells=thinned(grads.cells, kept))  # before the sum: devices may draw differently
     finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(differentiable(last))]
     nonfinite = 1 - functools.reduce(jnp.logical_and, finite, jnp.array(True)).astype(error.dtype)
     # a number of the dtype of E, so that it joins the one sum over devices
@@ -287,7 +291,7 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
     # within a chunk the gradient is exact; the method decides what happens between chunks
     of_chunk = full()._replace(engine=gradient.engine)
     forward_only = of_chunk._replace(backward=None)  # JAX can differentiate it in any mode
-    Chunk = tuple[Sequence, Judged, PRNGKey | None]
+    Chunk = tuple[Sequence, Array, PRNGKey | None]  # the array holds the numbers of the steps
 
     def run(
         below: NetworkParams, carry: NetworkCarry, here: Chunk, method: GradientMethod = of_chunk
@@ -305,8 +309,8 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
 
         below = params._replace(readout=None)
         (_, hs), backward, last = jax.vjp(of_numbers, below, differentiable(carry), has_aux=True)
-        judged = here[1]._replace(n=local.judged.n)
-        found = loss_and_grad_of_steps(net.readout, loss, params.readout, hs, judged)  # (V2)
+        first = here[1][0]
+        found = loss_and_grad_of_steps(net.readout, loss, params.readout, hs, local.judged, first)  # (V2)
         d_below, d_carry = backward((d_carry, found.hs))  # (V3)
         return Reversed(last, d_below._replace(readout=found.params), d_carry, found.error)
 
@@ -317,7 +321,7 @@ def _by_chunks(objective: Objective, local: _Local) -> tuple[Array, NetworkCarry
 
     assert gradient.stream is not None  # `_run` asks
     _, back_to_cells, s_0 = jax.vjp(begin, params.cells, has_aux=True)
-    data: Chunk = sequence, local.judged._replace(n=None), local.keys
+    data: Chunk = sequence, jnp.arange(sequence.steps), local.keys
     streamed: Streamed = gradient.stream(Recurrence(advance, reverse), params, s_0, sequence, data)  # (V4)
     d_params: NetworkParams = streamed.d_weights
     d_params = d_params._replace(cells=plus(d_params.cells, back_to_cells(streamed.d_carry)[0]))

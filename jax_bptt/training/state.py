@@ -140,6 +140,6 @@ def check_state_and_batch(net: Network, state: Foreign, batch: Foreign) -> None:
         raise bad("batch", "a Batch", batch, "pass jb.Batch(xs, targets)")
     if net.encoder is not None or (is_array(batch.xs) and batch.xs.ndim > 1):
         _check_rows("batch.xs", net, state, batch.xs, time=0)
-    if batch.key is None and any(layer.dropout for layer in net.layers):
+    if batch.key is None and any(layer.dropout or layer.recurrent_dropout for layer in net.layers):
         fix = "pass a new one with every batch; jax.random.fold_in(key, step) makes one"
         raise bad("batch.key", "a PRNG key for the network's dropout", batch.key, fix)

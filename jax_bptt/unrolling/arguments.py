@@ -177,7 +177,7 @@ def with_dtype(dtype: object, owner: _Owner, params: ArrayTree) -> _Owner:
             )
         came = dtype if asked is None else asked.name
         raise bad("dtype", f"bfloat16 or float32, not wider than params, {own}", came, fix)
-    if not hasattr(owner, "dtype"):
+    if not getattr(owner, "takes_dtype", hasattr(owner, "dtype")):
         fix = "round the operands inside your step; make_cell and the built-in pointwise cells do it for you"
         raise bad("dtype", f"None for a cell whose step makes its own products, {owner}", asked.name, fix)
     return with_fields(owner, dtype=asked)
@@ -224,10 +224,20 @@ def parameter_shapes(cell: AnyCell) -> ArrayTree:
     layout = {"w_x": (cell.input_size, wide), "w_h": (cell.hidden_size, wide), "b": (wide,), "b_h": (wide,)}
     for name, p in zip(names, params, strict=True):
         shape, wanted = getattr(p, "shape", None), layout.get(name, (cell.hidden_size,))
-        if shape != wanted and not (name == "w_h" and shape == (cell.hidden_size,)):
+        if shape != wanted and not (name == "w_h" and _is_without_matrix(cell, shape)):
             fix = "parameters other than w_x, w_h, b, b_h must have one number per unit"
+            if name == "w_h":
+                fix = "return a matrix, the blocks of n heads, [n, H/n, G*H/n], or one number per unit, [H]"
             raise bad(f"init: {name}", f"shape [{shown(wanted)}]", p, fix)
     return params
+
+
+def _is_without_matrix(cell: PointwiseCell, shape: Shape | None) -> bool:
+    """Are these the shapes of a w_h of one number per unit, or of the blocks of some heads?"""
+    hidden, heads = cell.hidden_size, shape[0] if shape else 0
+    if heads == 0 or hidden % heads:
+        return False
+    return shape in ((hidden,), (heads, hidden // heads, cell.gates * hidden // heads))
 
 
 def check_step(cell: AnyCell, params: ArrayTree, rows: Shape) -> None:

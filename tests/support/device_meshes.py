@@ -37,7 +37,9 @@ NETS = {
     "begun": jb.network([jb.elman(I, H)], jb.readout(H, O)),
     "one layer": jb.network([LEARNED], jb.readout(H, O)),
     "plain": jb.network([LEARNED, jb.gru(H, H)], jb.readout(H, O)),
-    "dropout": jb.network([LEARNED, jb.layer(jb.gru(H, H), residual=True, dropout=0.3)], jb.readout(H, O)),
+    "dropout": jb.network(
+        [LEARNED, jb.layer(jb.gru(H, H), residual=True, dropout=0.3, recurrent_dropout=0.5)], jb.readout(H, O)
+    ),
     "both ways": jb.network([jb.layer(LEARNED, backward=LEARNED)], jb.readout(2 * H, O)),
     "last": jb.network([LEARNED, jb.gru(H, H)], jb.last(jb.readout(H, O))),
 }

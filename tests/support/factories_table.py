@@ -4,6 +4,7 @@ A new cell or method needs nothing here, unless it has an argument of a new name
 """
 
 import inspect
+import operator
 
 import jax_bptt as jb
 import support.argument_kinds as k
@@ -11,6 +12,7 @@ from support.reference_calls import H, I
 
 SIZES = {"input_size": (k.SIZE, I), "hidden_size": (k.SIZE, H)}
 RECURRENT = {"recurrent": (k.FUNCTION, jb.orthogonal(0.5))}
+HEADS = k.SIZE._replace(takes=lambda right, n: k.SIZE.takes(right, n) and H % operator.index(n) == 0)
 ACTIVATION = {"activation": (k.ACTIVATION, "relu")}
 OF_CELLS = {
     **SIZES,
@@ -18,7 +20,9 @@ OF_CELLS = {
     **RECURRENT,
     "forget_bias": (k.BIAS, 0.5),
     "update_bias": (k.BIAS, 0.5),
-    "peephole": (k.FLAG, True),
+    "peephole": (k.FLAG, False),
+    "heads": (HEADS, 1),
+    "projection": (k.or_none(k.SIZE), None),
     "bias": (k.FLAG, True),
     "reset_after": (k.FLAG, True),
     "rate": (k.number(lambda r: 0 < r < 1), 0.3),

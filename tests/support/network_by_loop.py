@@ -86,6 +86,12 @@ def _ends(hs, forward, mask):
     return jnp.stack(rows)
 
 
+def _both(layer, ahead, back):
+    if layer.merge == "concatenate":
+        return jnp.concatenate([ahead, back], -1)
+    return ahead + back if layer.merge == "sum" else (ahead + back) / 2
+
+
 def by_loop(net, plains, params, carry, xs, marks, program=PLAIN):
     """Outputs and last states of a network from `plains`, one step function per cell; carry may be None."""
     if "mask" in marks:
@@ -108,11 +114,18 @@ def by_loop(net, plains, params, carry, xs, marks, program=PLAIN):
             (to_right, to_left), (ahead, behind) = ((None, None) if z is None else z for z in (s, back_to))
             right, hs = run(p.forward, to_right, zeros[number].forward, ahead, False)
             left, hs_left = run(p.backward, to_left, zeros[number].backward, behind, "a layer")
-            end, hs = jb.Directions(right, left), jnp.concatenate([hs, hs_left], -1)
+            end, sides = jb.Directions(right, left), (hs, hs_left)
+            hs = _both(layer, *sides)
         last.append(end)
-        xs = hs + xs if layer.residual else hs
+        before, xs = xs, hs + xs if layer.residual else hs
     if net.readout.of_last:
-        xs = _ends(xs, net.layers[-1].forward.hidden_size, marks.get("mask"))
+        top, mask = net.layers[-1], marks.get("mask")
+        size = top.forward.hidden_size
+        xs = _ends(xs if top.merge == "concatenate" else jnp.concatenate(sides, -1), size, mask)
+        if top.merge != "concatenate":
+            of_ends = _ends(jnp.concatenate([before, before], -1), size, mask)
+            xs = _both(top, xs[:, :size], xs[:, size:])
+            xs = xs + (of_ends[:, :size] + of_ends[:, size:]) / 2 if top.residual else xs
     z = xs @ params.readout.w_y
     return tuple(last), z + jnp.broadcast_to(params.readout.b_y, z.shape)
 

@@ -41,9 +41,11 @@ def torch_peer(
     import torch
 
     kind = {"RNN": jb.elman, "LSTM": jb.lstm, "GRU": jb.gru}[name]
-    activation = {"activation": options["nonlinearity"]} if options else {}
+    ours_for = {"nonlinearity": "activation", "proj_size": "projection"}
+    same = {ours_for[option]: value for option, value in options.items()}
     places = [(layer, reverse) for layer in range(layers) for reverse in (False, True)[: 1 + both]]
-    cells = [kind(H * (1 + both) if layer else I, H, bias=bias, **activation) for layer, _ in places]
+    outputs = options.get("proj_size", H) * (1 + both)
+    cells = [kind(outputs if layer else I, H, bias=bias, **same) for layer, _ in places]
     mask = None if lengths is None else jb.mask_of_lengths(jnp.array(lengths), T)
     options = {"bias": bias, "bidirectional": both, "dtype": torch.float64, **options}
     module = getattr(torch.nn, name)(I, H, layers, **options)
@@ -225,6 +227,13 @@ ROWS: dict[str, tuple[str, Callable[..., Peer], tuple, dict]] = {
     "PyTorch RNN relu, packed, 2 layers, both ways": ("torch", torch_peer, ("RNN",), DEEP | RELU),
     "PyTorch LSTM, packed, 2 layers, both ways": ("torch", torch_peer, ("LSTM",), DEEP),
     "PyTorch GRU, packed, 2 layers, both ways": ("torch", torch_peer, ("GRU",), DEEP),
+    "PyTorch LSTM, projected": ("torch", torch_peer, ("LSTM",), {"proj_size": 3}),
+    "PyTorch LSTM, projected, no bias, packed, 2 layers, both ways": (
+        "torch",
+        torch_peer,
+        ("LSTM",),
+        DEEP | {"bias": False, "proj_size": 3},
+    ),
     "PyTorch RNN tanh, no bias": ("torch", torch_peer, ("RNN",), TANH | {"bias": False}),
     "PyTorch LSTM, no bias": ("torch", torch_peer, ("LSTM",), {"bias": False}),
     "PyTorch GRU, no bias, packed, 2 layers, both ways": (

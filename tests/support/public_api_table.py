@@ -132,7 +132,9 @@ ROWS = {
             "cell": (k.CELL, cell),
             "backward": (k.or_none(k.CELL), cell),
             "residual": (k.FLAG, False),
+            "merge": (k.thing(str, within=("concatenate", "sum", "mean").__contains__), "sum"),
             "dropout": (k.number(lambda p: 0 <= p <= 1), 0.25),
+            "recurrent_dropout": (k.number(lambda p: 0 <= p <= 1), 0.25),
         },
     ),
     "network": Row(

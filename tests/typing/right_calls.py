@@ -45,6 +45,8 @@ last_total: jax.Array = total
 reset_weights: jax.Array = gru.init(key).b_h
 own_state: jax.Array = jb.unroll(own, own.init(key), None, xs)[0].c
 peephole: jax.Array = jb.lstm(3, 5, peephole=True).init(key).p_o
+projection: jax.Array = jb.lstm(3, 5, projection=2).init(key).w_p
+bias_of_heads: jax.Array = jb.gru(3, 4, heads=2).init(key).b_h
 before: jax.Array = jb.gru(3, 5, reset_after=False).init(key).b
 learned = jb.learn_carry(jb.lstm(3, 5))
 learned_state: jax.Array = jb.unroll(learned, learned.init(key), None, xs, reverse=True)[0].c

@@ -43,6 +43,8 @@ def plan_or_reason(cell: PointwiseCell, carry: State, shape: Shape, arrays: Arra
     dtypes = {z.dtype for z in jax.tree.leaves(arrays)} - {jnp.dtype(bool)}
     if not cell.layout.recurrent:
         return "the cell has no recurrent product"
+    if cell.layout.heads:
+        return "the kernels are made for a whole W_h, and this one has heads"
     if dtypes - {jnp.dtype(jnp.float32)} or cell.dtype not in (None, jnp.float32, jnp.bfloat16):
         return "the kernels are made for float32 arrays, with products in float32 or bfloat16"
     if not all(map(is_known, shape)):
