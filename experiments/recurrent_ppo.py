@@ -1,6 +1,6 @@
 """Reinforcement learning that needs memory: a recurrent agent trained by PPO in a T-maze.
 
-    python -m experiments.recurrent_ppo                   about two minutes on two CPU cores
+    python -m experiments.recurrent_ppo                   about a minute on two CPU cores
 
 At the entrance of a corridor an agent sees a cue, left or right. Many steps later, at a junction, the reward
 lies where the cue was (experiments/support/t_maze.py). Corridors have 10 to 30 steps, drawn anew for each
