@@ -57,7 +57,7 @@ MESSAGES = {
     ),
     "an error in apply": (
         lambda: _apply(NET, {"seen": XS["seen"]}),
-        "KeyError: 'light', raised by encoder at whole_models.py",
+        "KeyError: 'light', raised by apply at whole_models.py",
     ),
     "another size": (
         lambda: _apply(jb.network([jb.elman(9, E)], jb.readout(E, 2), NET.encoder), XS),
@@ -68,7 +68,7 @@ MESSAGES = {
             jb.network([jb.elman(E, E)], jb.readout(E, 2), jb.encoder(_summed, lambda key: {})),
             jnp.ones((T, B, 2)),
         ),
-        "xs: expected inputs with one possible number of batch axes, got 0 or 1 or 2 of them; pass the carry",
+        "xs: expected inputs with one possible number of batch axes, got 0 or 1 of them; pass the carry",
     ),
     "a head of words": (
         lambda: jb.network([jb.elman(E, E)], jb.head(lambda p, h: jnp.argmax(h), lambda key: {})),
@@ -76,7 +76,7 @@ MESSAGES = {
     ),
     "a head of other features": (
         lambda: jb.network([jb.elman(E, 5)], NET.readout),
-        "AssertionError, raised by head at whole_models.py",
+        "AssertionError, raised by apply at whole_models.py",
     ),
     "backward of a dense layer": (
         lambda: jb.layer(jb.dense(2, 2), backward=jb.elman(2, 2)),

@@ -172,7 +172,7 @@ def test_rows_that_are_spread_over_devices_have_the_gradient_of_one(name, mode, 
 def test_dropout_between_encoder_and_head_is_the_same_in_chunks():
     """A dense layer has dropout, too."""
     layers = [jb.layer(jb.dense(E, E), dropout=0.5), jb.layer(jb.elman(E, E), dropout=0.3)]
-    net = jb.network(layers, jb.tied_readout(V), jb.embedding(V, E))
+    net = jb.network(layers, jb.tied_readout(V, bias=False), jb.embedding(V, E))
     params, model, key = net.init(jax.random.key(0)), MODELS["words"], jax.random.key(1)
     run = jb.value_and_grad(net, jb.softmax_cross_entropy)
     xs, d = model.xs % V, model.targets

@@ -187,6 +187,8 @@ class Encoder(NamedTuple):
             raise bad(name, f"arrays whose first axes are all [{axes}]", xs, fix)
         known = agree if batch_axes is None else [batch_axes]
         fitting = [k for k in known if self._fits(params, xs, k, wanted)]
+        # what scales its input takes a single number as well; a row is that only where nothing else fits
+        fitting = [k for k in fitting if any(z.ndim > 1 + k for z in leaves)] or fitting
         if len(fitting) > 1:
             counts = " or ".join(map(str, fitting))
             fix = "pass the carry, a mask or a reset as well: they tell how many there are"
@@ -211,7 +213,7 @@ class Encoder(NamedTuple):
     def _refuse(self, params: ArrayTree, xs: ArrayTree, k: int, wanted: jax.ShapeDtypeStruct) -> None:
         """A ValueError says why apply does not fit to a row of inputs with k batch axes."""
         hint = f"it is given the input of one step and row, here without {1 + k} axes for time and batch"
-        with running("encoder", hint):
+        with running("apply", hint):
             x = self._made_of(params, xs, k)
         fix = "apply(params, x) must return the x_t of one step and row, in the dtype of the params"
         raise bad("encoder", f"{describe(wanted)}, as the first layer reads", x, fix)

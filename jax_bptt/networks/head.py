@@ -31,7 +31,7 @@ from jax_bptt.cell.activations import activation
 from jax_bptt.engine.linear_maps import transposed
 from jax_bptt.networks.encoder import AnyEncoder, Embedding
 from jax_bptt.networks.params import AnyNetwork, NetworkParams
-from jax_bptt.networks.readout import Readout, ReadoutParams
+from jax_bptt.networks.readout import Readout, readout_params
 
 _Net = TypeVar("_Net", bound=AnyNetwork)
 
@@ -57,7 +57,7 @@ class Head(NamedTuple):
         params = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         leaves: list[Any] = jax.tree.leaves(params)
         dtype = leaves[0].dtype if leaves else jnp.result_type(float)
-        with running("head", f"it is given the {features} features of one step and row"):
+        with running("apply", f"it is given the {features} features of one step and row"):
             ys = jax.eval_shape(self.apply, params, jax.ShapeDtypeStruct((features,), dtype))
         made: list[Any] = jax.tree.leaves(ys)
         if not made or not all(is_array_like(y) and jnp.issubdtype(y.dtype, jnp.floating) for y in made):
@@ -210,7 +210,7 @@ def untied(net: _Net, params: NetworkParams) -> tuple[_Net, NetworkParams]:
         return net, params
     w_e = params.encoder.w_e
     own = Readout(w_e.shape[1], tied.vocabulary, activation("identity"), tied.bias, tied.of_last, tied.dtype)
-    readout = ReadoutParams(transposed(w_e), *params.readout)  # (TI1)
+    readout = readout_params(transposed(w_e), *params.readout)  # (TI1)
     return with_fields(net, readout=own), params._replace(readout=readout)
 
 

@@ -65,6 +65,14 @@ class ReadoutParams(NamedTuple):
     b_y: Array
 
 
+def readout_params(w_y: Array, *bias: Array) -> ReadoutParams:
+    """The params with this bias, or without one."""
+    if bias:
+        return ReadoutParams(w_y, *bias)
+    found: ReadoutParams = varied(ReadoutParams(w_y, w_y), "WithoutBias", {"w_y": w_y})
+    return found
+
+
 @made(run="put it into jb.network([cell], readout)")
 class Readout(NamedTuple):
     """A `Readout` maps h_t to Y_t = g₂(h_t W_y (+ b_y)); `readout` makes it.
@@ -103,8 +111,7 @@ class Readout(NamedTuple):
         named("readout.init")(check_key)(key)
         dtype = jnp.result_type(float)
         w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
-        params = ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
-        return params if self.bias else varied(params, "WithoutBias", {"w_y": w_y})
+        return readout_params(w_y, *([jnp.zeros(self.output_size, dtype)] if self.bias else []))
 
     def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It reads H features, whatever the last layer has."""
