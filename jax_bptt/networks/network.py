@@ -11,7 +11,7 @@ The backward pass from a loss is in `value_and_grad`.
 from __future__ import annotations
 
 from collections.abc import Sequence as ListOf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from jax.typing import DTypeLike
@@ -37,7 +37,7 @@ from jax_bptt.networks.layers import Directions, Layer, dropout_keys, layer
 from jax_bptt.networks.network_arguments import check_network_step, check_run, sizes_of
 from jax_bptt.networks.network_step import step_network
 from jax_bptt.networks.params import NetworkCarry, NetworkParams, with_encoder
-from jax_bptt.networks.readout import AnyReadout, check_readout, outputs_lie
+from jax_bptt.networks.readout import AnyReadout, OnTop, check_readout, outputs_lie
 from jax_bptt.networks.recurrent_dropout import kept_units, thinned
 from jax_bptt.unrolling.arguments import check_params, fill_missing_carry
 
@@ -224,7 +224,7 @@ def _cells(argument: str, value: Foreign) -> tuple[AnyCell | Dense | Layer, ...]
 
 @cached(cells=_cells)
 def network(
-    cells: ListOf[AnyCell | Dense | Layer], readout: AnyReadout, encoder: AnyEncoder | None = None
+    cells: ListOf[AnyCell | Dense | Layer], readout: OnTop, encoder: AnyEncoder | None = None
 ) -> Network:
     """A network feeds the outputs of each layer to the next one, and those of the last to a readout.
 
@@ -264,7 +264,7 @@ def network(
     if readout.of_last and not layers[-1].is_recurrent and reads_back[-1:] == [True]:
         fix = "put what follows the layer that reads both ways into a jb.head: jb.last(jb.head(apply, init))"
         raise bad("cells", "no dense layer after the last recurrent one, with jb.last", layers[-1], fix)
-    return Network(layers, readout, encoder)
+    return Network(layers, cast(AnyReadout, readout), encoder)  # or a tied one, until `untied`
 
 
 def check_network(net: object) -> None:

@@ -32,8 +32,8 @@ from jax_bptt.engine.linear_maps import broadcast_leading, product, sum_of_outer
 from jax_bptt.networks.encoder import AnyEncoder
 
 
-class AnyReadout(Protocol):
-    """What maps the features of the last layer to Y: of `readout`, `tied_readout` or `head`."""
+class OnTop(Protocol):
+    """What a network may have on top: of `readout`, `tied_readout` or `head`."""
 
     @property
     def of_last(self) -> bool:
@@ -44,6 +44,10 @@ class AnyReadout(Protocol):
 
     def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It says how many features it reads, in a network with this encoder whose last layer has so many."""
+
+
+class AnyReadout(OnTop, Protocol):
+    """What maps features to Y by weights of its own; a tied readout becomes one when the network runs."""
 
     def forward(self, params: Any, hs: Array) -> tuple[Any, Any]:
         """It computes Y, leaves [..., *], of features [..., H], and what its backward pass needs."""
@@ -182,11 +186,11 @@ def readout(
     return Readout(hidden_size, output_size, activation_of(activation), bias)
 
 
-_AnyReadout = TypeVar("_AnyReadout", bound=AnyReadout)
+_OnTop = TypeVar("_OnTop", bound=OnTop)
 
 
 @cached()
-def last(readout: _AnyReadout) -> _AnyReadout:
+def last(readout: _OnTop) -> _OnTop:
     """This makes a readout of the last valid step only, with one output for each sequence.
 
     Y = g₂(h W_y (+ b_y)), h where each direction of the last layer ends   (Y1, Y2)
