@@ -67,7 +67,7 @@ def network(layer: str, hidden: int) -> jb.Network:
     return jb.network([cell], jb.head(speak, functools.partial(init_head, hidden)), encoder)
 
 
-loss: Any = jb.mean_over_steps(ppo.error)
+loss = jb.mean_over_steps(ppo.error)
 
 
 def agent(net: jb.Network) -> Agent:

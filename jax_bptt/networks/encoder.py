@@ -38,7 +38,7 @@ AT_ONCE = 2**20  # so many numbers of inputs or features exist together while th
 class AnyEncoder(Protocol):
     """An encoder of a network, of `embedding` or `encoder`."""
 
-    def init(self, key: PRNGKey) -> Any:
+    def init(self, key: PRNGKey, /) -> Any:
         """It makes the parameters of the encoder."""
 
     def read(

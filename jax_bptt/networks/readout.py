@@ -39,7 +39,7 @@ class OnTop(Protocol):
     def of_last(self) -> bool:
         """Whether it reads the last valid step only; see `last`."""
 
-    def init(self, key: PRNGKey) -> Any:
+    def init(self, key: PRNGKey, /) -> Any:
         """It makes the parameters."""
 
     def reads(self, features: int, encoder: AnyEncoder | None) -> int:
