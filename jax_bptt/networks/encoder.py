@@ -38,8 +38,9 @@ AT_ONCE = 2**20  # so many numbers of inputs or features exist together while th
 class AnyEncoder(Protocol):
     """An encoder of a network, of `embedding` or `encoder`."""
 
-    def init(self, key: PRNGKey, /) -> Any:
-        """It makes the parameters of the encoder."""
+    @property
+    def init(self) -> Any:
+        """It makes the parameters of the encoder from a key; pyright would take a callable field for a method."""
 
     def read(
         self, name: str, params: ArrayTree, xs: Foreign, wanted: jax.ShapeDtypeStruct, batch_axes: int | None

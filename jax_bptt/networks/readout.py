@@ -39,8 +39,9 @@ class OnTop(Protocol):
     def of_last(self) -> bool:
         """Whether it reads the last valid step only; see `last`."""
 
-    def init(self, key: PRNGKey, /) -> Any:
-        """It makes the parameters."""
+    @property
+    def init(self) -> Any:
+        """It makes the parameters from a key; pyright would take a callable field for a method."""
 
     def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It says how many features it reads, in a network with this encoder whose last layer has so many."""
