@@ -40,7 +40,7 @@ class AnyEncoder(Protocol):
 
     @property
     def init(self) -> Any:
-        """It makes the parameters of the encoder from a key; pyright would take a callable field for a method."""
+        """It makes the parameters from a key; pyright would take a callable field for a method."""
 
     def read(
         self, name: str, params: ArrayTree, xs: Foreign, wanted: jax.ShapeDtypeStruct, batch_axes: int | None
