@@ -32,11 +32,14 @@ def on_config(config: MkDocsConfig) -> None:
     config.markdown_extensions.append(Docstrings({path.rpartition(".")[2]: path for path in paths}))
 
 
-def _nav(nav: list[dict[str, str]], pages: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _nav(nav: list[dict[str, Any]], pages: dict[str, str]) -> Iterator[dict[str, Any]]:
     """The entries that have a page; in a chapter, pages go by the title of their folder."""
     there = written.sources(ROOT)
     for entry in nav:
         for title, place in entry.items():
+            if isinstance(place, list):
+                yield {title: place}
+                continue
             chapter = {page: text for page, text in pages.items() if page.startswith(f"{place}/")}
             if chapter:
                 yield {title: [{derived.title(page): page} for page in chapter]}
@@ -59,7 +62,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if place not in written.sources(ROOT):
         page.meta["title"] = markdown.partition("\n")[0].removeprefix("# ")
         return markdown
-    page.meta["hide"] = ["navigation"]  # for they have no neighbours to list
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]  # for it has no neighbours to list
     return written.on_site(markdown, place, ROOT)
 
 

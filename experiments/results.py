@@ -87,6 +87,14 @@ SHOWN = {
         "At the wall the gradient is so large that one plain step leaves the picture. With the norm of the "
         "gradient clipped, descent follows the wall to the minimum.",
     ),
+    "forecast": Shown(
+        "Births per woman, ten years ahead",
+        "Four countries with the network's median and interval of 90 %; CRPS by years ahead, the network's "
+        "below all others; share within the interval; losses by updates, each with the update that is kept",
+        "One network for all rows draws whole paths from its own samples. Its score (CRPS) is better than "
+        "that of linear autoregression at every horizon. Its interval is right on average, and too wide at "
+        "one year.",
+    ),
     "learned_optimizer": Shown(
         "A learning rate that is learnt",
         "Meta training over the plane of schedules: full and ARTBP end at the optimum, windows of 1 to 200 "
@@ -102,6 +110,13 @@ SHOWN = {
         "Networks that see the data after every doubling of an error, or up to four times as often, become "
         "chaotic like the system. Those that see it half as often, or never, do not; those that see it at "
         "every step become less chaotic.",
+    ),
+    "recurrent_ppo": Shown(
+        "A T-maze, which needs memory",
+        "Episodes that end at the right arm by iterations: the GRU reaches 100 % in ours and in flax, the "
+        "agent without memory stays at 50 %; below it the time of an iteration",
+        "The GRU agents learn to keep the cue of the entrance until the junction. An agent without memory "
+        "guesses. In flax the same agent learns the same and takes longer.",
     ),
     "scaling": Shown(
         "Scaling",

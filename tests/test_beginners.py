@@ -229,7 +229,7 @@ def test_an_initial_carry_is_never_the_parameter_itself():
     assert bool(metrics.finite)
 
 
-def test_what_jax_says_of_an_old_state_is_what_the_how_to_page_says():
+def test_what_jax_says_of_an_old_state_is_what_the_page_on_saving_says():
     state = jb.init_train_state(jax.random.key(0), NET, SGD)
     train_step = jb.make_train_step(NET, jb.squared_error, SGD)
     train_step(state, jb.Batch(XS, TARGETS))

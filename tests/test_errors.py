@@ -62,7 +62,7 @@ BAD = {
     ),
     "integers": (
         lambda: _unroll(xs=jnp.ones((7, 2, 3), int)),
-        r"xs: expected float64 .* int64\[7,2,3\]; one-hot",
+        r"xs: expected float64 .* int64\[7,2,3\]; cast numbers; for classes .* jb\.embedding",
     ),
     "bools": (lambda: _unroll(xs=jnp.ones((7, 2, 3), bool)), r"xs: expected float64 .* bool\[7,2,3\]"),
     "complex": (lambda: _unroll(xs=jnp.ones((7, 2, 3), complex)), r"xs: expected float64 .* complex128"),

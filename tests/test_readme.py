@@ -1,4 +1,4 @@
-"""The examples of the README and of the how-to page run one by one and print what stands under them."""
+"""The examples of the README and of the written pages run one by one and print what stands under them."""
 
 import contextlib
 import io
@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = {"README.md": README, "how_to.md": (ROOT / ".docs" / "pages" / "how_to.md").read_text()}
+WRITTEN = sorted((ROOT / ".docs" / "pages").glob("*.md"))
+PAGES = {"README.md": README} | {path.name: path.read_text() for path in WRITTEN}
 NUMBER = r"-?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?"
 EXAMPLES = [
     pytest.param(code, printed, id=f"{page}, example {number}")

@@ -72,22 +72,16 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> Curve:
     Raises:
       SystemExit: a stop was asked for; no update of a block is finite; metrics or checkpoints are damaged.
     """
-    state, advance, score = _compiled(learner)
-    with _checkpoints(run, learner) as saved:
+    state, advance, score = compiled(learner)
+    with checkpoints(run, learner) as saved:
         state = saved.restore(state)
-        start = int(state.step)
-        run.keep_metrics_up_to(start, curve=learner.name)
-        lines = [m for m in _lines(run) if m["curve"] == learner.name]
-        if start != (lines[-1]["step"] if lines else 0):
-            raise SystemExit(
-                f"metrics.jsonl has no line of step {start}; delete {saved.folder} to begin again"
-            )
+        start, lines = int(state.step), continued(run, learner, saved, state.step)
         before, began = (lines[-1]["seconds"] if lines else 0.0), time.monotonic()
         with tqdm(total=learner.steps, initial=start, unit="step", desc=f"{learner.name:16}") as bar:
             while not _ended(learner, lines):
                 stop.leave()
                 state, of_each = advance(state)
-                loss = _last(learner, state, of_each)
+                loss = last(learner, state, of_each)
                 scores = {n: float(z) for n, z in score(state.params).items()}
                 seconds = round(before + time.monotonic() - began, 2)
                 line = {"curve": learner.name, "step": int(state.step), "seconds": seconds, **loss, **scores}
@@ -96,6 +90,16 @@ def learn(run: Run, stop: StopRequest, learner: Learner) -> Curve:
                 lines.append(line)
                 bar.update(learner.every)
                 bar.set_postfix_str(_shown({**loss, **scores}), refresh=False)
+    return lines
+
+
+def continued(run: Run, learner: Learner, saved: Checkpoints, step: Array) -> Curve:
+    """The lines up to the step of the last checkpoint, with which a network goes on."""
+    start = int(step)
+    run.keep_metrics_up_to(start, curve=learner.name)
+    lines = [m for m in _lines(run) if m["curve"] == learner.name]
+    if start != (lines[-1]["step"] if lines else 0):
+        raise SystemExit(f"metrics.jsonl has no line of step {start}; delete {saved.folder} to begin again")
     return lines
 
 
@@ -117,8 +121,8 @@ def seconds_of_training(run: Run) -> float:
 
 def learnt(run: Run, learner: Learner) -> jb.NetworkParams:
     """The parameters that `learn` ended with, of the last checkpoint."""
-    with _checkpoints(run, learner) as saved:
-        return saved.restore(_compiled(learner).state).params
+    with checkpoints(run, learner) as saved:
+        return saved.restore(compiled(learner).state).params
 
 
 def _lines(run: Run) -> Curve:
@@ -126,11 +130,12 @@ def _lines(run: Run) -> Curve:
     return run.metrics(curve=str, step=int, seconds=float, loss=float, grad_norm=float, skipped=int)
 
 
-def _checkpoints(run: Run, learner: Learner) -> Checkpoints:
+def checkpoints(run: Run, learner: Learner) -> Checkpoints:
+    """The folder of its checkpoints."""
     return Checkpoints(run.folder / "checkpoints" / learner.name.replace(" ", "_"))
 
 
-def _last(learner: Learner, state: jb.TrainState, of_each: jb.Metrics) -> Scores:
+def last(learner: Learner, state: jb.TrainState, of_each: jb.Metrics) -> Scores:
     """Loss and largest gradient norm of a block, of the updates that were made."""
     made = np.asarray(of_each.finite)
     if not made.any():
@@ -150,7 +155,7 @@ def _shown(scores: Scores) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
 
-class _Compiled(NamedTuple):
+class Compiled(NamedTuple):
     """The state to begin with, `every` updates in one dispatch, and the scores."""
 
     state: jb.TrainState
@@ -158,7 +163,7 @@ class _Compiled(NamedTuple):
     score: Callable[[jb.NetworkParams], dict[str, Array]]
 
 
-def _compiled(learner: Learner) -> _Compiled:
+def compiled(learner: Learner) -> Compiled:
     net = learner.net
     train_step = jb.make_train_step(net, learner.loss, learner.optimizer, gradient=learner.gradient)
     of_params, of_batches = jax.random.split(jax.random.key(learner.seed))
@@ -171,4 +176,4 @@ def _compiled(learner: Learner) -> _Compiled:
         return jax.lax.scan(update, state, None, length=learner.every)
 
     state = jb.init_train_state(of_params, net, learner.optimizer)
-    return _Compiled(state, jax.jit(advance, donate_argnums=0), jax.jit(learner.score))
+    return Compiled(state, jax.jit(advance, donate_argnums=0), jax.jit(learner.score))

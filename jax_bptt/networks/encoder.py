@@ -38,11 +38,12 @@ AT_ONCE = 2**20  # so many numbers of inputs or features exist together while th
 class AnyEncoder(Protocol):
     """An encoder of a network, of `embedding` or `encoder`."""
 
-    def init(self, key: PRNGKey) -> Any:
-        """It makes the parameters of the encoder."""
+    @property
+    def init(self) -> Any:
+        """It makes the parameters from a key; pyright would take a callable field for a method."""
 
     def read(
-        self, name: str, params: Foreign, xs: Foreign, wanted: jax.ShapeDtypeStruct, batch_axes: int | None
+        self, name: str, params: ArrayTree, xs: Foreign, wanted: jax.ShapeDtypeStruct, batch_axes: int | None
     ) -> Unencoded:
         """It checks the inputs xs, leaves [T, *batch, ...].
 
@@ -103,7 +104,7 @@ class Embedding(NamedTuple):
         return EmbeddingParams(w_e / math.sqrt(self.size))
 
     def read(
-        self, name: str, params: Foreign, xs: Foreign, wanted: jax.ShapeDtypeStruct, batch_axes: int | None
+        self, name: str, params: ArrayTree, xs: Foreign, wanted: jax.ShapeDtypeStruct, batch_axes: int | None
     ) -> Unencoded:
         """The inputs must be one array of integers, [T, *batch]."""
         is_integer = is_array(xs) and jnp.issubdtype(xs.dtype, jnp.integer) and xs.ndim
@@ -173,7 +174,7 @@ class Encoder(NamedTuple):
     made_by: Call | None = None
 
     def read(
-        self, name: str, params: Foreign, xs: Foreign, wanted: jax.ShapeDtypeStruct, batch_axes: int | None
+        self, name: str, params: ArrayTree, xs: Foreign, wanted: jax.ShapeDtypeStruct, batch_axes: int | None
     ) -> Unencoded:
         """The inputs are a pytree of arrays [T, *batch, ...] of which apply makes I features a row."""
         leaves: list[Any] = jax.tree.leaves(xs)
@@ -187,6 +188,8 @@ class Encoder(NamedTuple):
             raise bad(name, f"arrays whose first axes are all [{axes}]", xs, fix)
         known = agree if batch_axes is None else [batch_axes]
         fitting = [k for k in known if self._fits(params, xs, k, wanted)]
+        # what scales its input takes a single number as well; a row is that only where nothing else fits
+        fitting = [k for k in fitting if any(z.ndim > 1 + k for z in leaves)] or fitting
         if len(fitting) > 1:
             counts = " or ".join(map(str, fitting))
             fix = "pass the carry, a mask or a reset as well: they tell how many there are"
@@ -197,21 +200,21 @@ class Encoder(NamedTuple):
             self._refuse(params, xs, likely[0], wanted)
         return Unencoded(xs, fitting[0])
 
-    def _made_of(self, params: Foreign, xs: Foreign, batch_axes: int) -> Any:
+    def _made_of(self, params: ArrayTree, xs: ArrayTree, batch_axes: int) -> Any:
         row = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape[1 + batch_axes :], z.dtype), xs)
         return jax.eval_shape(self.apply, params, row)
 
-    def _fits(self, params: Foreign, xs: Foreign, k: int, wanted: jax.ShapeDtypeStruct) -> bool:
+    def _fits(self, params: ArrayTree, xs: ArrayTree, k: int, wanted: jax.ShapeDtypeStruct) -> bool:
         try:
             x = self._made_of(params, xs, k)
         except Exception:  # of whatever kind: this is then not the number of batch axes
             return False
         return getattr(x, "shape", None) == wanted.shape and x.dtype == wanted.dtype
 
-    def _refuse(self, params: Foreign, xs: Foreign, k: int, wanted: jax.ShapeDtypeStruct) -> None:
+    def _refuse(self, params: ArrayTree, xs: ArrayTree, k: int, wanted: jax.ShapeDtypeStruct) -> None:
         """A ValueError says why apply does not fit to a row of inputs with k batch axes."""
         hint = f"it is given the input of one step and row, here without {1 + k} axes for time and batch"
-        with running("encoder", hint):
+        with running("apply", hint):
             x = self._made_of(params, xs, k)
         fix = "apply(params, x) must return the x_t of one step and row, in the dtype of the params"
         raise bad("encoder", f"{describe(wanted)}, as the first layer reads", x, fix)

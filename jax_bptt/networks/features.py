@@ -7,24 +7,27 @@ h_t = layers(x_t)                             `layers`, each cell by `unroll`   
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_bptt.base.types import Foreign, PRNGKey
+from jax_bptt.base.trees import with_fields
+from jax_bptt.base.types import ArrayTree, PRNGKey
 from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of
-from jax_bptt.engine.sequence import Sequence, without_padding
+from jax_bptt.engine.sequence import Sequence, Unencoded, without_padding
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.head import TiedReadout
 from jax_bptt.networks.layers import at_last_step, merged, run_layers
-from jax_bptt.networks.params import NetworkCarry, NetworkParams
+from jax_bptt.networks.params import AnyNetwork, NetworkCarry, NetworkParams
 from jax_bptt.networks.readout import Readout, outputs_lie
 from jax_bptt.unrolling.arguments import with_dtype
 
+_Net = TypeVar("_Net", bound=AnyNetwork)
+
 
 def features(
-    net: Foreign,
+    net: AnyNetwork,
     params: NetworkParams,
     carry: NetworkCarry | None,
     sequence: Sequence,
@@ -50,12 +53,12 @@ def features(
     return last, hs
 
 
-def _run(f: Callable[[Any, Any], Array], params: Any, xs: Any) -> Array:
+def _run(f: Callable[[Any, Any], Array], params: ArrayTree, xs: Unencoded) -> Array:
     return f(params, xs)
 
 
 def encoded(
-    net: Foreign, params: NetworkParams, sequence: Sequence, run: Callable[..., Array] = _run
+    net: AnyNetwork, params: NetworkParams, sequence: Sequence, run: Callable[..., Array] = _run
 ) -> Sequence:
     """The inputs of the sequence become x_1..x_T, [T, *batch, I]; padding is not read.
 
@@ -69,7 +72,7 @@ def encoded(
     return sequence._replace(xs=run(net.encoder.forward, params.encoder, sequence.xs))
 
 
-def network_with_dtype(dtype: DTypeLike | None, net: Foreign, params: NetworkParams) -> Any:
+def network_with_dtype(dtype: DTypeLike | None, net: _Net, params: NetworkParams) -> _Net:
     """The network is returned with every matrix product of its own on operands of this dtype.
 
     An encoder and a head of the user's own compute in the dtype of their params.
@@ -83,4 +86,4 @@ def network_with_dtype(dtype: DTypeLike | None, net: Foreign, params: NetworkPar
     )
     is_ours = isinstance(net.readout, (Readout, TiedReadout))
     readout = with_dtype(dtype, net.readout, params.cells) if is_ours else net.readout
-    return net._replace(layers=tuple(layers), readout=readout)
+    return with_fields(net, layers=tuple(layers), readout=readout)

@@ -30,9 +30,10 @@ from jax_bptt.base.variants import varied
 from jax_bptt.cell.activations import activation
 from jax_bptt.engine.linear_maps import transposed
 from jax_bptt.networks.encoder import AnyEncoder, Embedding
-from jax_bptt.networks.readout import Readout, ReadoutParams
+from jax_bptt.networks.params import AnyNetwork, NetworkParams
+from jax_bptt.networks.readout import Readout, readout_params
 
-_Net = TypeVar("_Net")
+_Net = TypeVar("_Net", bound=AnyNetwork)
 
 
 @made(run="put it into jb.network([cell], head)")
@@ -56,7 +57,7 @@ class Head(NamedTuple):
         params = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         leaves: list[Any] = jax.tree.leaves(params)
         dtype = leaves[0].dtype if leaves else jnp.result_type(float)
-        with running("head", f"it is given the {features} features of one step and row"):
+        with running("apply", f"it is given the {features} features of one step and row"):
             ys = jax.eval_shape(self.apply, params, jax.ShapeDtypeStruct((features,), dtype))
         made: list[Any] = jax.tree.leaves(ys)
         if not made or not all(is_array_like(y) and jnp.issubdtype(y.dtype, jnp.floating) for y in made):
@@ -199,21 +200,21 @@ def tied_readout(vocabulary: int, *, bias: bool = True) -> TiedReadout:
     return TiedReadout(vocabulary, bias)
 
 
-def untied(net: _Net, params: Any) -> tuple[_Net, Any]:
+def untied(net: _Net, params: NetworkParams) -> tuple[_Net, NetworkParams]:
     """The same network with a readout of its own; other networks, and their params, stay as they are.
 
     W_y = W_eᵀ   (TI1)
     """
-    tied: Any = net.readout  # type: ignore[attr-defined]
+    tied = net.readout
     if not isinstance(tied, TiedReadout):
         return net, params
     w_e = params.encoder.w_e
     own = Readout(w_e.shape[1], tied.vocabulary, activation("identity"), tied.bias, tied.of_last, tied.dtype)
-    readout = ReadoutParams(transposed(w_e), *params.readout)  # (TI1)
+    readout = readout_params(transposed(w_e), *params.readout)  # (TI1)
     return with_fields(net, readout=own), params._replace(readout=readout)
 
 
-def tied_again(net: Any, grads: Any) -> Any:
+def tied_again(net: AnyNetwork, grads: NetworkParams) -> NetworkParams:
     """The gradient by the params of `untied` becomes that by the params of the network.
 
     dE/dW_e ← dE/dW_e + (dE/dW_y)ᵀ   (TI2)
@@ -224,4 +225,4 @@ def tied_again(net: Any, grads: Any) -> Any:
     # the barrier keeps XLA:CPU from merging the two into a product in bfloat16 that it cannot run
     d_w_e = grads.encoder.w_e + jax.lax.optimization_barrier(d_w_y).T  # (TI2)
     own = TiedParams(*d_bias) if net.readout.bias else varied(TiedParams(d_w_y), "WithoutBias", {})
-    return grads._replace(encoder=grads.encoder._replace(w_e=d_w_e), readout=own)
+    return with_fields(grads, encoder=grads.encoder._replace(w_e=d_w_e), readout=own)

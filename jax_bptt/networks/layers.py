@@ -9,9 +9,9 @@
 
     o_t ← o→_t + o←_t,   or (o→_t + o←_t)/2            merge "sum" or "mean" instead       (H6)
 
-For (H6) both directions have the same m_t, and o→_t and o←_t each get x_t, or half of it for a sum: so it is
-the merged output that is dropped, and x_t is added to it once. Units of h_{t−1} that W_h does not read are in
-`recurrent_dropout`.
+With (H6) the merged output is dropped, and x_t is added to it once. Both come before the merge here, so that
+`last` can take each direction where it ends, and merge then: the two directions have the same m_t, and each
+gets x_t, or half of it for a sum. Units of h_{t−1} that W_h does not read are in `recurrent_dropout`.
 
 The next layer reads o_t as its x_t; its input projection is again one product for all t.
 """

@@ -18,6 +18,7 @@ ends at Y_t, so it does not go through time.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -205,6 +206,7 @@ def value_and_slope(
     """
     if is_additive(loss):
         return value_and_slope_of_steps(loss, ys, judged, leading)
+    assert not isinstance(loss, OverSteps)  # it is additive
     given = _taken(loss, judged)
     with running("loss"):
         error = jax.eval_shape(lambda ys: loss(ys, judged.targets, **given), ys)
@@ -215,7 +217,7 @@ def value_and_slope(
     return error, select(judged.mask, d_ys, zeros_like(d_ys))
 
 
-def _taken(loss: Loss, judged: Judged) -> dict[str, Array]:
+def _taken(loss: Callable[..., Array], judged: Judged) -> dict[str, Array]:
     """The mask and the weight, as far as there are any, for a loss that must take them."""
     fixes = {
         "mask": "give it a third argument mask, and count only the steps where mask is True",
@@ -228,7 +230,7 @@ def _taken(loss: Loss, judged: Judged) -> dict[str, Array]:
     return given
 
 
-def _takes(loss: Loss, argument: str) -> bool:
+def _takes(loss: Callable[..., Array], argument: str) -> bool:
     with naming("loss", "a function with a signature"):  # some built-in functions have none
         parameters = inspect.signature(loss).parameters.values()
     return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)

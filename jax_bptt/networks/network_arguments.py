@@ -10,13 +10,14 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_key
 from jax_bptt.base.errors import adding, bad
 from jax_bptt.base.types import Foreign, Mark, Shape, Targets, Weight
+from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.networks.dense import Dense
 from jax_bptt.networks.head import untied
 from jax_bptt.networks.judged import Judged, check_weight
 from jax_bptt.networks.losses import Loss, check_targets, is_additive
-from jax_bptt.networks.params import NetworkCarry, NetworkParams, with_encoder
+from jax_bptt.networks.params import AnyNetwork, NetworkCarry, NetworkParams, with_encoder
 from jax_bptt.unrolling.arguments import (
     check_inputs,
     check_method,
@@ -28,7 +29,7 @@ from jax_bptt.unrolling.inputs import Sizes
 
 
 def check_run(
-    net: Foreign,
+    net: AnyNetwork,
     params: Foreign,
     carry: Foreign,
     sequence: Sequence,
@@ -48,7 +49,7 @@ def check_run(
 
 
 def check_network_step(
-    net: Foreign, params: Foreign, carry: Foreign, x: Foreign, mask: Foreign, reset: Foreign
+    net: AnyNetwork, params: Foreign, carry: Foreign, x: Foreign, mask: Foreign, reset: Foreign
 ) -> tuple[NetworkParams, NetworkCarry | None, Sequence]:
     """params, carry and a sequence of one step are returned."""
     if any(one.backward is not None for one in net.layers):
@@ -62,33 +63,33 @@ def check_network_step(
 
 
 @cached()
-def sizes_of(net: Foreign) -> Sizes:
+def sizes_of(net: AnyNetwork) -> Sizes:
     """These are the shapes of the parameters of the network, and what it reads."""
     readout = jax.eval_shape(lambda: net.readout.init(jax.random.key(0)))
     params = NetworkParams(tuple(layer.each(_shapes_of_layer) for layer in net.layers), readout)
-    if net.encoder is not None:
-        params = with_encoder(params, jax.eval_shape(lambda: net.encoder.init(jax.random.key(0))))
+    if (encoder := net.encoder) is not None:
+        params = with_encoder(params, jax.eval_shape(lambda: encoder.init(jax.random.key(0))))
     return Sizes(params, net.layers[0].input_size, net.encoder)
 
 
-def _shapes_of_layer(cell: Foreign) -> Any:
+def _shapes_of_layer(cell: AnyCell | Dense) -> Any:
     if isinstance(cell, Dense):
         return jax.eval_shape(lambda: cell.init(jax.random.key(0)))
     return parameter_shapes(cell)
 
 
-def leading_of_outputs(net: Foreign, sequence: Sequence) -> Shape:
+def leading_of_outputs(net: AnyNetwork, sequence: Sequence) -> Shape:
     """This is (T, *batch), or (*batch,) where the readout is of the last step."""
     return sequence.rows if net.readout.of_last else sequence.leading
 
 
-def steps_that_count(net: Foreign, mask: Mark) -> Mark:
+def steps_that_count(net: AnyNetwork, mask: Mark) -> Mark:
     """An output counts where the mask is True; with `last`, in the rows with any valid step."""
     return mask.any(0) if mask is not None and net.readout.of_last else mask
 
 
 def check_outputs(
-    net: Foreign, loss: Loss, params: NetworkParams, sequence: Sequence, targets: Targets, weight: Weight
+    net: AnyNetwork, loss: Loss, params: NetworkParams, sequence: Sequence, targets: Targets, weight: Weight
 ) -> tuple[Targets, Weight]:
     """The targets and the weight are returned as arrays; a ValueError is raised unless they fit the outputs.
 
@@ -105,7 +106,7 @@ def check_outputs(
     return targets, weight
 
 
-def _shapes_of_outputs(net: Foreign, params: NetworkParams, leading: Shape) -> Any:
+def _shapes_of_outputs(net: AnyNetwork, params: NetworkParams, leading: Shape) -> Any:
     net, params = untied(net, params)
     hs = jax.ShapeDtypeStruct((*leading, net.layers[-1].output_size), jax.tree.leaves(params.cells)[0].dtype)
     return jax.eval_shape(lambda readout, hs: net.readout.forward(readout, hs)[1], params.readout, hs)

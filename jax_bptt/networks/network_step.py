@@ -8,16 +8,19 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from jax_bptt.base.types import ArrayTree, Foreign
+from jax_bptt.base.types import ArrayTree
 from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of
 from jax_bptt.engine.many_rows import as_of_many_rows
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.networks.features import encoded
 from jax_bptt.networks.layers import outputs_of
+from jax_bptt.networks.params import AnyNetwork, NetworkCarry, NetworkParams
 from jax_bptt.unrolling.step import step_checked
 
 
-def step_network(net: Foreign, params: Any, carry: Any, sequence: Sequence) -> tuple[tuple[Any, ...], Any]:
+def step_network(
+    net: AnyNetwork, params: NetworkParams, carry: NetworkCarry | None, sequence: Sequence
+) -> tuple[tuple[Any, ...], Any]:
     """The network takes the one step of this sequence: s_t of each layer and Y_t, leaves [..., O]."""
     run = functools.partial(_on_one_device, net)
     rows = rows_of(sequence.xs, params, carry)
@@ -26,7 +29,7 @@ def step_network(net: Foreign, params: Any, carry: Any, sequence: Sequence) -> t
 
 
 def _on_one_device(
-    net: Foreign, params: Any, carry: Any, sequence: Sequence
+    net: AnyNetwork, params: NetworkParams, carry: NetworkCarry | None, sequence: Sequence
 ) -> tuple[tuple[ArrayTree, ...], Any]:
     now: list[Any] = []
     sequence = encoded(net, params, sequence, as_of_many_rows)

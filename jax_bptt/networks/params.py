@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from jax_bptt.base.made import by_shape
+from jax_bptt.base.types import ArrayTree
 from jax_bptt.base.variants import varied
+from jax_bptt.networks.encoder import AnyEncoder
+from jax_bptt.networks.layers import Layer
+from jax_bptt.networks.readout import AnyReadout
 
 NetworkCarry: TypeAlias = tuple[Any, ...]  # one per layer: of its cell, `Directions` of two, or () of `dense`
 
@@ -29,7 +33,23 @@ class NetworkParams(NamedTuple):
         return None
 
 
-def with_encoder(params: NetworkParams, encoder: Any) -> NetworkParams:
+def with_encoder(params: NetworkParams, encoder: ArrayTree) -> NetworkParams:
     """The params of a network with an encoder: `EmbeddingParams`, or those of another encoder."""
     found: NetworkParams = varied(params, "WithEncoder", {**params._asdict(), "encoder": encoder})
     return found
+
+
+class AnyNetwork(Protocol):
+    """A `Network`, for the modules that it is made of."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers, the one nearest to the input first."""
+
+    @property
+    def readout(self) -> AnyReadout:
+        """The map from the last layer's features to Y."""
+
+    @property
+    def encoder(self) -> AnyEncoder | None:
+        """The map from the input of a step to what the first layer reads."""

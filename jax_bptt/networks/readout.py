@@ -23,12 +23,13 @@ from jax_bptt.base.checks import check_key, flag, size
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.trees import with_fields
-from jax_bptt.base.types import DType, Foreign, PRNGKey
+from jax_bptt.base.types import DType, PRNGKey
 from jax_bptt.base.variants import varied
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
 from jax_bptt.engine.devices import ROWS, STEPS
 from jax_bptt.engine.linear_maps import broadcast_leading, product, sum_of_outer_products, sum_over_rows
+from jax_bptt.networks.encoder import AnyEncoder
 
 
 class OnTop(Protocol):
@@ -38,10 +39,11 @@ class OnTop(Protocol):
     def of_last(self) -> bool:
         """Whether it reads the last valid step only; see `last`."""
 
-    def init(self, key: PRNGKey) -> Any:
-        """It makes the parameters."""
+    @property
+    def init(self) -> Any:
+        """It makes the parameters from a key; pyright would take a callable field for a method."""
 
-    def reads(self, features: int, encoder: Foreign) -> int:
+    def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It says how many features it reads, in a network with this encoder whose last layer has so many."""
 
 
@@ -51,7 +53,7 @@ class AnyReadout(OnTop, Protocol):
     def forward(self, params: Any, hs: Array) -> tuple[Any, Any]:
         """It computes Y, leaves [..., *], of features [..., H], and what its backward pass needs."""
 
-    def backward(self, params: Any, hs: Array, kept: Any, ys: Any, d_ys: Any) -> tuple[Any, Array]:
+    def backward(self, params: Any, hs: Array, kept: Any, ys: Any, d_ys: Any, /) -> tuple[Any, Array]:
         """It computes dE/dparams and G = dE/dh, [..., H], from dE/dY."""
 
 
@@ -66,6 +68,14 @@ class ReadoutParams(NamedTuple):
 
     w_y: Array
     b_y: Array
+
+
+def readout_params(w_y: Array, *bias: Array) -> ReadoutParams:
+    """The params with this bias, or without one."""
+    if bias:
+        return ReadoutParams(w_y, *bias)
+    found: ReadoutParams = varied(ReadoutParams(w_y, w_y), "WithoutBias", {"w_y": w_y})
+    return found
 
 
 @made(run="put it into jb.network([cell], readout)")
@@ -106,10 +116,9 @@ class Readout(NamedTuple):
         named("readout.init")(check_key)(key)
         dtype = jnp.result_type(float)
         w_y = jax.nn.initializers.lecun_normal()(key, (self.hidden_size, self.output_size), dtype)
-        params = ReadoutParams(w_y, jnp.zeros(self.output_size, dtype))
-        return params if self.bias else varied(params, "WithoutBias", {"w_y": w_y})
+        return readout_params(w_y, *([jnp.zeros(self.output_size, dtype)] if self.bias else []))
 
-    def reads(self, features: int, encoder: Foreign) -> int:
+    def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It reads H features, whatever the last layer has."""
         return self.hidden_size
 

@@ -44,7 +44,7 @@ class ReadoutGradient(NamedTuple):
 def loss_and_grad(
     readout: AnyReadout,
     loss: Loss,
-    params: Any,
+    params: ArrayTree,
     hs: Array,
     judged: Judged,
     rows: Rows | None = None,
@@ -71,7 +71,7 @@ def loss_and_grad(
     kept, ys = on_devices(readout.forward, rows, (ALL, lie), (lie, lie))(params, hs)  # (E1)
     error, d_ys = value_and_slope(loss, ys, judged, hs.shape[:-1])  # (E2)
 
-    def backward(params: Any, hs: Array, *at: ArrayTree) -> tuple[Any, Array]:
+    def backward(params: ArrayTree, hs: Array, *at: ArrayTree) -> tuple[Any, Array]:
         d_params, d_hs = readout.backward(to_local(params, hs), hs, *at)  # (E3)
         return sum_over_devices(d_params, reduce_axes(hs, params)), d_hs
 
@@ -80,7 +80,7 @@ def loss_and_grad(
 
 
 def loss_and_grad_of_steps(
-    readout: AnyReadout, loss: Loss, params: Any, hs: Array, judged: Judged, begin: chunks.First = 0
+    readout: AnyReadout, loss: Loss, params: ArrayTree, hs: Array, judged: Judged, begin: chunks.First = 0
 ) -> ReadoutGradient:
     """This is `loss_and_grad` for an additive loss, a few steps at a time.
 

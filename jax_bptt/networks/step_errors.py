@@ -31,8 +31,7 @@ from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape, Targets,
 from jax_bptt.networks.judged import Judged, Scored, scored, total_weight, widened
 
 Error: TypeAlias = Callable[..., Array]  # (y, target) -> e, of one step and one row
-Loss: TypeAlias = Callable[..., Array]  # (ys, targets) -> E, also of mask=mask and weight=weight if given
-_F = TypeVar("_F", bound=Loss)
+_F = TypeVar("_F", bound=Callable[..., Array])
 
 
 @made()
@@ -72,6 +71,10 @@ class OverSteps(NamedTuple):
         judged = Judged(targets, mask, weight)
         rows = _read(self, ys, judged, None)
         return _value(self, rows, total_weight(judged, rows.leading) if self.is_mean else None)
+
+
+# (ys, targets) -> E, also of mask=mask and weight=weight if given; mypy sees no function in a NamedTuple
+Loss: TypeAlias = Callable[..., Array] | OverSteps
 
 
 def _error(argument: str, value: Foreign) -> Error:

@@ -102,9 +102,9 @@ def value_and_grad(net: Network, loss: Loss) -> ValueAndGrad:
       The gradient ends at a carry and at starts that you pass. If carry is None, and at every reset without
       starts, the network begins at its initial carry, and the gradient goes on into the params that make it.
       Steps where mask is False do not count in the loss; with `last`, rows without any valid step do not.
-      weight says how much each output counts, [T, ...], or [...] with `last`, in the dtype of xs; None for
-      1. A step of weight 0 is read, unlike one where mask is False: it moves the carry, and the gradient of
-      later steps goes through it; only its error is not scored. See `squared_error`.
+      weight says how much each output counts, [T, ...], or [...] with `last`, in the dtype of params; None
+      for 1. A step of weight 0 is read, unlike one where mask is False: it moves the carry, and the gradient
+      of later steps goes through it; only its error is not scored. See `squared_error`.
       On a mesh of devices, and in a jax.shard_map with the same params on every device, loss and grads are
       those of the rows of all devices, see `devices`. In a jax.shard_map a loss of your own is computed on
       each device and summed.

@@ -50,7 +50,7 @@ class Batch(NamedTuple):
       mask, reset, cut: bool [T, *batch_shape] or None, see `unroll`.
       key: a key from jax.random.key, of its own for each batch, where the network has dropout.
       weight: how much each output counts in the loss, [T, *batch_shape], or [*batch_shape] with `last`, in
-        the dtype of xs; None for 1. A step of weight 0 is read, but not scored; see `value_and_grad`.
+        the dtype of the params; None for 1. A step of weight 0 is read, but not scored; see `value_and_grad`.
       starts: the states to which resets go back, a carry of the network with leaves [T, *batch_shape, H];
         None for the initial carry.
     """

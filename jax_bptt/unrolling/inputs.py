@@ -59,7 +59,8 @@ def check_xs(xs: Foreign, input_size: int, dtype: DType) -> Array:
     if not is_array(xs):
         raise bad("xs", shape, xs, "stack the steps; pad sequences of unequal length to one T")
     if not jnp.issubdtype(xs.dtype, jnp.floating):
-        raise bad("xs", f"{dtype} as params", xs, "one-hot encode classes by jax.nn.one_hot, or cast numbers")
+        fix = "cast numbers; for classes give the network a jb.embedding, or take jax.nn.one_hot"
+        raise bad("xs", f"{dtype} as params", xs, fix)
     if xs.ndim < 2 or xs.shape[-1] != input_size:
         raise bad("xs", shape, xs, "time comes first, features last")
     if xs.shape[0] == 0:  # for len, T must be a number

@@ -18,6 +18,7 @@ from support.bad_values import KEY
 from support.conversions_table import CONVERSIONS
 from support.factories_table import ACTIVATION, OF_CELLS, OF_METHODS, SIZES, factories
 from support.losses_table import LOSSES
+from support.models_table import MODELS
 from support.optimizers import SGD
 from support.reference_calls import (
     B,
@@ -341,4 +342,4 @@ by_scan = lambda **given: jb.fused(**given)._replace(engine=None)  # noqa: E731 
 ROWS["fused"] = _gradient_row(by_scan, gradient=(k.GRADIENT, jb.full()))
 
 ROWS |= {f"convert.{name}": Row(*row) for name, row in CONVERSIONS.items()}
-ROWS |= {name: Row(*row) for name, row in LOSSES.items()}
+ROWS |= {name: Row(*row) for name, row in (LOSSES | MODELS).items()}

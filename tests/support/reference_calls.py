@@ -45,7 +45,7 @@ def of_net(net):
         return jb.value_and_grad(net, jb.squared_error)(net.init(key), None, xs, targets, key=key)
 
     leading = () if net.readout.of_last else (2,)
-    outputs = jnp.ones((*leading, net.readout.output_size))
+    outputs = jnp.ones((*leading, getattr(net.readout, "output_size", O)))
     return text_of(run, KEY, jnp.ones((2, net.layers[0].input_size)), outputs)
 
 

@@ -174,3 +174,10 @@ def error_by_loops(model, params, program=PLAIN):
     counted = jnp.where(MASK, WEIGHT, 0.0)
     total = (counted * jnp.where(MASK, errors, 0.0)).sum()
     return total / counted.sum() if model.loss is jb.softmax_cross_entropy else total
+
+
+NET = jb.network(
+    [jb.elman(E, E)], jb.head(two_heads, MODELS["an agent"].net.readout.init), MODELS["an agent"].net.encoder
+)
+WORDS = jb.network([jb.elman(E, E)], jb.readout(E, V), jb.embedding(V, E))
+XS = jax.tree.map(jnp.nan_to_num, MODELS["an agent"].xs)

@@ -66,3 +66,14 @@ state, metrics = jb.make_train_step(net, jb.squared_error, optimizer)(
 )
 terms = jb.credit(net, jb.squared_error, net.init(key), None, xs, targets, lags=3, weight=weight).of_all.share
 report = jb.check_gradient(net, gradient=jb.checkpointed(slots=4)).ok
+
+ids = jnp.zeros((7, 2), int)
+words = jb.network([jb.gru(5, 6), jb.dense(6, 5)], jb.tied_readout(9), jb.embedding(9, 5))
+of_words = jb.value_and_grad(words, jb.mean_over_steps(lambda y, target: -jax.nn.log_softmax(y)[target]))
+(loss, state_of_layers), grads = of_words(words.init(key), None, ids, ids)
+w_e: jax.Array = grads.encoder.w_e
+encoder = jb.encoder(lambda params, x: x["seen"] @ params, lambda key: jnp.ones((3, 5)))
+head = jb.last(jb.head(lambda params, h: {"value": h @ params, "features": h}, lambda key: jnp.ones(6)))
+agent = jb.network([jb.gru(5, 6)], head, encoder)
+state_of_layers, y = agent.apply(agent.init(key), None, {"seen": xs}, reset=mask)
+quantiles: jax.Array = jb.quantile_error([0.1, 0.9])(targets, xs[..., :2])
