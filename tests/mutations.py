@@ -106,7 +106,8 @@ def _backward(
         swept_run = run._replace(sequence=of_marks(run.sequence))
         given = {"w_h": of_w_h, "w_p": of_w_p}
         wrong = {name: f(as_dict(run.params)[name]) for name, f in given.items() if f is not _same}
-        swept_run = swept_run._replace(params=_replaced(run.params, **wrong))
+        if wrong:
+            swept_run = swept_run._replace(params=_replaced(run.params, **wrong))
         swept = phases.sweep(cell, swept_run, slopes, Outputs(of_d_carry(d.carry), of_d_hs(d.ys)))
         d_start = swept.start if swept.start is not None else zeros_like(run.start)
         d_own = of_d_own(phases.derivatives_by_own(cell, run, d))
