@@ -111,7 +111,7 @@ BAD = {
     ),
     "quantiles that are missing": (
         lambda: _loss_and_grads(jb.quantile_error([0.1, 0.5, 0.9])),
-        r"targets: expected float64\[7,2,2/3\] .*; ys must have 3 numbers for each target",
+        r"ys: expected a last axis of 3 numbers for each target, got .*; ys must have 3 numbers for each",
     ),
     "outputs of which nobody says the steps": (
         lambda: jb.sum_over_steps(lambda y, d: y[0].sum())((XS, XS[..., 0]), None),

@@ -17,7 +17,27 @@ def _summed(params, x):
     return jnp.full(E, x.sum())
 
 
+KEY = jax.random.key(0)
+COUNTED = {"a": jnp.ones(1), "n": jnp.arange(3)}
+INTEGERS = jb.network([jb.elman(2, E)], jb.head(lambda p, h: h, lambda key: COUNTED))
+DENSE = jb.network([jb.dense(E, E)], jb.readout(E, 2))
 MESSAGES = {
+    "an embedding among the cells": (
+        lambda: jb.network([jb.embedding(V, E), jb.elman(E, E)], jb.readout(E, V)),
+        r"cells: expected a list of cells, got embedding\(7, 4\); an encoder and a readout are arguments of",
+    ),
+    "an init without a key": (
+        lambda: jb.network([jb.elman(E, E)], jb.head(lambda p, h: h, lambda: {})),
+        "TypeError: .* raised by init; init of the head is given one key",
+    ),
+    "integers to train": (
+        lambda: _apply(INTEGERS, XS["seen"]),
+        r"init: expected a pytree of floating arrays, for the readout, got {a: .*, n: int64\[3\]}",
+    ),
+    "credit without a state": (
+        lambda: jb.credit(DENSE, jb.squared_error, DENSE.init(KEY), None, jnp.ones((2, E)), None),
+        "net: expected a network with a layer that has a state",
+    ),
     "no encoder": (
         lambda: jb.network([jb.elman(E, E)], jb.readout(E, V), 3),
         "encoder: expected an encoder, got 3",

@@ -12,7 +12,8 @@ import jax_bptt as jb
 
 I, H, O = 3, 4, 2  # noqa: E741
 CELL = jb.learn_carry(jb.elman(I, H))
-NET = jb.network([CELL], jb.readout(H, O))
+SCALED = jb.encoder(lambda scale, x: scale * x, lambda key: jnp.full(I, 1.5))
+NET = jb.network([CELL], jb.readout(H, O), SCALED)
 PARAMS = NET.init(jax.random.key(0))
 
 

@@ -30,7 +30,7 @@ def parts_of(cell: AnyCell | Network, point: Point) -> tuple[list[tuple[str, str
         else:
             gate_names = gates[number] if number < len(gates) else ()
             mine = [f"gate {g}" for g in gate_names] or [""]
-            label = np.array([0])
+            label = np.array(0)
             if gate_names:
                 label = np.repeat(np.arange(len(mine)), leaf.shape[-1] // len(mine))
         labels.append(len(names) + np.broadcast_to(label, leaf.shape).reshape(-1))

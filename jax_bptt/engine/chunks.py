@@ -136,6 +136,11 @@ def chunk_of_run(run: Run) -> int:
     return chunk_of(run.sequence.steps, rows, run.params)
 
 
+def steps_at_once(numbers: int, of_a_row: int, rows: Shape, steps: int) -> int:
+    """This is how many of T steps have so many numbers together, if each row has so many of them."""
+    return at_most(numbers // max(1, rows_of_a_step(rows) * of_a_row), steps)
+
+
 def rows_of_a_step(rows: Shape) -> int:
     """This many rows are in a step, at least 1; an axis of unknown length counts as 32 rows."""
     return max(1, math.prod(n if is_known(n) else 32 for n in rows))

@@ -27,7 +27,7 @@ from jax_bptt.engine.loops import StepBack
 from jax_bptt.engine.run import Outputs, Run
 from jax_bptt.engine.sequence import Sequence, without_padding
 from jax_bptt.networks.features import encoded
-from jax_bptt.networks.head import untied
+from jax_bptt.networks.head import with_own_readout
 from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.layers import Layer, at_last_step, dropout_keys, keys_of_layer, outputs_of
 from jax_bptt.networks.losses import Loss, check_loss, count
@@ -90,13 +90,17 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
     """
     check_network(net)
     check_loss(loss)
+    if not any(layer.is_recurrent for layer in net.layers):
+        raise bad(
+            "net", "a network with a layer that has a state", net, "no gradient goes through time in it"
+        )
     params, carry, sequence = check_run(net, inputs.params, inputs.carry, inputs.sequence, key=inputs.key)
     targets, weight = check_outputs(net, loss, params, sequence, inputs.targets, inputs.weight)
     if varying((params, carry, sequence, targets, weight)):
         came = "different rows on every device of a jax.shard_map"
         raise bad("xs", "the rows of all devices", came, "call it outside, on arrays placed on the mesh")
     params, carry, sequence, targets, weight = replicate((params, carry, sequence, targets, weight))
-    net, params = untied(net, params)
+    net, params = with_own_readout(net, params)
     keys, here = dropout_keys(inputs.key, sequence), encoded(net, params, sequence)
     kept = kept_units(net.layers, params.cells, inputs.key)
     cells = thinned(params.cells, kept)
@@ -109,7 +113,7 @@ def record(net: Network, loss: Loss, inputs: Inputs) -> Record:
         if not layer.is_recurrent:
             outputs, back = jax.vjp(functools.partial(_through_dense, layer, p, here, own), here.xs)
             if layers:  # what comes after it goes back through it to the layer before
-                layers[-1] = layers[-1]._replace(pullback=_after(back, layers[-1].pullback))
+                layers[-1] = layers[-1]._replace(pullback=_through_dense_first(back, layers[-1].pullback))
         else:
             layers.append(record_of_layer(layer, p, s_0, here, own)._replace(kept=kept[number]))
             outputs = outputs_of(layer, layers[-1].states.h, layers[-1].run.sequence, own)
@@ -131,7 +135,7 @@ def _through_dense(
     return outputs_of(layer, layer.dense.forward(params, xs), sequence._replace(xs=xs), keys)
 
 
-def _after(later: Callable[[Array], tuple[Array]], earlier: Pullback) -> Pullback:
+def _through_dense_first(later: Callable[[Array], tuple[Array]], earlier: Pullback) -> Pullback:
     """A derivative by the outputs goes back through the later function first."""
     return lambda d_outputs: earlier(*later(d_outputs))
 

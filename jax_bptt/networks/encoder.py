@@ -201,8 +201,7 @@ class Encoder(NamedTuple):
         return Unencoded(xs, fitting[0])
 
     def _made_of(self, params: ArrayTree, xs: ArrayTree, batch_axes: int) -> Any:
-        row = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape[1 + batch_axes :], z.dtype), xs)
-        return jax.eval_shape(self.apply, params, row)
+        return jax.eval_shape(self.apply, params, _row_of(xs, 1 + batch_axes))
 
     def _fits(self, params: ArrayTree, xs: ArrayTree, k: int, wanted: jax.ShapeDtypeStruct) -> bool:
         try:
@@ -213,7 +212,8 @@ class Encoder(NamedTuple):
 
     def _refuse(self, params: ArrayTree, xs: ArrayTree, k: int, wanted: jax.ShapeDtypeStruct) -> None:
         """A ValueError says why apply does not fit to a row of inputs with k batch axes."""
-        hint = f"it is given the input of one step and row, here without {1 + k} axes for time and batch"
+        row = describe(_row_of(xs, 1 + k))
+        hint = f"it is given the input of one step and row, read as {row}: without {1 + k} axes of xs"
         with running("apply", hint):
             x = self._made_of(params, xs, k)
         fix = "apply(params, x) must return the x_t of one step and row, in the dtype of the params"
@@ -231,15 +231,20 @@ class Encoder(NamedTuple):
         """
         leading = 1 + xs.batch_axes
         of_each = vmap_leading(leading, functools.partial(self.apply, params))
-        numbers = max(num_parameters(z) for z in (xs.tree, jax.eval_shape(of_each, xs.tree)))
-        steps = xs.shape[0]
-        at_once = steps if numbers <= AT_ONCE else AT_ONCE * steps // numbers
+        row = _row_of(xs.tree, leading)
+        numbers = max(num_parameters(z) for z in (row, jax.eval_shape(self.apply, params, row)))
+        at_once = chunks.steps_at_once(AT_ONCE, numbers, xs.shape[1:-1], xs.shape[0])
         of_chunk = jax.checkpoint(of_each)  # (EN4): only the inputs are kept for it
 
         def read_chunk(none: tuple[()], first: chunks.First, here: ArrayTree) -> tuple[tuple[()], Array]:
             return none, of_chunk(here)  # (EN3)
 
-        return chunks.scan(read_chunk, (), xs.tree, chunks.at_most(at_once, steps))[1]
+        return chunks.scan(read_chunk, (), xs.tree, at_once)[1]
+
+
+def _row_of(tree: ArrayTree, leading: int) -> Any:
+    """The shapes of one row of arrays that have so many axes of time and batch."""
+    return jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape[leading:], z.dtype), tree)
 
 
 @cached(apply=function, init=function)

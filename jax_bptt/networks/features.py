@@ -18,7 +18,7 @@ from jax_bptt.engine.devices import ALL, ROWS, STEPS, on_devices, rows_of
 from jax_bptt.engine.sequence import Sequence, Unencoded, without_padding
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.head import TiedReadout
-from jax_bptt.networks.layers import at_last_step, merged, run_layers
+from jax_bptt.networks.layers import at_last_step, merge_directions, run_layers
 from jax_bptt.networks.params import AnyNetwork, NetworkCarry, NetworkParams
 from jax_bptt.networks.readout import Readout, outputs_lie
 from jax_bptt.unrolling.arguments import with_dtype
@@ -46,7 +46,7 @@ def features(
         sequence = encoded(net, params, sequence)  # (FE1)
         last, hs = run_layers(net.layers, params.cells, carry, sequence, gradient, keys)  # (FE2)
         top = net.layers[-1]
-        return last, at_last_step(top, hs, mask) if net.readout.of_last else merged(top, hs)
+        return last, at_last_step(top, hs, mask) if net.readout.of_last else merge_directions(top, hs)
 
     rows, inputs = rows_of(sequence.xs, params, carry), (ALL, ROWS, STEPS, STEPS)
     last, hs = on_devices(run, rows, inputs, (ROWS, outputs_lie(net.readout)))(params, carry, sequence, keys)

@@ -54,7 +54,8 @@ class Head(NamedTuple):
 
     def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It reads all features; a ValueError says what is wrong where apply does not fit to so many."""
-        params = jax.eval_shape(lambda: self.init(jax.random.key(0)))
+        with running("init", "init of the head is given one key"):
+            params = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         leaves: list[Any] = jax.tree.leaves(params)
         dtype = leaves[0].dtype if leaves else jnp.result_type(float)
         with running("apply", f"it is given the {features} features of one step and row"):
@@ -200,7 +201,7 @@ def tied_readout(vocabulary: int, *, bias: bool = True) -> TiedReadout:
     return TiedReadout(vocabulary, bias)
 
 
-def untied(net: _Net, params: NetworkParams) -> tuple[_Net, NetworkParams]:
+def with_own_readout(net: _Net, params: NetworkParams) -> tuple[_Net, NetworkParams]:
     """The same network with a readout of its own; other networks, and their params, stay as they are.
 
     W_y = W_eᵀ   (TI1)
@@ -214,8 +215,8 @@ def untied(net: _Net, params: NetworkParams) -> tuple[_Net, NetworkParams]:
     return with_fields(net, readout=own), params._replace(readout=readout)
 
 
-def tied_again(net: AnyNetwork, grads: NetworkParams) -> NetworkParams:
-    """The gradient by the params of `untied` becomes that by the params of the network.
+def gradient_of_tied(net: AnyNetwork, grads: NetworkParams) -> NetworkParams:
+    """The gradient by the params of `with_own_readout` becomes that by the params of the network.
 
     dE/dW_e ← dE/dW_e + (dE/dW_y)ᵀ   (TI2)
     """

@@ -4,7 +4,7 @@ The weight of a step and row is 1 unless one is given, and 0 where the mask is F
 of the loss, but in different ways. Where the mask is False the step is not read, so nothing of it counts,
 whatever it is. Where the weight is 0 the step is read: its input moves the carry, and only its error is not
 scored. So a NaN in its output is a sign that something went wrong, and it makes the loss NaN. A target that
-is there for no reason, such as NaN or a class out of range, does not.
+is not finite, or is no class, does not matter there.
 """
 
 from __future__ import annotations

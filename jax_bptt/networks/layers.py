@@ -9,9 +9,9 @@
 
     o_t ← o→_t + o←_t,   or (o→_t + o←_t)/2            merge "sum" or "mean" instead       (H6)
 
-With (H6) the merged output is dropped, and x_t is added to it once. Both come before the merge here, so that
-`last` can take each direction where it ends, and merge then: the two directions have the same m_t, and each
-gets x_t, or half of it for a sum. Units of h_{t−1} that W_h does not read are in `recurrent_dropout`.
+The two directions are merged last, because `last` takes each of them at another step. So that the result is
+dropout(merge(h→_t, h←_t)) + x_t, both directions are dropped by the same m_t, and to each is added x_t for a
+mean, x_t / 2 for a sum. Units of h_{t−1} that W_h does not read are in `recurrent_dropout`.
 
 The next layer reads o_t as its x_t; its input projection is again one product for all t.
 """
@@ -161,7 +161,7 @@ def layer(
         network is given a key.
       recurrent_dropout: p from 0 to 1, the probability with which W_h does not read a unit of h_{t−1}. The
         units are the same for all steps and rows; each key draws others. What W_h reads is divided by 1 − p.
-        It acts only where the network is given a key, see `recurrent_dropout` among the derivations.
+        It acts only where the network is given a key, see the module `recurrent_dropout`.
 
     Returns:
       The `Layer`, for `network`. With two directions its params and its carry are `Directions`.
@@ -195,7 +195,9 @@ def layer(
 
 def _check_merge(cell: AnyCell | Dense, backward: AnyCell | None, merge: str) -> None:
     if backward is None:
-        raise bad("merge", "'concatenate', as there is one direction", merge, "pass backward, a second cell")
+        raise bad(
+            "merge", "'concatenate', as there is one direction", repr(merge), "pass backward, a second cell"
+        )
     if backward.hidden_size != cell.hidden_size:
         sizes = f"{backward.hidden_size} units"
         raise bad("backward", f"{cell.hidden_size} units, as cell", sizes, f"a {merge} is of equal sizes")
@@ -205,8 +207,8 @@ def _check_matrices(cells: list[AnyCell | Dense]) -> None:
     for cell in cells:
         shapes: Any = parameter_shapes(cell) if isinstance(cell, Cell) else None
         if shapes is None or shapes.w_h.ndim < 2:
-            fix = "leave it at 0: its step multiplies h by no matrix w_h, or uses its parameters in any way"
-            raise bad("recurrent_dropout", "0 for such a cell", cell, fix)
+            fix = "leave it at 0; it needs a matrix w_h that multiplies h, as jb.lstm has"
+            raise bad("recurrent_dropout", "0 for a layer without such a matrix", cell, fix)
 
 
 def run_layers(
@@ -219,7 +221,7 @@ def run_layers(
 ) -> tuple[tuple[Any, ...], Array]:
     """The layers run one after the other and return s_T of each and o_1..o_T of the last, [T, ..., features].
 
-    The outputs of the last layer are not `merged` yet. A carry of None stands for the initial carry; keys are
+    The outputs of the last layer are not merged yet. A carry of None stands for the initial carry; keys are
     those of `dropout_keys`.
     """
     last: list[Any] = []
@@ -230,7 +232,7 @@ def run_layers(
         s_last, hs = _run_layer(layer, p, s_0, of_layer, gradient)
         last.append(s_last)
         outputs = outputs_of(layer, hs, sequence, keys_of_layer(number, keys))
-        sequence = sequence._replace(xs=merged(layer, outputs))
+        sequence = sequence._replace(xs=merge_directions(layer, outputs))
     return tuple(last), outputs
 
 
@@ -255,7 +257,7 @@ def _run_layer(
 def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: PRNGKey | None) -> Array:
     """The outputs o_1..o_T are made from h_1..h_T and the inputs of the layer, each step by itself.
 
-    Those of two directions stand side by side, see `merged`.
+    Those of two directions stand side by side, see `merge_directions`.
     """
 
     def of_both(z: Array) -> Array:
@@ -272,7 +274,7 @@ def outputs_of(layer: Layer, hs: Array, sequence: Sequence, keys: PRNGKey | None
     return hs
 
 
-def merged(layer: Layer, outputs: Array) -> Array:
+def merge_directions(layer: Layer, outputs: Array) -> Array:
     """The outputs of two directions become one, if the layer adds them; others stay as they are."""
     if not layer.adds:
         return outputs
@@ -307,14 +309,14 @@ def keys_of_layer(number: int, keys: PRNGKey | None) -> PRNGKey | None:
 
 
 def at_last_step(layer: Layer, outputs: Array, mask: Mark) -> Array:
-    """From outputs [T, ..., *] each direction's last valid one is taken, and `merged`: [..., features]."""
+    """From outputs [T, ..., *] each direction's last valid one is taken, and merged: [..., features]."""
     # the forward cell ends at the last valid step, the backward cell at the first
     to_right, to_left = jnp.split(outputs, [layer.forward.hidden_size], -1)
     if mask is None:
-        return merged(layer, jnp.concatenate([to_right[-1], to_left[0]], -1))
+        return merge_directions(layer, jnp.concatenate([to_right[-1], to_left[0]], -1))
     first_valid, last_valid = jnp.argmax(mask, 0), mask.shape[0] - 1 - jnp.argmax(jnp.flip(mask, 0), 0)
 
     def at(step: Array, z: Array) -> Array:
         return jnp.take_along_axis(z, step[None, ..., None], 0)[0]
 
-    return merged(layer, jnp.concatenate([at(last_valid, to_right), at(first_valid, to_left)], -1))
+    return merge_directions(layer, jnp.concatenate([at(last_valid, to_right), at(first_valid, to_left)], -1))

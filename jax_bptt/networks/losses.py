@@ -32,7 +32,7 @@ from jax_bptt.base.types import ArrayTree, Mark, Shape, Weight
 from jax_bptt.networks import step_errors
 from jax_bptt.networks.judged import Counted, Judged, total_weight
 from jax_bptt.networks.step_errors import Loss as Loss
-from jax_bptt.networks.step_errors import OverSteps, face_of, over_steps
+from jax_bptt.networks.step_errors import StepLoss, face_of, step_loss_of
 
 
 def check_real(ys: object, targets: object) -> None:
@@ -50,7 +50,7 @@ def _squares_slope(y: Array, target: Array) -> Array:
     return -2 * (target - y)  # (D2)
 
 
-_SQUARED = OverSteps(_squares, is_mean=False, slope=_squares_slope, check=check_real)
+_SQUARED = StepLoss(_squares, is_mean=False, slope=_squares_slope, check=check_real)
 
 
 @face_of(_SQUARED)
@@ -112,7 +112,7 @@ def _one_in_range(y: Array, target: Array) -> Array:
     return jnp.where(in_range, jnp.ones((), y.dtype), jnp.nan)
 
 
-_SOFTMAX = OverSteps(_nats, is_mean=True, slope=_nats_slope, check=_check_classes)
+_SOFTMAX = StepLoss(_nats, is_mean=True, slope=_nats_slope, check=_check_classes)
 
 
 @face_of(_SOFTMAX)
@@ -154,12 +154,12 @@ def outputs(ys: object) -> Array:
 
 def is_additive(loss: Loss) -> bool:
     """This tells whether a loss is known to be a sum over steps."""
-    return over_steps(loss) is not None
+    return step_loss_of(loss) is not None
 
 
 def count(loss: Loss, judged: Judged, leading: Shape) -> Counted:
     """This is N of these steps, whose axes are (T, ...), or (...) with `last`; None for a sum."""
-    of_steps = over_steps(loss)
+    of_steps = step_loss_of(loss)
     return total_weight(judged, leading) if of_steps is not None and of_steps.is_mean else None
 
 
@@ -180,7 +180,7 @@ def value_and_slope_of_steps(
     Raises:
       ValueError: ys, targets, mask or weight do not fit together.
     """
-    of_steps = over_steps(loss)
+    of_steps = step_loss_of(loss)
     assert of_steps is not None  # `is_additive` tells
     return step_errors.value_and_slope(of_steps, ys, judged, leading)
 
@@ -206,7 +206,7 @@ def value_and_slope(
     """
     if is_additive(loss):
         return value_and_slope_of_steps(loss, ys, judged, leading)
-    assert not isinstance(loss, OverSteps)  # it is additive
+    assert not isinstance(loss, StepLoss)  # it is additive
     given = _taken(loss, judged)
     with running("loss"):
         error = jax.eval_shape(lambda ys: loss(ys, judged.targets, **given), ys)
@@ -255,5 +255,5 @@ def check_targets(loss: Loss, ys: ArrayTree, judged: Judged, leading: Shape) -> 
 
 def check_loss(loss: object) -> None:
     """This raises a ValueError unless loss is a hashable function."""
-    if not (isinstance(loss, OverSteps) or is_function(loss)):
+    if not (isinstance(loss, StepLoss) or is_function(loss)):
         raise bad("loss", "a function (ys, targets) -> scalar", loss, "pass jb.squared_error or your own")

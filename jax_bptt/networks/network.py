@@ -32,7 +32,7 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.networks.dense import Dense
 from jax_bptt.networks.encoder import AnyEncoder, Embedding, check_encoder
 from jax_bptt.networks.features import features, network_with_dtype
-from jax_bptt.networks.head import untied
+from jax_bptt.networks.head import with_own_readout
 from jax_bptt.networks.layers import Directions, Layer, dropout_keys, layer
 from jax_bptt.networks.network_arguments import check_network_step, check_run, sizes_of
 from jax_bptt.networks.network_step import step_network
@@ -83,7 +83,8 @@ class Network(NamedTuple):
         params = NetworkParams(tuple(map(_init_layer, self.layers, keys)), self.readout.init(key_readout))
         if self.encoder is None:
             return params
-        return with_encoder(params, self.encoder.init(jax.random.fold_in(key, 1 + len(self.layers))))
+        with running("init", "init of the encoder is given one key"):
+            return with_encoder(params, self.encoder.init(jax.random.fold_in(key, 1 + len(self.layers))))
 
     @named("net.initial_carry")
     def initial_carry(self, params: NetworkParams, batch_shape: Shape) -> NetworkCarry:
@@ -172,7 +173,7 @@ class Network(NamedTuple):
         """
         sequence = Sequence(xs, mask, reset, cut, starts=starts)
         params, carry, sequence = check_run(self, params, carry, sequence, gradient, key)
-        net, params = untied(network_with_dtype(dtype, self, params), params)
+        net, params = with_own_readout(network_with_dtype(dtype, self, params), params)
         params = params._replace(cells=thinned(params.cells, kept_units(net.layers, params.cells, key)))
         keys = dropout_keys(key, sequence)
         last, hs = features(net, params, carry, sequence, gradient, keys)  # (N1)
@@ -211,14 +212,18 @@ class Network(NamedTuple):
           ValueError: at trace time, also for a network with a layer that reads backwards.
         """
         params, carry, sequence = check_network_step(self, params, carry, x, mask, reset)
-        net, params = untied(network_with_dtype(dtype, self, params), params)
+        net, params = with_own_readout(network_with_dtype(dtype, self, params), params)
         return step_network(net, params, carry, sequence)
 
 
 def _cells(argument: str, value: Foreign) -> tuple[AnyCell | Dense | Layer, ...]:
     kinds = (Cell, StepCell, Layer, Dense)
-    if not (isinstance(value, (list, tuple)) and value and all(isinstance(c, kinds) for c in value)):
+    if not (isinstance(value, (list, tuple)) and value) or hasattr(value, "_fields"):
         raise bad(argument, "a list of cells", value, "pass [jb.elman(input_size, hidden_size)]")
+    for one in value:
+        if not isinstance(one, kinds):
+            fix = "an encoder and a readout are arguments of their own: jb.network(cells, readout, encoder)"
+            raise bad(argument, "a list of cells", one, fix)
     return tuple(value)
 
 
@@ -264,7 +269,7 @@ def network(
     if readout.of_last and not layers[-1].is_recurrent and reads_back[-1:] == [True]:
         fix = "put what follows the layer that reads both ways into a jb.head: jb.last(jb.head(apply, init))"
         raise bad("cells", "no dense layer after the last recurrent one, with jb.last", layers[-1], fix)
-    return Network(layers, cast(AnyReadout, readout), encoder)  # or a tied one, until `untied`
+    return Network(layers, cast(AnyReadout, readout), encoder)  # or a tied one, until `with_own_readout`
 
 
 def check_network(net: object) -> None:

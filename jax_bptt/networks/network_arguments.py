@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_key
-from jax_bptt.base.errors import adding, bad
-from jax_bptt.base.types import Foreign, Mark, Shape, Targets, Weight
+from jax_bptt.base.errors import adding, bad, running
+from jax_bptt.base.trees import common_dtype
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape, Targets, Weight
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.networks.dense import Dense
-from jax_bptt.networks.head import untied
+from jax_bptt.networks.head import with_own_readout
 from jax_bptt.networks.judged import Judged, check_weight
 from jax_bptt.networks.losses import Loss, check_targets, is_additive
 from jax_bptt.networks.params import AnyNetwork, NetworkCarry, NetworkParams, with_encoder
@@ -65,17 +68,25 @@ def check_network_step(
 @cached()
 def sizes_of(net: AnyNetwork) -> Sizes:
     """These are the shapes of the parameters of the network, and what it reads."""
-    readout = jax.eval_shape(lambda: net.readout.init(jax.random.key(0)))
-    params = NetworkParams(tuple(layer.each(_shapes_of_layer) for layer in net.layers), readout)
-    if (encoder := net.encoder) is not None:
-        params = with_encoder(params, jax.eval_shape(lambda: encoder.init(jax.random.key(0))))
+    layers = tuple(layer.each(_shapes_of_layer) for layer in net.layers)
+    params = NetworkParams(layers, _shapes_of("readout", net.readout.init))
+    if net.encoder is not None:
+        params = with_encoder(params, _shapes_of("encoder", net.encoder.init))
     return Sizes(params, net.layers[0].input_size, net.encoder)
 
 
 def _shapes_of_layer(cell: AnyCell | Dense) -> Any:
-    if isinstance(cell, Dense):
-        return jax.eval_shape(lambda: cell.init(jax.random.key(0)))
-    return parameter_shapes(cell)
+    return _shapes_of("dense", cell.init) if isinstance(cell, Dense) else parameter_shapes(cell)
+
+
+def _shapes_of(name: str, init: Callable[[PRNGKey], ArrayTree]) -> Any:
+    """The shapes of what init makes, which must be floating arrays."""
+    with running("init", f"init of the {name} is given one key"):
+        made: Any = jax.eval_shape(lambda: init(jax.random.key(0)))
+    if not all(jnp.issubdtype(p.dtype, jnp.floating) for p in jax.tree.leaves(made)):
+        fix = "keep other values in a closure"
+        raise bad("init", f"a pytree of floating arrays, for the {name}", made, fix)
+    return made
 
 
 def leading_of_outputs(net: AnyNetwork, sequence: Sequence) -> Shape:
@@ -102,11 +113,12 @@ def check_outputs(
         weight = check_weight(weight, leading, dtype)
         if is_additive(loss):
             ys = _shapes_of_outputs(net, params, leading)
+            weight = None if weight is None else weight.astype(common_dtype(ys))
             check_targets(loss, ys, Judged(targets, steps_that_count(net, sequence.mask), weight), leading)
     return targets, weight
 
 
 def _shapes_of_outputs(net: AnyNetwork, params: NetworkParams, leading: Shape) -> Any:
-    net, params = untied(net, params)
+    net, params = with_own_readout(net, params)
     hs = jax.ShapeDtypeStruct((*leading, net.layers[-1].output_size), jax.tree.leaves(params.cells)[0].dtype)
     return jax.eval_shape(lambda readout, hs: net.readout.forward(readout, hs)[1], params.readout, hs)

@@ -87,8 +87,8 @@ def loss_and_grad_of_steps(
     hs may be only some of the steps that are judged, from the step `begin` on.
     """
     ys_of_a_row = jax.eval_shape(readout.forward, params, jax.ShapeDtypeStruct(hs.shape[-1:], hs.dtype))[1]
-    outputs = chunks.rows_of_a_step(hs.shape[1:-1]) * num_parameters(ys_of_a_row)
-    chunk = chunks.at_most(AT_ONCE // max(1, outputs), hs.shape[0])
+    outputs = num_parameters(ys_of_a_row)
+    chunk = chunks.steps_at_once(AT_ONCE, outputs, hs.shape[1:-1], hs.shape[0])
     Sums = tuple[Array, Any]
 
     def read_chunk(sums: Sums, first: chunks.First, hs: Array) -> tuple[Sums, Array]:

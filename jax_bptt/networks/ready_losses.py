@@ -22,10 +22,10 @@ from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import number, positive
-from jax_bptt.base.errors import bad, named
+from jax_bptt.base.errors import bad, named, shown
 from jax_bptt.base.types import Foreign, Mark, Weight
 from jax_bptt.networks.losses import check_real, outputs
-from jax_bptt.networks.step_errors import OverSteps, face_of
+from jax_bptt.networks.step_errors import StepLoss, face_of
 
 
 def _check_gaussian(ys: object, targets: object) -> None:
@@ -35,10 +35,11 @@ def _check_gaussian(ys: object, targets: object) -> None:
 
 def _check_sizes(ys: Array, targets: object, times: int, fix: str) -> None:
     """ys must have so many numbers for each number of targets, and be like them in all else."""
-    size = ys.shape[-1] // times if ys.shape[-1] % times == 0 else f"{ys.shape[-1]}/{times}"
-    right = (*ys.shape[:-1], size)
+    if ys.shape[-1] % times:
+        raise bad("ys", f"a last axis of {times} numbers for each target", ys, fix)
+    right = (*ys.shape[:-1], ys.shape[-1] // times)
     if not isinstance(targets, Array) or targets.shape != right or targets.dtype != ys.dtype:
-        raise bad("targets", f"{ys.dtype}[{','.join(map(str, right))}] for these ys", targets, fix)
+        raise bad("targets", f"{ys.dtype}[{shown(right)}] for these ys", targets, fix)
 
 
 def _gaussian(y: Array, target: Array) -> Array:
@@ -53,7 +54,7 @@ def _gaussian_slope(y: Array, target: Array) -> Array:
     return jnp.concatenate([-z * jnp.exp(-log_deviation), 1 - z**2])  # (D9)
 
 
-_GAUSSIAN = OverSteps(_gaussian, is_mean=True, slope=_gaussian_slope, check=_check_gaussian)
+_GAUSSIAN = StepLoss(_gaussian, is_mean=True, slope=_gaussian_slope, check=_check_gaussian)
 
 
 @face_of(_GAUSSIAN)
@@ -96,7 +97,7 @@ def _levels(argument: str, value: Foreign) -> tuple[float, ...]:
 
 
 @cached(levels=_levels)
-def quantile_error(levels: Sequence[float]) -> OverSteps:
+def quantile_error(levels: Sequence[float]) -> StepLoss:
     """The quantile (pinball) loss is a MEAN over steps and rows; its least value is at the quantiles.
 
     E = 1/N Σ w Σ u (τ − ½ + ½ sign u),   u = d − y   (D6, D10)
@@ -128,7 +129,7 @@ def quantile_error(levels: Sequence[float]) -> OverSteps:
         _check_sizes(outputs(ys), targets, len(checked), fix)
 
     error, slope = (functools.partial(f, checked) for f in (_pinball, _pinball_slope))
-    return OverSteps(error, is_mean=True, slope=slope, check=check)
+    return StepLoss(error, is_mean=True, slope=slope, check=check)
 
 
 def _pinball(levels: tuple[float, ...], y: Array, target: Array) -> Array:
@@ -152,7 +153,7 @@ def _delta(argument: str, value: Foreign) -> float:
 
 
 @cached(delta=_delta)
-def huber_error(delta: float = 1.0) -> OverSteps:
+def huber_error(delta: float = 1.0) -> StepLoss:
     """The Huber loss is a MEAN over steps and rows: squares of small errors, and large ones are linear.
 
     E = 1/N Σ w Σ h(d − y),   h(u) = ½ u² where |u| ≤ δ, else δ (|u| − ½ δ)   (D6)
@@ -173,7 +174,7 @@ def huber_error(delta: float = 1.0) -> OverSteps:
     >>> float(huber_error(2.0)(jnp.zeros((7, 2, 1)), jnp.full((7, 2, 1), 3.0)))
     4.0
     """
-    return OverSteps(functools.partial(_huber, delta), is_mean=True, check=check_real)
+    return StepLoss(functools.partial(_huber, delta), is_mean=True, check=check_real)
 
 
 def _huber(delta: float, y: Array, target: Array) -> Array:
@@ -187,7 +188,7 @@ def _binary(y: Array, target: Array) -> Array:
     return (nats * jnp.where(is_share, jnp.ones((), y.dtype), jnp.nan)).sum()
 
 
-_BINARY = OverSteps(_binary, is_mean=True, check=check_real)
+_BINARY = StepLoss(_binary, is_mean=True, check=check_real)
 
 
 @face_of(_BINARY)

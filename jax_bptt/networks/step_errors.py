@@ -35,7 +35,7 @@ _F = TypeVar("_F", bound=Callable[..., Array])
 
 
 @made()
-class OverSteps(NamedTuple):
+class StepLoss(NamedTuple):
     """A loss that adds up one error for each step and row; `sum_over_steps` or `mean_over_steps` makes it.
 
     Attributes:
@@ -74,11 +74,11 @@ class OverSteps(NamedTuple):
 
 
 # (ys, targets) -> E, also of mask=mask and weight=weight if given; mypy sees no function in a NamedTuple
-Loss: TypeAlias = Callable[..., Array] | OverSteps
+Loss: TypeAlias = Callable[..., Array] | StepLoss
 
 
 def _error(argument: str, value: Foreign) -> Error:
-    if not (is_function(value) or isinstance(value, OverSteps)):
+    if not (is_function(value) or isinstance(value, StepLoss)):
         fix = "pass a function of one step and one row that is defined once"
         raise bad(argument, "a function (y, target) -> scalar", value, fix)
     found: Error = value
@@ -86,7 +86,7 @@ def _error(argument: str, value: Foreign) -> Error:
 
 
 @cached(error=_error)
-def sum_over_steps(error: Error) -> OverSteps:
+def sum_over_steps(error: Error) -> StepLoss:
     """A loss is the SUM of the errors of all steps and rows.
 
     E = Σ w e(Y, d)   (D5)
@@ -101,8 +101,8 @@ def sum_over_steps(error: Error) -> OverSteps:
       The loss, a function (ys, targets, mask=None, weight=None) -> E for `value_and_grad` and training
       steps; the same object for the same error. Only steps where mask is True count; others are not read.
       weight is as in `squared_error`. The gradient methods that go by chunks read it by chunks. Outside
-      value_and_grad it takes the last axis of every leaf of ys for outputs and all others for steps and
-      rows; if leaves differ in their number of axes, the mask or weight says which those are.
+      value_and_grad a mask or a weight says which axes are steps and rows; without them all but the last
+      axis of ys are. So pass one where a head returns single numbers, as for a mean over ys [T, B].
 
     Raises:
       ValueError: error is not a function.
@@ -115,11 +115,11 @@ def sum_over_steps(error: Error) -> OverSteps:
     >>> float(loss(jnp.zeros((7, 2, 3)), jnp.ones((7, 2, 3))))
     42.0
     """
-    return OverSteps(error, is_mean=False)
+    return StepLoss(error, is_mean=False)
 
 
 @cached(error=_error)
-def mean_over_steps(error: Error) -> OverSteps:
+def mean_over_steps(error: Error) -> StepLoss:
     """A loss is the MEAN of the errors of all steps and rows that count.
 
     E = 1/N Σ w e(Y, d),   N = Σ w   (D6)
@@ -139,13 +139,13 @@ def mean_over_steps(error: Error) -> OverSteps:
     >>> float(mean_over_steps(absolute)(jnp.zeros((7, 2, 3)), jnp.ones((7, 2, 3)), mask))
     3.0
     """
-    return OverSteps(error, is_mean=True)
+    return StepLoss(error, is_mean=True)
 
 
-FACES: dict[Loss, OverSteps] = {}  # the library's losses that are documented functions
+FACES: dict[Loss, StepLoss] = {}  # the library's losses that are documented functions
 
 
-def face_of(loss: OverSteps) -> Callable[[_F], _F]:
+def face_of(loss: StepLoss) -> Callable[[_F], _F]:
     """Decorator of a documented function that is called as this loss and stands for it everywhere."""
 
     def decorator(function: _F) -> _F:
@@ -155,9 +155,9 @@ def face_of(loss: OverSteps) -> Callable[[_F], _F]:
     return decorator
 
 
-def over_steps(loss: Loss) -> OverSteps | None:
+def step_loss_of(loss: Loss) -> StepLoss | None:
     """The loss as a value; None if it is not known to be a sum over steps."""
-    return loss if isinstance(loss, OverSteps) else FACES.get(loss)
+    return loss if isinstance(loss, StepLoss) else FACES.get(loss)
 
 
 class _Rows(NamedTuple):
@@ -170,7 +170,7 @@ class _Rows(NamedTuple):
 
 
 def value_and_slope(
-    loss: OverSteps, ys: ArrayTree, judged: Judged, leading: Shape | None
+    loss: StepLoss, ys: ArrayTree, judged: Judged, leading: Shape | None
 ) -> tuple[Array, ArrayTree]:
     """Some steps of a loss give a part of E and its derivative dE/dY.
 
@@ -191,7 +191,7 @@ def value_and_slope(
     return _value(loss, rows, n), _slope(loss, rows, n)
 
 
-def _value(loss: OverSteps, rows: _Rows, n: Array | None) -> Array:
+def _value(loss: StepLoss, rows: _Rows, n: Array | None) -> Array:
     ys, targets, weight, counts, nothing = rows.scored
     axes = len(rows.leading)
 
@@ -208,7 +208,7 @@ def _value(loss: OverSteps, rows: _Rows, n: Array | None) -> Array:
     return total if n is None else total / n.astype(rows.dtype)  # (D6)
 
 
-def _slope(loss: OverSteps, rows: _Rows, n: Array | None) -> ArrayTree:
+def _slope(loss: StepLoss, rows: _Rows, n: Array | None) -> ArrayTree:
     ys, targets, weight, counts, nothing = rows.scored
     slope = loss.slope or jax.grad(loss.error)
     slopes = vmap_leading(len(rows.leading), slope)(ys, targets)
@@ -222,7 +222,7 @@ def _slope(loss: OverSteps, rows: _Rows, n: Array | None) -> ArrayTree:
     return jax.tree.map(lambda z, dtype: z.astype(dtype), slopes, rows.dtypes)
 
 
-def _read(loss: OverSteps, ys: ArrayTree, judged: Judged, leading: Shape | None) -> _Rows:
+def _read(loss: StepLoss, ys: ArrayTree, judged: Judged, leading: Shape | None) -> _Rows:
     """ys and targets are checked, and what does not count in them is replaced."""
     ys, targets = as_arrays("ys", ys), as_arrays("targets", judged.targets)
     if loss.check is not None:
@@ -247,12 +247,12 @@ def _leading(ys: ArrayTree, judged: Judged) -> Shape:
     shapes: list[Shape] = [z.shape[:-1] for z in jax.tree.leaves(ys) if is_array(z) and z.ndim]
     marks: tuple[Foreign, ...] = judged.mask, judged.weight
     given: list[Shape] = [mark.shape for mark in marks if is_array(mark)]
+    if given:
+        return given[0]
     if len(set(map(len, shapes))) == 1:
         return shapes[0]
-    if not shapes or not given:
-        fix = "or pass a mask or a weight, whose axes are those of steps and rows"
-        raise bad("ys", "floating arrays [T, ..., O] with the same number of axes", ys, fix)
-    return given[0]
+    fix = "or pass a mask or a weight, whose axes are those of steps and rows"
+    raise bad("ys", "floating arrays [T, ..., O] with the same number of axes", ys, fix)
 
 
 def _check_leaves(
@@ -264,7 +264,7 @@ def _check_leaves(
             raise bad(argument + jax.tree_util.keystr(path), f"{expected} [{shown(leading)},...]", leaf, fix)
 
 
-def _check_error(loss: OverSteps, ys: ArrayTree, targets: Targets, axes: int) -> None:
+def _check_error(loss: StepLoss, ys: ArrayTree, targets: Targets, axes: int) -> None:
     """A ValueError says so unless the error of one row is a floating scalar."""
     of_row = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape[axes:], z.dtype), widened((ys, targets)))
     hint = "error is a function of one step and one row"

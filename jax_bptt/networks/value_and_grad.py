@@ -47,7 +47,7 @@ from jax_bptt.engine.sequence import Sequence
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod, Recurrence, Reversed, Streamed
 from jax_bptt.networks.features import features, network_with_dtype
-from jax_bptt.networks.head import tied_again, untied
+from jax_bptt.networks.head import gradient_of_tied, with_own_readout
 from jax_bptt.networks.judged import Judged
 from jax_bptt.networks.layers import dropout_keys
 from jax_bptt.networks.losses import Loss, check_loss, count, is_additive
@@ -247,13 +247,13 @@ def _run(
     axes = reduce_axes(rows, params)
     params, carry, sequence, keys = to_local((params, carry, sequence, keys), (params, *rows))
     params = params._replace(cells=thinned(params.cells, kept))
-    whole, (net, params) = net, untied(net, params)
+    whole, (net, params) = net, with_own_readout(net, params)
     judged = Judged(targets, steps_that_count(net, sequence.mask), weight)
     n = sum_over_devices(count(loss, judged, leading_of_outputs(net, sequence)), axes)
     local = _Local(params, carry, sequence, judged._replace(n=n), keys)
     by = _by_chunks if gradient.stream is not None and _runs_one_way(net, loss) else _by_layers
     error, last, grads = by(objective._replace(net=net), local)
-    grads = tied_again(whole, grads)
+    grads = gradient_of_tied(whole, grads)
     grads = grads._replace(cells=thinned(grads.cells, kept))  # before the sum: devices may draw differently
     finite = [jnp.isfinite(s).all() for s in jax.tree.leaves(differentiable(last))]
     nonfinite = 1 - functools.reduce(jnp.logical_and, finite, jnp.array(True)).astype(error.dtype)

@@ -85,13 +85,13 @@ def encode(params, x):
 
 
 def _init_head(key):
-    return {"policy": jax.random.normal(key, (E, V)), "value": jnp.ones(E)}
+    return {"policy": jax.random.normal(key, (E, V)), "value": jnp.ones(E), "bias": jnp.zeros(())}
 
 
 def two_heads(params, h):
     """The logits of a policy, a value, and the features, as they are."""
     assert h.shape == (E,)
-    return {"policy": h @ params["policy"], "value": h @ params["value"], "features": h}
+    return {"policy": h @ params["policy"], "value": h @ params["value"] + params["bias"], "features": h}
 
 
 def error_of_an_agent(y, target):
@@ -117,7 +117,8 @@ def _agent():
         return jnp.tanh(seen) * xs["count"][..., None].astype(float)
 
     def outputs(p, hs):
-        return {"policy": hs @ p.readout["policy"], "value": hs @ p.readout["value"], "features": hs}
+        value = hs @ p.readout["value"] + jnp.broadcast_to(p.readout["bias"], (T, B))
+        return {"policy": hs @ p.readout["policy"], "value": value, "features": hs}
 
     return Model(
         net,
@@ -144,7 +145,7 @@ def params_of(model):
     """Random parameters, no bias of which is zero."""
     keys = iter(jax.random.split(jax.random.key(4), 99))
     made = model.net.init(next(keys))
-    return jax.tree.map(lambda z: z + 0.4 * jax.random.normal(next(keys), z.shape) / z.ndim, made)
+    return jax.tree.map(lambda z: z + 0.4 * jax.random.normal(next(keys), z.shape) / max(1, z.ndim), made)
 
 
 def by_loops(model, params, program=PLAIN, marks=MARKS):
