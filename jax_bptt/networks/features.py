@@ -1,7 +1,9 @@
 """The features that a network's readout reads: encoder and layers, one after the other.
 
-x_t = encoder(input of step t)                `encoder`                                   (FE1)
-h_t = layers(x_t)                             `layers`, each cell by `unroll`             (FE2)
+    x_t = encoder(input of step t)                `encoder`                                   (FE1)
+    h_t = layers(x_t)                             `layers`, each cell by `unroll`             (FE2)
+
+What the readout makes of h_t, and the loss, is in `readout_and_loss`.
 """
 
 from __future__ import annotations
