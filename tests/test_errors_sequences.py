@@ -113,15 +113,15 @@ BAD = {
     "dropout as bool": (lambda: jb.layer(CELL, dropout=True), r"dropout: expected a probability .* got True"),
     "recurrent dropout of a step": (
         lambda: jb.layer(jb.step_cell(3, 5, lambda p, s, x: s, lambda key: key), recurrent_dropout=0.5),
-        r"recurrent_dropout: expected 0 for such a cell, got step_cell",
+        r"recurrent_dropout: expected 0 for a layer without such a matrix, got step_cell",
     ),
     "recurrent dropout of a diagonal": (
         lambda: jb.layer(CELL, backward=jb.indrnn(3, 5), recurrent_dropout=0.5),
-        r"recurrent_dropout: expected 0 for such a cell, got indrnn\(3, 5\)",
+        r"recurrent_dropout: expected 0 for a layer without such a matrix, got indrnn\(3, 5\)",
     ),
     "sum of one direction": (
         lambda: jb.layer(CELL, merge="sum"),
-        r"merge: expected 'concatenate', as there is one direction, got sum; pass backward",
+        r"merge: expected 'concatenate', as there is one direction, got 'sum'; pass backward",
     ),
     "sum of other sizes": (
         lambda: jb.layer(CELL, backward=jb.elman(3, 4), merge="mean"),

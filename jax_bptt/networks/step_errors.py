@@ -247,7 +247,7 @@ def _leading(ys: ArrayTree, judged: Judged) -> Shape:
     shapes: list[Shape] = [z.shape[:-1] for z in jax.tree.leaves(ys) if is_array(z) and z.ndim]
     marks: tuple[Foreign, ...] = judged.mask, judged.weight
     given: list[Shape] = [mark.shape for mark in marks if is_array(mark)]
-    if given:
+    if given and all(is_array(z) and z.shape[: len(given[0])] == given[0] for z in jax.tree.leaves(ys)):
         return given[0]
     if len(set(map(len, shapes))) == 1:
         return shapes[0]
