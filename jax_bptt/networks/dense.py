@@ -19,9 +19,9 @@ from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import flag, size
 from jax_bptt.base.made import Call, by_shape, made
 from jax_bptt.base.types import DType, PRNGKey, Shape
-from jax_bptt.base.variants import varied
 from jax_bptt.cell.activations import Activation, ActivationName
 from jax_bptt.cell.activations import activation as activation_of
+from jax_bptt.cell.cell import without_biases
 from jax_bptt.engine.linear_maps import broadcast_leading, product
 
 
@@ -63,7 +63,7 @@ class Dense(NamedTuple):
         dtype = jnp.result_type(float)
         w = jax.nn.initializers.lecun_normal()(key, (self.input_size, self.hidden_size), dtype)
         params = DenseParams(w, jnp.zeros(self.hidden_size, dtype))
-        return params if self.bias else varied(params, "WithoutBias", {"w": w})
+        return params if self.bias else without_biases(params)
 
     def initial_carry(self, params: DenseParams, batch_shape: Shape) -> tuple[()]:
         """A dense layer has no state."""

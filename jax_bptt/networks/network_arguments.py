@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jax_bptt.base.caching import cached
 from jax_bptt.base.checks import as_arrays, check_key
@@ -112,13 +114,13 @@ def check_outputs(
     with adding(f"xs is read time first, as T = {sequence.steps} steps of batch {sequence.rows}"):
         weight = check_weight(weight, leading, dtype)
         if is_additive(loss):
-            ys = _shapes_of_outputs(net, params, leading)
+            hs = jax.ShapeDtypeStruct((*leading, net.layers[-1].output_size), dtype)
+            ys = jax.eval_shape(functools.partial(_outputs, net), params, hs)
             weight = None if weight is None else weight.astype(common_dtype(ys))
             check_targets(loss, ys, Judged(targets, steps_that_count(net, sequence.mask), weight), leading)
     return targets, weight
 
 
-def _shapes_of_outputs(net: AnyNetwork, params: NetworkParams, leading: Shape) -> Any:
+def _outputs(net: AnyNetwork, params: NetworkParams, hs: Array) -> Any:
     net, params = with_own_readout(net, params)
-    hs = jax.ShapeDtypeStruct((*leading, net.layers[-1].output_size), jax.tree.leaves(params.cells)[0].dtype)
-    return jax.eval_shape(lambda readout, hs: net.readout.forward(readout, hs)[1], params.readout, hs)
+    return net.readout.forward(params.readout, hs)[1]
