@@ -139,6 +139,14 @@ class TiedParams(NamedTuple):
     b_y: Array
 
 
+def tied_params(*bias: Array) -> TiedParams:
+    """The params with this bias, or without one."""
+    if bias:
+        return TiedParams(*bias)
+    found: TiedParams = varied(TiedParams(jnp.zeros(0)), "WithoutBias", {})
+    return found
+
+
 @made(run="put it into jb.network([cell], readout, jb.embedding(vocabulary, size))")
 class TiedReadout(NamedTuple):
     """A `TiedReadout` computes logits with the weights of the embedding; `tied_readout` makes it.
@@ -160,8 +168,7 @@ class TiedReadout(NamedTuple):
     def init(self, key: PRNGKey) -> TiedParams:
         """This makes a zero b_y in the default float dtype; without a bias there are no parameters."""
         named("tied_readout.init")(check_key)(key)
-        params = TiedParams(jnp.zeros(self.vocabulary, jnp.result_type(float)))
-        return params if self.bias else varied(params, "WithoutBias", {})
+        return tied_params(*([jnp.zeros(self.vocabulary, jnp.result_type(float))] if self.bias else []))
 
     def reads(self, features: int, encoder: AnyEncoder | None) -> int:
         """It reads as many features as a vector of the embedding has."""
@@ -225,5 +232,4 @@ def gradient_of_tied(net: AnyNetwork, grads: NetworkParams) -> NetworkParams:
     d_w_y, *d_bias = grads.readout
     # the barrier keeps XLA:CPU from merging the two into a product in bfloat16 that it cannot run
     d_w_e = grads.encoder.w_e + jax.lax.optimization_barrier(d_w_y).T  # (TI2)
-    own = TiedParams(*d_bias) if net.readout.bias else varied(TiedParams(d_w_y), "WithoutBias", {})
-    return with_fields(grads, encoder=grads.encoder._replace(w_e=d_w_e), readout=own)
+    return with_fields(grads, encoder=grads.encoder._replace(w_e=d_w_e), readout=tied_params(*d_bias))
