@@ -8,6 +8,7 @@ The names in `__all__` are public and stay. The folders below may change.
 """
 
 from jax_bptt.adapters import convert
+from jax_bptt.adapters.adopt import adopt
 from jax_bptt.cell.cell import Carry, Cell, Params, StepCotangent, make_cell
 from jax_bptt.cell.initializers import chrono, identity, orthogonal
 from jax_bptt.cell.step_cell import StepCell, step_cell
@@ -106,6 +107,7 @@ __all__ = [
     "TiedParams",
     "TiedReadout",
     "TrainState",
+    "adopt",
     "artbp",
     "autodiff",
     "binary_cross_entropy",

@@ -1,1 +1,1 @@
-"""Floor 5: weights to and from other frameworks, one framework in each file."""
+"""Floor 6: cells of other frameworks, run and differentiated by ours, one framework in each file."""

@@ -1,4 +1,4 @@
-"""These functions convert the weights of one cell to other frameworks and back, with NumPy alone.
+"""These functions convert the weights of one cell to other frameworks and back, without those frameworks.
 
 Each framework has its own file, which says where the framework stores which of our arrays:
 
@@ -12,16 +12,16 @@ Each framework has its own file, which says where the framework stores which of 
 Weights without any bias become the params of a cell with bias=False, and back where the framework has such
 cells; where it has none, its biases are zeros. Of two biases a missing one counts as zeros. Activations are
 not weights, so make the cell that takes the weights with the same activations. A ValueError names a cell that
-the framework lacks, a missing name or a wrong shape. The arrays must be concrete: these functions do not work
-on traced arrays inside jax.jit.
+the framework lacks, a missing name or a wrong shape. What a from_ function makes of JAX's arrays are JAX's
+arrays, also inside jax.jit and jax.grad; of other arrays and tensors NumPy's. A to_ function makes NumPy's.
 """
 
-from jax_bptt.adapters.equinox import from_equinox, to_equinox
-from jax_bptt.adapters.flax_linen import from_linen, to_linen
-from jax_bptt.adapters.flax_nnx import from_nnx, to_nnx
-from jax_bptt.adapters.haiku import from_haiku, to_haiku
-from jax_bptt.adapters.keras import from_keras, to_keras
-from jax_bptt.adapters.torch import from_torch, to_torch
+from jax_bptt.weights.equinox import from_equinox, to_equinox
+from jax_bptt.weights.flax_linen import from_linen, to_linen
+from jax_bptt.weights.flax_nnx import from_nnx, to_nnx
+from jax_bptt.weights.haiku import from_haiku, to_haiku
+from jax_bptt.weights.keras import from_keras, to_keras
+from jax_bptt.weights.torch import from_torch, to_torch
 
 __all__ = [
     "from_equinox",

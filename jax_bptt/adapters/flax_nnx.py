@@ -1,79 +1,71 @@
-"""Flax's nnx stores the gates of linen side by side in two dense layers.
+"""Cells of flax.nnx are adopted with their weights; `RNN` is nnx.RNN with a gradient method.
 
-    dense_i, dense_h: linen's gates side by side, no b_n; LSTMCell as linen, if_ for if   (WL4)
-
-All these cells have biases, which are zeros for a cell of ours without.
-SimpleCell(residual=True) adds h_{t−1}; it equals `elman` with 1 added to the diagonal of W_h.
+SimpleCell(residual=True) adds h_{t−1} before the activation: W_h + 1 takes the place of W_h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jax import Array
 
-import numpy as np
-
-from jax_bptt.adapters.flax_linen import GATES, from_linen, to_linen
-from jax_bptt.adapters.weights import LSTM, bias, folded, has, leaf, to_our_order, to_their_order
-from jax_bptt.base.checks import flag
-from jax_bptt.base.errors import bad, named
-from jax_bptt.base.types import Foreign
-from jax_bptt.cell.cell import Params
-from jax_bptt.cells.gru import GRUParams
-
-
-@named("convert.to_nnx")
-def to_nnx(params: Params | GRUParams, optimized: bool = True) -> dict[str, dict[str, np.ndarray]]:
-    """Params become the state of flax.nnx.SimpleCell, OptimizedLSTMCell, LSTMCell or GRUCell, a pure dict.
-
-    Load it by nnx.replace_by_pure_dict(state, to_nnx(params)), where graphdef, state = nnx.split(cell).
-
-    Args:
-      params: those of `elman`, `lstm` or `gru`.
-      optimized: for an LSTM, True makes the state of nnx.OptimizedLSTMCell, False that of nnx.LSTMCell.
-
-    Returns:
-      dense_i and dense_h, each a dict with kernel, [I, GH] or [H, GH]; one of them has a bias, [GH]. For
-      nnx.LSTMCell see `to_linen`.
-
-    Raises:
-      ValueError: the params are those of another cell, or of a GRU whose b_h is not zero for gate n, as
-        nnx.GRUCell has no such bias.
-
-    >>> list(to_nnx(jb.lstm(3, 5).init(jax.random.key(0))))
-    ['dense_i', 'dense_h']
-    """
-    flag("optimized", optimized)
-    cell = to_their_order(GATES, params, "flax.nnx")
-    if cell.kind == LSTM and not optimized:
-        return {"if_" if name == "if" else name: part for name, part in to_linen(params).items()}  # (WL4)
-    b, b_n = folded(cell)
-    if b_n.any():
-        expected = "zeros for n, as nnx.GRUCell has no such bias"
-        raise bad("params.b_h", expected, cell.b_h, "use flax.linen's GRUCell")
-    tree = {"dense_i": {"kernel": cell.w_x}, "dense_h": {"kernel": cell.w_h}}  # (WL4)
-    tree["dense_h" if cell.kind == LSTM else "dense_i"]["bias"] = b  # (WL4)
-    return tree
+from jax_bptt.adapters.adopted import C_H, H_ALONE, Adopted, adopted
+from jax_bptt.adapters.foreign import Calls, as_step_cell
+from jax_bptt.adapters.gated import elman_with, gru_with, is_pointwise, lstm_with
+from jax_bptt.base.errors import bad
+from jax_bptt.base.types import ArrayTree, Foreign, Shape
+from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.weights.flax_nnx import from_nnx
 
 
-@named("convert.from_nnx")
-def from_nnx(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUParams:
-    """The state of a cell of flax.nnx becomes params.
+def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
+    """A cell of flax.nnx, or the cell of an nnx.RNN, becomes one of ours, see `adopt`."""
+    if params is not None:
+        cell = nnx.merge(nnx.graphdef(cell), params)
+    found = recognised(cell)
+    if found is not None:
+        return found.cell, found.params
+    graph, weights, rest = nnx.split(cell, nnx.Param, ...)
+    if nnx.to_pure_dict(rest):
+        fix = "keep no other state in the cell, or run it by jb.scan"
+        raise bad("cell", "a cell whose only state is its nnx.Param", list(rest), fix)
+    return as_step_cell(_CALLS, graph, nnx.to_pure_dict(weights), input_size or cell.in_features)
 
-    Args:
-      weights: nnx.to_pure_dict(nnx.state(cell, nnx.Param)), see `to_nnx`.
 
-    Returns:
-      The params of `elman`, `lstm` or `gru`, as NumPy arrays; b_h of a GRU is 0.
+def recognised(cell: Foreign) -> Adopted | None:
+    """A cell whose equations are those of one of ours, or None."""
+    kind = type(cell)
+    if kind not in (nnx.SimpleCell, nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell) or _is_changed(cell):
+        return None
+    params = from_nnx(nnx.to_pure_dict(nnx.state(cell, nnx.Not(nnx.RngState))))
+    sizes = cell.in_features, cell.hidden_features
+    if kind is nnx.SimpleCell:
+        if cell.residual:
+            w_h = params.w_h
+            params = params._replace(w_h=w_h + jnp.eye(len(w_h), dtype=w_h.dtype))
+        return adopted(elman_with(*sizes, cell.activation_fn, True), params, H_ALONE, cell.dtype)
+    functions = cell.gate_fn, cell.activation_fn
+    if kind is nnx.GRUCell:
+        return adopted(gru_with(*sizes, *functions, True), params, H_ALONE, cell.dtype)
+    return adopted(lstm_with(*sizes, *functions, True), params, C_H, cell.dtype)
 
-    Raises:
-      ValueError: a name is missing, or the shapes are not those of such a cell.
 
-    >>> params = jb.lstm(3, 5).init(jax.random.key(0))
-    >>> bool((from_nnx(to_nnx(params)).w_h == params.w_h).all())
-    True
-    """
-    if has(weights, "if_"):
-        return from_linen({"if" if name == "if_" else name: part for name, part in weights.items()})  # (WL4)
-    w_x, w_h = (leaf(weights, side, "kernel") for side in ("dense_i", "dense_h"))  # (WL4)
-    b, b_h = (bias(weights, side, "bias", beside=w_h) for side in ("dense_i", "dense_h"))  # (WL4)
-    return to_our_order(GATES, w_x, w_h, b, b_h)
+def _is_changed(cell: Foreign) -> bool:
+    """Whether a product of the cell is no plain one, or a function of it reads several numbers."""
+    parts = [part for part in vars(cell).values() if isinstance(part, nnx.Module)]
+    functions = [cell.activation_fn, *([cell.gate_fn] if hasattr(cell, "gate_fn") else [])]
+    is_plain = all(type(part) is nnx.Linear and part.promote_dtype is dtypes.promote_dtype for part in parts)
+    return not (is_plain and all(map(is_pointwise, functions)))
+
+
+def _step(graph: Foreign, params: ArrayTree, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
+    return nnx.merge(graph, nnx.State(params))(state, x)
+
+
+def _begin(graph: Foreign, params: ArrayTree, batch_shape: Shape, input_size: int) -> ArrayTree:
+    cell = nnx.merge(graph, nnx.State(params))
+    return cell.initialize_carry((*batch_shape, input_size), nnx.Rngs(carry=0))
+
+
+_CALLS = Calls(_step, _begin)

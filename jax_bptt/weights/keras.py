@@ -12,11 +12,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jax_bptt.adapters.weights import (
+from jax_bptt.base.checks import flag, or_none
+from jax_bptt.base.errors import bad, named, naming
+from jax_bptt.base.types import Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+from jax_bptt.weights.layout import (
     AFTER,
     BEFORE,
     ELMAN,
     LSTM,
+    AnyArray,
     GateOrders,
     bias,
     has,
@@ -24,11 +30,6 @@ from jax_bptt.adapters.weights import (
     to_our_order,
     to_their_order,
 )
-from jax_bptt.base.checks import flag, or_none
-from jax_bptt.base.errors import bad, named, naming
-from jax_bptt.base.types import Foreign
-from jax_bptt.cell.cell import Params
-from jax_bptt.cells.gru import GRUParams
 
 GATES: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"zrn"], BEFORE: [*"zrn"]}
 
@@ -65,8 +66,8 @@ def from_keras(weights: Sequence[Foreign], reset_after: bool | None = None) -> P
         every other layer.
 
     Returns:
-      The params of `elman`, `lstm` or `gru`, as NumPy arrays. Without biases they are those of a cell with
-      bias=False.
+      The params of `elman`, `lstm` or `gru`, arrays of the kind that came. Without biases they are
+      those of a cell with bias=False.
 
     Raises:
       ValueError: there are not two or three arrays, the shapes are not those of such a layer, or
@@ -94,7 +95,7 @@ def from_keras(weights: Sequence[Foreign], reset_after: bool | None = None) -> P
     return to_our_order(orders, w_x, w_h, bias(named, "b", beside=w_h))  # (WL5)
 
 
-def _of_unbiased(w_x: np.ndarray, w_h: np.ndarray, reset_after: bool | None) -> GateOrders:
+def _of_unbiased(w_x: AnyArray, w_h: AnyArray, reset_after: bool | None) -> GateOrders:
     """These kinds of cell are possible without a bias to tell them by."""
     is_gru = w_x.shape[1] == 3 * len(w_h)
     if is_gru and reset_after is None:

@@ -13,12 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jax import Array
 
-from jax_bptt.adapters.weights import (
+from jax_bptt.base.errors import named
+from jax_bptt.base.types import ArrayTree, Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+from jax_bptt.weights.layout import (
     BEFORE,
     ELMAN,
     LSTM,
+    AnyArray,
     GateOrders,
     bias,
     has,
@@ -27,10 +31,6 @@ from jax_bptt.adapters.weights import (
     to_our_order,
     to_their_order,
 )
-from jax_bptt.base.errors import named
-from jax_bptt.base.types import ArrayTree, Foreign
-from jax_bptt.cell.cell import Params
-from jax_bptt.cells.gru import GRUParams
 
 GATES: GateOrders = {ELMAN: [""], LSTM: [*"igfo"], BEFORE: [*"zrn"]}
 
@@ -72,7 +72,7 @@ def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
       weights: names and arrays as in `to_haiku`, without the module's name in front.
 
     Returns:
-      The params of `elman`, `lstm` or `gru(reset_after=False)`, as NumPy arrays.
+      The params of `elman`, `lstm` or `gru(reset_after=False)`, arrays of the kind that came.
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
@@ -96,6 +96,6 @@ def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
     return params._replace(b=params.b + _per_gate((0, 1, 0, 0), params.b))  # (WL7)
 
 
-def _per_gate(values: tuple[int, ...], like: np.ndarray | Array) -> np.ndarray:
+def _per_gate(values: tuple[int, ...], like: AnyArray) -> np.ndarray:
     """The value of each gate is repeated for each of its units, to match the last axis of an array."""
     return np.repeat(np.array(values, like.dtype), like.shape[-1] // len(values))

@@ -2,7 +2,7 @@
 
     i<g>/kernel = W_x^g,  h<g>/kernel = W_h^g,  i<g>/bias = b̄^g (LSTM: h<g>),  hn/bias = b_n (WL3)
 
-`weights` defines b̄ and b_n. All these cells have biases, which are zeros for a cell of ours without.
+`layout` defines b̄ and b_n. All these cells have biases, which are zeros for a cell of ours without.
 SimpleCell(residual=True) adds h_{t−1}; it equals `elman` with 1 added to the diagonal of W_h.
 """
 
@@ -12,23 +12,25 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jax_bptt.adapters.weights import (
+from jax_bptt.base.errors import named
+from jax_bptt.base.types import Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+from jax_bptt.weights.layout import (
     AFTER,
     ELMAN,
     LSTM,
+    AnyArray,
     GateOrders,
     bias,
     folded,
     has,
     leaf,
+    namespace,
     or_zeros,
     to_our_order,
     to_their_order,
 )
-from jax_bptt.base.errors import named
-from jax_bptt.base.types import Foreign
-from jax_bptt.cell.cell import Params
-from jax_bptt.cells.gru import GRUParams
 
 GATES: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"rzn"]}
 
@@ -71,7 +73,7 @@ def from_linen(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUPara
       weights: names and arrays as in `to_linen`.
 
     Returns:
-      The params of `elman`, `lstm` or `gru`, as NumPy arrays; b_h of a GRU is (0, 0, b_n).
+      The params of `elman`, `lstm` or `gru`, arrays of the kind that came; b_h of a GRU is (0, 0, b_n).
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
@@ -83,14 +85,14 @@ def from_linen(weights: Mapping[str, Mapping[str, Foreign]]) -> Params | GRUPara
     kind = next((kind for kind, gates in GATES.items() if has(weights, f"i{gates[0]}")), ELMAN)
     gates = GATES[kind]
     i, h = (leaf(weights, side + gates[0], "kernel") for side in "ih")
-    w_x = np.concatenate([leaf(weights, f"i{g}", "kernel", like=i) for g in gates], axis=1)  # (WL3)
-    w_h = np.concatenate([leaf(weights, f"h{g}", "kernel", like=h) for g in gates], axis=1)  # (WL3)
+    w_x = namespace(i).concatenate([leaf(weights, f"i{g}", "kernel", like=i) for g in gates], axis=1)  # (WL3)
+    w_h = namespace(h).concatenate([leaf(weights, f"h{g}", "kernel", like=h) for g in gates], axis=1)  # (WL3)
     b, b_h = (_of_gates([bias(weights, s + g, "bias", beside=h) for g in gates], h) for s in "ih")  # (WL3)
     return to_our_order({kind: gates}, w_x, w_h, b, b_h)
 
 
-def _of_gates(biases: list[np.ndarray | None], beside: np.ndarray) -> np.ndarray | None:
+def _of_gates(biases: list[AnyArray | None], beside: AnyArray) -> AnyArray | None:
     """The biases of all gates are joined, with zeros where one is missing; None if all are."""
     if all(b_g is None for b_g in biases):
         return None
-    return np.concatenate([or_zeros(b_g, beside) for b_g in biases])
+    return namespace(beside).concatenate([or_zeros(b_g, beside) for b_g in biases])

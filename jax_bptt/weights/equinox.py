@@ -2,7 +2,7 @@
 
     weight_ih = W_xᵀ,  weight_hh = W_hᵀ,  bias = b̄,  bias_n = b_n                        (WL9)
 
-`weights` defines b̄ and b_n.
+`layout` defines b̄ and b_n.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jax_bptt.adapters.weights import (
+from jax_bptt.base.errors import named
+from jax_bptt.base.types import Foreign
+from jax_bptt.cell.cell import Params
+from jax_bptt.cells.gru import GRUParams
+from jax_bptt.weights.layout import (
     AFTER,
     LSTM,
     GateOrders,
     bias,
     folded,
     leaf,
+    namespace,
     to_our_order,
     to_their_order,
 )
-from jax_bptt.base.errors import named
-from jax_bptt.base.types import Foreign
-from jax_bptt.cell.cell import Params
-from jax_bptt.cells.gru import GRUParams
 
 GATES: GateOrders = {LSTM: [*"ifgo"], AFTER: [*"rzn"]}
 
@@ -62,8 +63,8 @@ def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
       weights: vars(cell), with arrays as in `to_equinox`; a bias may be None.
 
     Returns:
-      The params of `lstm` or `gru`, as NumPy arrays; b_h of a GRU is (0, 0, b_n). Without biases they are
-      those of a cell with bias=False.
+      The params of `lstm` or `gru`, arrays of the kind that came; b_h of a GRU is (0, 0, b_n). Without
+      biases they are those of a cell with bias=False.
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
@@ -74,5 +75,5 @@ def from_equinox(weights: Mapping[str, Foreign]) -> Params | GRUParams:
     """
     w_x, w_h = leaf(weights, "weight_ih").T, leaf(weights, "weight_hh").T  # (WL9)
     b_n = bias(weights, "bias_n", beside=w_h[:, : len(w_h)])
-    b_h = None if b_n is None else np.pad(b_n, (w_h.shape[1] - len(b_n), 0))  # (WL9)
+    b_h = None if b_n is None else namespace(b_n).pad(b_n, (w_h.shape[1] - len(b_n), 0))  # (WL9)
     return to_our_order(GATES, w_x, w_h, bias(weights, "bias", beside=w_h), b_h)  # (WL9)

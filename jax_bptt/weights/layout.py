@@ -11,10 +11,13 @@ biases are added. This changes no state, because r and z see only u + v; n keeps
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from types import ModuleType
+from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jax_bptt.base.checks import check_arrays, is_floating
 from jax_bptt.base.errors import bad, naming
@@ -23,6 +26,7 @@ from jax_bptt.base.variants import root_of
 from jax_bptt.cell.cell import BIASES, Params, without_biases
 from jax_bptt.cells.gru import GRUParams
 
+AnyArray: TypeAlias = np.ndarray | Array  # of NumPy, or of JAX and perhaps traced
 GateOrders: TypeAlias = dict[str, list[str]]  # for each kind of cell its gates in order
 
 ELMAN, LSTM, AFTER, BEFORE = "elman", "lstm", "gru(reset_after=True)", "gru(reset_after=False)"
@@ -76,10 +80,10 @@ def to_their_order(orders: GateOrders, params: Foreign, framework: str) -> Weigh
 
 def to_our_order(
     orders: GateOrders,
-    w_x: np.ndarray,
-    w_h: np.ndarray,
-    b: np.ndarray | None,
-    b_h: np.ndarray | None = None,
+    w_x: AnyArray,
+    w_h: AnyArray,
+    b: AnyArray | None,
+    b_h: AnyArray | None = None,
 ) -> Params | GRUParams:
     """The arrays of a framework become params.
 
@@ -91,7 +95,7 @@ def to_our_order(
       b_h: the same of the second bias, which is added to b, except in a GRU with the reset after the product.
 
     Returns:
-      The params, as NumPy arrays; without biases if both are missing.
+      The params, arrays of the kind that came; without biases if both are missing.
 
     Raises:
       ValueError: the shapes fit none of these cells.
@@ -100,7 +104,7 @@ def to_our_order(
     arrays = w_x, w_h, *(zeros if one is None else one for one in (b, b_h))
     for kind, gates in orders.items():
         if _fit(gates, *arrays):
-            ours: list[Any] = [_reordered(a, gates, OURS[kind]) for a in arrays]  # NumPy, not Array
+            ours = [_reordered(a, gates, OURS[kind]) for a in arrays]
             params = GRUParams(*ours) if kind == AFTER else Params(ours[0], ours[1], ours[2] + ours[3])
             return params if b is not None or b_h is not None else without_biases(params)
     got = {"W_x": w_x, "W_h": w_h, "b": b}
@@ -121,7 +125,7 @@ def has(weights: object, name: str) -> bool:
     return isinstance(weights, Mapping) and weights.get(name) is not None
 
 
-def leaf(weights: Foreign, *path: str, like: np.ndarray | None = None) -> np.ndarray:
+def leaf(weights: Foreign, *path: str, like: AnyArray | None = None) -> AnyArray:
     """The array at a path of names is copied; it must be a matrix, or have the shape of another array.
 
     Args:
@@ -130,7 +134,7 @@ def leaf(weights: Foreign, *path: str, like: np.ndarray | None = None) -> np.nda
       like: an array of the shape that is required; None for a matrix of any shape.
 
     Returns:
-      The array, of a floating dtype.
+      A new array of a floating dtype: JAX's if it was one, traced or not, and otherwise NumPy's.
 
     Raises:
       ValueError: a name is missing, or its value is not a floating array of the right shape.
@@ -143,14 +147,14 @@ def leaf(weights: Foreign, *path: str, like: np.ndarray | None = None) -> np.nda
     if isinstance(weights, np.ndarray):
         check_arrays(f"weights {'/'.join(path)}", weights)
     with naming(f"weights {'/'.join(path)}", "an array"):
-        a = _of_tensor(weights.detach().cpu()) if hasattr(weights, "detach") else np.array(weights)
+        a = _copied(weights)
     if not is_floating(a) or (a.ndim != 2 if like is None else a.shape != like.shape):
         expected = "a matrix" if like is None else f"{list(like.shape)} as its neighbours"
         raise bad(f"weights {'/'.join(path)}", expected, a, "give one cell, named as in jb.convert")
     return a
 
 
-def bias(weights: Foreign, *path: str, beside: np.ndarray) -> np.ndarray | None:
+def bias(weights: Foreign, *path: str, beside: AnyArray) -> AnyArray | None:
     """The bias at a path of names is copied; the result is None where it is missing.
 
     Args:
@@ -167,10 +171,10 @@ def bias(weights: Foreign, *path: str, beside: np.ndarray) -> np.ndarray | None:
     here = weights
     for name in path:
         here = here[name] if has(here, name) else None
-    return None if here is None else leaf(weights, *path, like=np.zeros(beside.shape[1], beside.dtype))
+    return None if here is None else leaf(weights, *path, like=or_zeros(None, beside))
 
 
-def or_zeros(found: np.ndarray | None, beside: np.ndarray) -> np.ndarray:
+def or_zeros(found: AnyArray | None, beside: AnyArray) -> AnyArray:
     """A bias that is missing becomes zeros, one for each column of the matrix beside it."""
     return np.zeros(beside.shape[1], beside.dtype) if found is None else found
 
@@ -187,18 +191,27 @@ def _whole(params: Foreign) -> Params | GRUParams | None:
     return root(**arrays) if arrays.keys() == set(root._fields) else None
 
 
-def _of_tensor(tensor: Foreign) -> np.ndarray:
-    """PyTorch's tensors become arrays; it cannot convert its own bfloat16, and float32 holds every one."""
-    if str(getattr(tensor, "dtype", "")) == "torch.bfloat16":
-        return np.array(tensor.float()).astype(jnp.bfloat16)
-    return np.array(tensor)
+def _copied(weights: Foreign) -> AnyArray:
+    """JAX's arrays stay JAX's, where they lie; PyTorch's bfloat16 goes through float32, which holds it."""
+    if isinstance(weights, jax.Array):
+        return jnp.array(weights)
+    if not hasattr(weights, "detach"):
+        return np.array(weights)
+    tensor = weights.detach().cpu()
+    is_bfloat16 = str(tensor.dtype) == "torch.bfloat16"
+    return np.array(tensor.float()).astype(jnp.bfloat16) if is_bfloat16 else np.array(tensor)
 
 
-def _fit(gates: list[str], w_x: np.ndarray, w_h: np.ndarray, *biases: np.ndarray) -> bool:
+def namespace(a: AnyArray) -> ModuleType:
+    """NumPy or jax.numpy: what computes with such an array."""
+    return jnp if isinstance(a, jax.Array) else np
+
+
+def _fit(gates: list[str], w_x: AnyArray, w_h: AnyArray, *biases: AnyArray) -> bool:
     columns = (len(gates) * w_h.shape[0],) if w_h.ndim == w_x.ndim == 2 else ()
     return w_x.shape[1:] == w_h.shape[1:] == columns and all(b.shape == columns for b in biases)
 
 
-def _reordered(a: np.ndarray, old: list[str], new: list[str]) -> np.ndarray:
-    blocks = np.split(a, len(old), axis=-1)
-    return np.concatenate([blocks[old.index(gate)] for gate in new], axis=-1)
+def _reordered(a: AnyArray, old: list[str], new: list[str]) -> Foreign:
+    blocks = namespace(a).split(a, len(old), axis=-1)
+    return namespace(a).concatenate([blocks[old.index(gate)] for gate in new], axis=-1)

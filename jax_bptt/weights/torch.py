@@ -12,10 +12,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jax_bptt.adapters.weights import (
+from jax_bptt.base.checks import check_arrays, flag, integer, is_floating
+from jax_bptt.base.errors import bad, named
+from jax_bptt.base.types import Foreign
+from jax_bptt.base.variants import root_of
+from jax_bptt.cell.cell import Params, without_biases
+from jax_bptt.cells.gru import GRUParams
+from jax_bptt.cells.lstm_projected import ProjectedParams
+from jax_bptt.weights.layout import (
     AFTER,
     ELMAN,
     LSTM,
+    AnyArray,
     GateOrders,
     bias,
     has,
@@ -24,13 +32,6 @@ from jax_bptt.adapters.weights import (
     to_our_order,
     to_their_order,
 )
-from jax_bptt.base.checks import check_arrays, flag, integer, is_floating
-from jax_bptt.base.errors import bad, named
-from jax_bptt.base.types import Foreign
-from jax_bptt.base.variants import root_of
-from jax_bptt.cell.cell import Params, without_biases
-from jax_bptt.cells.gru import GRUParams
-from jax_bptt.cells.lstm_projected import ProjectedParams
 
 GATES: GateOrders = {ELMAN: [""], LSTM: [*"ifgo"], AFTER: [*"rzn"]}
 
@@ -80,9 +81,9 @@ def from_torch(
       reverse: whether its backward direction is read.
 
     Returns:
-      The params of `elman`, `lstm` or `gru`, as NumPy arrays; of lstm(projection=P) if there is a weight_hr.
-      b is the sum of both biases, except in a GRU, which has both. Without biases they are those of a cell
-      with bias=False.
+      The params of `elman`, `lstm` or `gru`, arrays of the kind that came; of lstm(projection=P) if there
+      is a weight_hr. b is the sum of both biases, except in a GRU, which has both. Without
+      biases they are those of a cell with bias=False.
 
     Raises:
       ValueError: a name is missing, or the shapes are not those of such a cell.
@@ -124,7 +125,7 @@ def _of_projected(params: Foreign) -> dict[str, np.ndarray]:
     return matrices | {"bias_ih": b, "bias_hh": np.zeros_like(b)}  # (WL2)
 
 
-def _fit(w_x: np.ndarray, w_h: np.ndarray, w_p: np.ndarray) -> bool:
+def _fit(w_x: AnyArray, w_h: AnyArray, w_p: AnyArray) -> bool:
     if not w_x.ndim == w_h.ndim == w_p.ndim == 2:
         return False
     hidden, outputs = w_p.shape
