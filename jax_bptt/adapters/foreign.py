@@ -1,6 +1,6 @@
 """Any other cell of a framework becomes a step cell, whose step calls the cell for one row.
 
-    (state_t, y_t) = their cell(weights, state_{t−1}, x_t),   h_t = y_t
+    (c_t, y_t) = their cell(weights, c_{t−1}, x_t),   h_t = y_t
 
 h_t is a part of the carry that no later step reads. What is static about the cell is the key of a cache, so
 that the same cell with other weights compiles nothing again.
