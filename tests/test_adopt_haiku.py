@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ hk: Any = pytest.importorskip("haiku")
 import jax_bptt as jb  # noqa: E402
 from jax_bptt.adapters import haiku as ours  # noqa: E402
 
-T, B, I, H = 6, 4, 3, 5
+T, B, I, H = 6, 4, 3, 5  # noqa: E741
 KEY = jax.random.key(0)
 
 
@@ -52,6 +51,7 @@ class Nested(hk.RNNCore):
         return {"h": jnp.tile(h, (batch_size, 1)), "count": jnp.zeros((batch_size,), jnp.int32)}
 
 
+BOTH = hk.dynamic_unroll, ours.dynamic_unroll
 RESET = jnp.asarray(np.random.default_rng(2).random((T, B)) < 0.4)
 UNITS = hk.LSTMState(jnp.asarray(np.random.default_rng(3).random((T, B, H)) < 0.4), RESET)
 CORES = {
@@ -101,7 +101,10 @@ def model_of(row: Core, unroll: Callable[..., Any], **options: Any) -> Any:
 def primals(row: Core) -> tuple[Any, Any, Any]:
     """Random params, initial state and inputs."""
     initial = hk.transform(lambda: row.make().initial_state(B))
-    state, xs = random_like(3, numbers(initial.apply(initial.init(KEY), None))), random_like(4, numbers(row.xs))
+    state, xs = (
+        random_like(3, numbers(initial.apply(initial.init(KEY), None))),
+        random_like(4, numbers(row.xs)),
+    )
     return random_like(5, model_of(row, hk.dynamic_unroll).init(KEY, state, xs)), state, xs
 
 
@@ -165,6 +168,7 @@ class Noisy(hk.RNNCore):
         return jnp.zeros((batch_size, H))
 
 
+@jax.numpy_dtype_promotion("standard")  # as hk.dropout wants it
 @pytest.mark.parametrize("core", [lambda: hk.LSTM(H), Noisy, lambda: hk.DeepRNN([Noisy(), hk.GRU(H)])])
 def test_a_model_has_the_same_parameters_keys_states_and_gradients(core):
     def outcome(unroll):
@@ -200,7 +204,7 @@ def test_lift_vmap_remat_and_name_scopes():
 
     params = model(hk.dynamic_unroll).init(KEY, XS)
     jax.tree.map(np.testing.assert_array_equal, model(ours.dynamic_unroll).init(KEY, XS), params)
-    found = compared(*(lambda p, xs, u=u: model(u).apply(p, None, xs) for u in (hk.dynamic_unroll, ours.dynamic_unroll)), params, XS)
+    found = compared(*(lambda p, xs, u=u: [model(u).apply(p, None, xs)] for u in BOTH), params, XS)
     assert max(found.values()) < 1e-12, found
 
 
@@ -212,12 +216,16 @@ def shifted(next_f, args, kwargs, context):
     return jax.tree.map(lambda z: z + 0.1, next_f(*args, **kwargs))
 
 
+def cast(tree, dtype):
+    return jax.tree.map(lambda z: z.astype(dtype) if isinstance(z, jax.Array) else z, tree)
+
+
 class ToFloat32:
     """What a policy of the package jmp does."""
 
     param_dtype = jnp.float64
-    cast_to_compute = staticmethod(lambda tree: jax.tree.map(lambda z: z.astype(jnp.float32), tree))
-    cast_to_output = staticmethod(lambda tree: jax.tree.map(lambda z: z.astype(jnp.float64), tree))
+    cast_to_compute = staticmethod(lambda tree: cast(tree, jnp.float32))
+    cast_to_output = staticmethod(lambda tree: cast(tree, jnp.float64))
 
 
 HOOKS = {
@@ -228,6 +236,7 @@ HOOKS = {
 }
 
 
+@jax.numpy_dtype_promotion("standard")  # as policies want it
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_core_under_hooks_runs_as_it_is_and_adopt_refuses_it(hook):
     def model(unroll):
@@ -239,18 +248,22 @@ def test_a_core_under_hooks_runs_as_it_is_and_adopt_refuses_it(hook):
         return hk.transform(under)
 
     params = model(hk.dynamic_unroll).init(KEY, XS)
-    found = compared(*(lambda p, xs, u=u: model(u).apply(p, None, xs) for u in (hk.dynamic_unroll, ours.dynamic_unroll)), params, XS)
+    found = compared(*(lambda p, xs, u=u: [model(u).apply(p, None, xs)] for u in BOTH), params, XS)
     assert max(found.values()) < 1e-6, found
-    with pytest.raises(ValueError, match="run it by haiku.dynamic_unroll"):
+    with pytest.raises(ValueError, match="run it by haiku"):
         model(lambda core, xs, state: jb.adopt(core)).apply(params, None, XS)
-    assert max(ratios_of(CORES["LSTM"]).values()) < 1e-12  # a policy that is gone changes nothing
+    cell, _ = hk.transform(lambda: jb.adopt(hk.LSTM(H))).apply(params, None)  # a policy that is gone
+    assert cell is jb.lstm(I, H)
 
 
 def test_a_core_outside_of_hk_transform_is_a_function():
     w = random_like(1, jnp.zeros((H, I)))
-    core = lambda x, h: (2.0 * h, jnp.tanh(w @ x + h))
+
+    def core(x, h):
+        return 2.0 * h, jnp.tanh(w @ x + h)
+
     found = compared(
-        *(lambda xs, h, u=u: u(core, xs, h, reverse=True) for u in (hk.dynamic_unroll, ours.dynamic_unroll)),
+        *(lambda xs, h, u=u: u(core, xs, h, reverse=True) for u in BOTH),
         XS[:, 0],
         jnp.ones(H),
     )
@@ -269,9 +282,7 @@ def test_no_step_and_one_step(core, every):
 
     params = model(hk.dynamic_unroll, T).init(KEY, XS)
     for steps in (0, 1):
-        wanted, found = (
-            model(unroll, steps).apply(params, None, XS) for unroll in (hk.dynamic_unroll, ours.dynamic_unroll)
-        )
+        wanted, found = (model(unroll, steps).apply(params, None, XS) for unroll in BOTH)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-12), found, wanted)
         assert jax.tree.structure(found) == jax.tree.structure(wanted)
 
@@ -282,7 +293,9 @@ def test_every_gradient_method(name):
         assert max(ratios_of(CORES[name], gradient).values()) < 1e-12, gradient
     model = model_of(CORES[name], ours.dynamic_unroll, gradient=jb.truncated(1))
     params, state, xs = primals(CORES[name])
-    towards = jax.grad(lambda s: sum(z.sum() for z in jax.tree.leaves(numbers(model.apply(params, s, xs)[1]))))(state)
+    towards = jax.grad(
+        lambda s: sum(z.sum() for z in jax.tree.leaves(numbers(model.apply(params, s, xs)[1])))
+    )(state)
     assert not any(z.any() for z in jax.tree.leaves(towards))
 
 
@@ -296,7 +309,7 @@ def test_a_second_call_is_not_traced_again():
 
     def model(xs):
         core = hk.LSTM(H)
-        y, state = ours.dynamic_unroll(core, xs, core.initial_state(B))
+        y, _ = ours.dynamic_unroll(core, xs, core.initial_state(B))
         cells = [jb.adopt(core)[0] for _ in range(2)]
         assert cells[0] is cells[1] is jb.lstm(I, H)
         return (y**2).sum()
@@ -305,16 +318,160 @@ def test_a_second_call_is_not_traced_again():
     with jax.ensure_compile_time_eval():
         params = hk.transform(lambda xs: hk.LSTM(H)(xs[0], hk.LSTM(H).initial_state(B))).init(KEY, XS)
     step = jax.value_and_grad(loss)
-    optimizer = optax.adam(1e-2)
+    optimizer = optax.sgd(1e-2)
     state = optimizer.init(params)
     values = []
-    for k in range(5):
+    for _ in range(5):
         value, gradient = step(params, XS)
         updates, state = optimizer.update(gradient, state)
         params = optax.apply_updates(params, updates)
         values.append(float(value))
     assert len(traces) == 1
     assert values[-1] < values[0]
+
+
+def adopted_model(row: Core, input_size: int | None = None) -> Any:
+    """The model of a row by jb.adopt and jb.unroll."""
+
+    def unroll(core, xs, state):
+        if hk.running_init():
+            return hk.dynamic_unroll(core, xs, state)
+        xs, reset = xs if isinstance(xs, tuple) else (xs, None)
+        core = core.core if isinstance(core, hk.ResetCore) else core
+        cell, params = jb.adopt(core, input_size=input_size)
+        carry = cell.initial_carry(params, (B,))
+        if row.is_ours:
+            carry = jb.LSTMCarry(*state) if len(carry) == 2 else jb.Carry(state)
+            last, hs = jb.unroll(cell, params, carry, xs, reset=reset)
+            return hs, hk.LSTMState(*last) if len(last) == 2 else last.h
+        last, hs = jb.unroll(cell, params, carry._replace(state=state), xs)
+        return hs, last.state
+
+    return model_of(row, unroll)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["VanillaRNN", "VanillaRNN one bias", "LSTM", "GRU", "ResetCore LSTM", "DeepRNN", "skip connections"],
+)
+def test_an_adopted_core_is_differentiable_by_the_parameters_of_haiku(name):
+    row = CORES[name]
+    mine, theirs = adopted_model(row, None if row.is_ours else I), model_of(row, hk.dynamic_unroll)
+    found = compared(theirs.apply, mine.apply, *primals(row))
+    assert max(found.values()) < 1e-12, found
+
+
+def test_adopt_takes_params_with_and_without_the_name_of_the_module():
+    lstm, gru = (primals(CORES[name])[0] for name in ("LSTM", "GRU"))
+    net = {"other/linear": {"w": jnp.ones(2)}, **lstm}
+    for make, *given in ((hk.LSTM, net, {"linear": lstm["lstm/linear"]}), (hk.GRU, gru, gru["gru"])):
+        (cell, params), again = (
+            hk.transform(lambda p=p, make=make: jb.adopt(make(H), p)).apply({}, None) for p in given
+        )
+        assert cell is again[0]
+        jax.tree.map(np.testing.assert_array_equal, params, again[1])
+    cell, _ = hk.transform(lambda: jb.adopt(hk.DeepRNN([hk.GRU(H)]), gru, input_size=I)).apply({}, None)
+    assert isinstance(cell, jb.StepCell)
+
+
+def test_an_adopted_core_at_init_reads_the_parameters_that_one_call_has_made():
+    def model(xs):
+        core = hk.GRU(H)
+        core(xs[0], core.initial_state(B))
+        cell, params = jb.adopt(core)
+        return jb.unroll(cell, params, None, xs)[1]
+
+    model = hk.transform(model)
+    params = model.init(KEY, XS)
+    wanted = hk.transform(lambda: hk.dynamic_unroll(core := hk.GRU(H), XS, core.initial_state(B))[0]).apply(
+        params, None
+    )
+    np.testing.assert_allclose(model.apply(params, None, XS), wanted, 1e-12)
+
+
+def test_forms_of_should_reset():
+    def run(unroll, reset):
+        core = hk.ResetCore(hk.LSTM(H))
+        return unroll(core, (XS, reset), core.initial_state(B))
+
+    model = hk.transform(run)
+    params = model.init(KEY, hk.dynamic_unroll, RESET)
+    for reset in (RESET[:, 0], RESET.astype(float), np.asarray(RESET), RESET.astype(jnp.int32)):
+        wanted, found = (model.apply(params, None, unroll, reset) for unroll in BOTH)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-12, 1e-12), found, wanted)
+
+
+def test_a_core_in_bfloat16_stays_in_bfloat16():
+    def run(unroll, xs):
+        core = hk.LSTM(H)
+        return unroll(core, xs, jax.tree.map(lambda z: z.astype(xs.dtype), core.initial_state(B)))
+
+    xs = XS.astype(jnp.bfloat16)
+    params = hk.transform(run).init(KEY, hk.dynamic_unroll, xs)
+    wanted, found = (hk.transform(run).apply(params, None, unroll, xs) for unroll in BOTH)
+    assert params["lstm/linear"]["w"].dtype == jnp.bfloat16
+    assert jax.tree.map(jnp.result_type, found) == jax.tree.map(jnp.result_type, wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a.astype(float), b.astype(float), 0, 0.02), found, wanted
+    )
+
+
+def test_models_side_by_side_and_over_devices():
+    row = CORES["LSTM"]
+    theirs, mine = (model_of(row, unroll) for unroll in BOTH)
+    params, state, xs = primals(row)
+    stacked = jax.tree.map(lambda p: jnp.stack([p, 2.0 * p]), params)
+    found = compared(*(jax.vmap(m.apply, (0, None, None)) for m in (theirs, mine)), stacked, state, xs)
+    assert max(found.values()) < 1e-12, found
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def at(*axes):
+        return jax.NamedSharding(mesh, jax.P(*axes))
+
+    def loss(model):
+        return jax.jit(jax.value_and_grad(lambda *p: (model.apply(*p)[0] ** 2).sum(), (0, 1, 2)))
+
+    placed = (
+        jax.device_put(params, {"lstm/linear": {"w": at(None, "rows"), "b": at("rows")}}),
+        jax.device_put(state, at("rows")),
+        jax.device_put(xs, at(None, "rows")),
+    )
+    wanted, found = loss(theirs)(params, state, xs), loss(mine)(*placed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-12, 1e-12), found, wanted)
+
+
+def unroll_lstm(**options: Any) -> Any:
+    core = hk.LSTM(H)
+    return ours.dynamic_unroll(core, XS, core.initial_state(B), **options)
+
+
+PARAMS = {"lstm/linear": {"w": jnp.ones((I + H, 4 * H)), "b": jnp.ones(4 * H)}}
+REFUSED = {
+    "unroll: expected 1, got 2; leave it out": lambda: unroll_lstm(unroll=2),
+    "time_major: expected True or False, got 1": lambda: unroll_lstm(time_major=1),
+    "gradient: expected a gradient method": lambda: unroll_lstm(gradient="full"),
+    "core: expected an hk.RNNCore": lambda: ours.dynamic_unroll(None, XS, None),
+    "'LSTM' object|'tuple' object": lambda: ours.dynamic_unroll(hk.LSTM(H), XS, (jnp.zeros((B, H)),) * 2),
+    "dynamic_unroll: initial_state: expected shape .2., got float64.5.; make it by": lambda: (
+        ours.dynamic_unroll(lambda x, h: (h, h[:2]), XS, jnp.zeros(H))
+    ),
+    "All parameters must be created": lambda: ours.dynamic_unroll(hk.GRU(H), XS, jnp.zeros((B, H))),
+    "adopt: cell: expected a core that reads one array": lambda: jb.adopt(hk.ResetCore(hk.LSTM(H))),
+    "adopt: params: expected the parameters of the core gru.*call the core once before": lambda: jb.adopt(
+        hk.GRU(H)
+    ),
+    "adopt: input_size: expected a size": lambda: jb.adopt(hk.DeepRNN([hk.LSTM(H)])),
+    "adopt: cell: .*without random numbers": lambda: jb.adopt(Noisy(), input_size=I),
+    "adopt: cell: expected a cell with weights": lambda: jb.adopt(hk.IdentityCore(), input_size=I),
+    "adopt: params: expected those of an hk.transform": lambda: jb.adopt(hk.LSTM(H), jnp.ones(3)),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_refused(message):
+    with pytest.raises(ValueError, match=message) as error:
+        hk.transform(REFUSED[message]).apply(PARAMS, None)
+    print(error.value)
 
 
 def main() -> None:

@@ -136,6 +136,9 @@ def _by_scan(
             hidden = select(is_start, jax.tree.map(jnp.zeros_like, hidden), hidden)
         with running("cell", "a cell that is not called as cell(x, hidden) for one row is run by jb.scan"):
             made = call(x, hidden)
+        check_like(
+            "hidden", hidden, made, None, "pass what the cell returns for one row, with the rows in front"
+        )
         return select(is_there, made, hidden), zero_where_masked(is_there, _h(made))
 
     last, ys = scan(step, hidden, (xs, mask, reset), reverse=reverse, gradient=gradient)

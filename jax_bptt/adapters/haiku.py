@@ -17,8 +17,8 @@ from jax import Array
 
 from jax_bptt.adapters.adopted import H_ALONE, Adopted, CarryOrder, adopted, run, run_states
 from jax_bptt.adapters.foreign import Calls, as_step_cell
-from jax_bptt.base.checks import flag, is_array, is_floating
-from jax_bptt.base.errors import bad, named, naming
+from jax_bptt.base.checks import check_like, flag, is_array, is_floating
+from jax_bptt.base.errors import bad, named, naming, running
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.cells.elman import elman
@@ -251,9 +251,13 @@ def _by_scan(
 ) -> tuple[Any, Any]:
     """Any core runs as it is; its state of Haiku and its keys go from step to step, as in hk.scan."""
 
+    made_by = "make it by core.initial_state(batch_size)"
+
     def plain(state: ArrayTree, x: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
-        output, state = core(x, state)
-        return state, (output, state if return_all_states else None)
+        with running("core", f"initial_state: {made_by}"):
+            output, made = core(x, state)
+        check_like("initial_state", state, made, None, made_by)
+        return made, (output, made if return_all_states else None)
 
     def step(carry: ArrayTree, x: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
         state, of_haiku = carry
