@@ -45,6 +45,10 @@ def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tupl
         fix = "pass input_size=I, the length of one x"
         raise bad("input_size", "a size, as the cell has no attribute input_size", None, fix)
     leaves, structure = jax.tree.flatten(rest)
+    for leaf in leaves:
+        if isinstance(leaf, jax.core.Tracer):
+            fix = "run it by equinox.unroll"
+            raise bad("cell", "a cell whose integers and keys are known when it is traced", leaf, fix)
     return as_step_cell(_CALLS, (tuple(leaves), structure), weights, inputs)
 
 
