@@ -118,7 +118,7 @@ def unroll(
     leading, rows = xs.shape[:-1], xs.shape[1:-1]
     mask, reset = check_mark("mask", mask, leading), check_mark("reset", reset, leading)
     hidden = _zeros(cell, rows, (cell, xs)) if hidden is None else _checked(hidden, rows)
-    found = recognised(cell) if len(xs) else None
+    found = None if xs.shape[0] == 0 else recognised(cell)
     if found is None:
         return _by_scan(cell, hidden, Sequence(xs, mask, reset), gradient, reverse)
     like = jax.eval_shape(lambda: _zeros(cell, rows, xs))

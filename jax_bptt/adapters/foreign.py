@@ -66,7 +66,7 @@ def as_step_cell(
     """
     leaves, structure = jax.tree.flatten(params)
     if not leaves:
-        raise bad("cell", "a cell with weights", "none", "run it by jb.scan")
+        raise bad("cell", "a cell with weights", type(static).__name__, "run it by jb.scan")
     shapes = tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in leaves)
     make = _cell if is_hashable(static) else _cell.__wrapped__
     return make(calls, static, structure, shapes, input_size), params

@@ -19,7 +19,7 @@ from jax_bptt.adapters.adopted import H_ALONE, Adopted, CarryOrder, adopted, run
 from jax_bptt.adapters.foreign import Calls, as_step_cell
 from jax_bptt.base.checks import check_like, flag, is_array, is_floating
 from jax_bptt.base.errors import bad, named, naming, running
-from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape
+from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, Shape
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.cells.elman import elman
 from jax_bptt.cells.gru import gru
@@ -226,7 +226,7 @@ def _known(core: Foreign, inputs: Foreign, state: Foreign) -> _Known | None:
 
 def _fits(core: Foreign, found: Adopted, inputs: Foreign, state: Foreign) -> bool:
     """Whether inputs and state are what such a core takes."""
-    if not is_array(inputs) or inputs.ndim < 2 or not inputs.size:
+    if not is_array(inputs) or inputs.ndim < 2 or 0 in inputs.shape:
         return False
     is_real = not jnp.issubdtype(inputs.dtype, jnp.complexfloating)
     rows = inputs.shape[1:-1]
@@ -287,8 +287,9 @@ def _used(core: Foreign, params: Bundles, input_size: int) -> dict[str, dict[str
 
     def once() -> ArrayTree:
         with hk.custom_getter(note):
-            return core(jnp.zeros((1, input_size)), core.initial_state(1))
+            return core(jnp.zeros((1, input_size), dtype), _one_row(core, dtype))
 
+    dtype = jax.tree.leaves(params)[0].dtype
     fix = "run it by haiku.dynamic_unroll; or call it once before, core(x, core.initial_state(batch_size))"
     with naming("cell", "a core with parameters, for one array [batch, I], without random numbers", fix):
         jax.eval_shape(lambda: _pure(once)(params))
@@ -307,14 +308,13 @@ def _step(core: Foreign, params: Bundles, state: ArrayTree, x: Array) -> tuple[A
 
 
 def _begin(core: Foreign, params: Bundles, batch_shape: Shape, input_size: int) -> ArrayTree:
-    state = _pure(lambda: core.initial_state(1))(params)
-    dtype = jax.tree.leaves(params)[0].dtype
+    state = _pure(lambda: _one_row(core, jax.tree.leaves(params)[0].dtype))(params)
+    return jax.tree.map(lambda z: jnp.broadcast_to(z[0], (*batch_shape, *z.shape[1:])), state)
 
-    def rows(z: Array) -> Array:
-        z = jnp.broadcast_to(z[0], (*batch_shape, *z.shape[1:]))
-        return z.astype(dtype) if is_floating(z) else z
 
-    return jax.tree.map(rows, state)
+def _one_row(core: Foreign, dtype: DType) -> ArrayTree:
+    """The initial state of a batch of one row, in this dtype."""
+    return jax.tree.map(lambda z: z.astype(dtype) if is_floating(z) else z, core.initial_state(1))
 
 
 _CALLS = Calls(_step, _begin)
