@@ -96,7 +96,7 @@ def test_no_step_and_one_step(core, every):
         assert jax.tree.structure(found) == jax.tree.structure(wanted)
 
 
-@pytest.mark.parametrize("name", ["VanillaRNN", "LSTM", "GRU", "DeepRNN", "nested"])
+@pytest.mark.parametrize("name", ["VanillaRNN", "LSTM", "GRU", "DeepRNN", "DeepRNN of ours", "nested"])
 def test_every_gradient_method(name):
     for gradient in (jb.checkpointed(), jb.rtrl(), jb.parallel(), jb.autodiff()):
         assert max(ratios_of(CORES[name], gradient).values()) < 1e-12, gradient

@@ -33,6 +33,7 @@ from jax_bptt.weights.haiku import from_haiku
 Bundles: TypeAlias = Mapping[str, Mapping[str, Array]]  # parameters by the name of their module
 
 _HIDDEN_AND_CELL = CarryOrder(lambda s: LSTMCarry(h=s.hidden, c=s.cell), lambda s: hk.LSTMState(s.h, s.c))
+_ACTIVATIONS = jnp.tanh, jax.nn.relu, jax.nn.sigmoid
 
 
 def adopted_cell(core: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
@@ -129,9 +130,10 @@ def dynamic_unroll(
 
     (output_t, state_t) = core(input_t, state_{t−1})
 
-    hk.VanillaRNN, hk.LSTM and hk.GRU, also inside hk.ResetCore, run as `elman`, `lstm` and `gru`; any other
-    core, or function of (input, state), runs as it is, with its hk.get_state and its hk.next_rng_key. In init
-    Haiku's own function runs, so that a key makes the same parameters.
+    hk.VanillaRNN, hk.LSTM and hk.GRU, also inside hk.ResetCore, run as `elman`, `lstm` and `gru`, and an
+    hk.DeepRNN of them layer by layer; any other core, or function of (input, state), runs as it is, with its
+    hk.get_state and its hk.next_rng_key. In init Haiku's own function runs, so that a key makes the same
+    parameters.
 
     Args:
       core: an hk.RNNCore, or a function (input, state) -> (output, state).
@@ -171,18 +173,8 @@ def dynamic_unroll(
     if base.inside_transform() and hk.running_init():
         return hk.dynamic_unroll(core, input_sequence, initial_state, **flags)
     inputs = input_sequence if time_major else _swapped(input_sequence)
-    known = _known(core, inputs, initial_state)
-    if known is None:
-        outputs, state = _by_scan(core, inputs, initial_state, gradient, reverse, return_all_states)
-    elif return_all_states:
-        _, state = run_states(
-            known.core, initial_state, known.xs, gradient, reset=known.reset, reverse=reverse
-        )
-        outputs = jax.tree.leaves(state)[0]
-    else:
-        state, outputs = run(
-            known.core, initial_state, known.xs, gradient, reset=known.reset, reverse=reverse
-        )
+    options = _Options(gradient, reverse, return_all_states)
+    outputs, state = _unrolled(core, inputs, initial_state, options)
     if time_major:
         return outputs, state
     return _swapped(outputs), _swapped(state) if return_all_states else state
@@ -191,6 +183,50 @@ def dynamic_unroll(
 def _swapped(tree: ArrayTree) -> ArrayTree:
     """The first two axes, time and batch, change places."""
     return jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), tree)
+
+
+class _Options(NamedTuple):
+    """How a core is unrolled, see `dynamic_unroll`."""
+
+    gradient: GradientMethod
+    reverse: bool
+    return_all_states: bool
+
+
+def _unrolled(core: Foreign, inputs: Foreign, state: Foreign, options: _Options) -> tuple[Any, Any]:
+    """Outputs, and the last state or all states, of a sequence with the time first."""
+    if _is_stack(core, state):
+        return _by_layers(core, inputs, state, options)
+    known = _known(core, inputs, state)
+    if known is None:
+        return _by_scan(core, inputs, state, options)
+    given = known.core, state, known.xs, options.gradient
+    if options.return_all_states:
+        _, states = run_states(*given, reset=known.reset, reverse=options.reverse)
+        return jax.tree.leaves(states)[0], states
+    last, outputs = run(*given, reset=known.reset, reverse=options.reverse)
+    return outputs, last
+
+
+def _is_stack(core: Foreign, state: Foreign) -> bool:
+    """Whether a core can run layer by layer: an hk.DeepRNN of cores that are ours, and of activations."""
+    if type(core) is not hk.DeepRNN or _is_hooked(core) or not isinstance(state, tuple):
+        return False
+    cores = [layer for layer in core.layers if isinstance(layer, hk.RNNCore)]
+    are_known = all(layer in _ACTIVATIONS or _names(layer) for layer in core.layers)
+    return are_known and len(cores) == len(state)
+
+
+def _by_layers(core: Foreign, xs: Foreign, state: Foreign, options: _Options) -> tuple[Any, Any]:
+    """The outputs of all steps of a layer are the inputs of the next."""
+    before, after = iter(state), []
+    for layer in core.layers:
+        if isinstance(layer, hk.RNNCore):
+            xs, made = _unrolled(layer, xs, next(before), options)
+            after.append(made)
+        else:
+            xs = layer(xs)
+    return xs, tuple(after)
 
 
 class _Known(NamedTuple):
@@ -241,23 +277,17 @@ def _are_pair_of_arrays(inputs: Foreign) -> bool:
     return isinstance(inputs, (tuple, list)) and len(inputs) == 2 and all(map(is_array, inputs))
 
 
-def _by_scan(
-    core: Foreign,
-    inputs: ArrayTree,
-    state: ArrayTree,
-    gradient: GradientMethod,
-    reverse: bool,
-    return_all_states: bool,
-) -> tuple[Any, Any]:
+def _by_scan(core: Foreign, inputs: ArrayTree, state: ArrayTree, options: _Options) -> tuple[Any, Any]:
     """Any core runs as it is; its state of Haiku and its keys go from step to step, as in hk.scan."""
 
+    going: Foreign = {"reverse": options.reverse, "gradient": options.gradient}
     made_by = "make it by core.initial_state(batch_size)"
 
     def plain(state: ArrayTree, x: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
         with running("core", f"initial_state: {made_by}"):
             output, made = core(x, state)
         check_like("initial_state", state, made, None, made_by)
-        return made, (output, made if return_all_states else None)
+        return made, (output, made if options.return_all_states else None)
 
     def step(carry: ArrayTree, x: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
         state, of_haiku = carry
@@ -267,13 +297,13 @@ def _by_scan(
             return (state, stateful.internal_state(params=False)), made
 
     if not base.inside_transform():
-        last, (outputs, states) = scan(plain, state, inputs, reverse=reverse, gradient=gradient)
-        return outputs, states if return_all_states else last
+        last, (outputs, states) = scan(plain, state, inputs, **going)
+        return outputs, states if options.return_all_states else last
     stateful.reserve_up_to_full_rng_block()
     init = state, stateful.internal_state(params=False)
-    (last, of_haiku), (outputs, states) = scan(step, init, inputs, reverse=reverse, gradient=gradient)
+    (last, of_haiku), (outputs, states) = scan(step, init, inputs, **going)
     stateful.update_internal_state(of_haiku)
-    return outputs, states if return_all_states else last
+    return outputs, states if options.return_all_states else last
 
 
 def _used(core: Foreign, params: Bundles, input_size: int) -> dict[str, dict[str, Array]]:

@@ -63,6 +63,9 @@ CORES = {
     "ResetCore GRU": Core(lambda: hk.ResetCore(hk.GRU(H)), (jnp.zeros((T, B, I)), RESET), True),
     "ResetCore of units": Core(lambda: hk.ResetCore(hk.LSTM(H)), (jnp.zeros((T, B, I)), UNITS)),
     "DeepRNN": Core(lambda: hk.DeepRNN([hk.LSTM(H), jax.nn.relu, hk.Linear(4), hk.GRU(H)])),
+    "DeepRNN of ours": Core(
+        lambda: hk.DeepRNN([hk.LSTM(H), jax.nn.relu, hk.GRU(H), jnp.tanh, hk.VanillaRNN(4)]), is_ours=True
+    ),
     "skip connections": Core(lambda: hk.deep_rnn_with_skip_connections([hk.LSTM(H), hk.VanillaRNN(H)])),
     "ResetCore DeepRNN": Core(
         lambda: hk.ResetCore(hk.DeepRNN([hk.GRU(H), hk.LSTM(H)])), (jnp.zeros((T, B, I)), RESET)
