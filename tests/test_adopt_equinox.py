@@ -173,7 +173,9 @@ REFUSED = {
         PERMUTED
     ),
     "adopt: input_size: expected a size": lambda c: jb.adopt(eqx.nn.Linear(H, H, key=KEY)),
-    "adopt: cell: expected a cell with weights, got": lambda c: jb.adopt(eqx.nn.Identity(), input_size=I),
+    "adopt: cell: expected a cell with weights, got Identity": lambda c: jb.adopt(
+        eqx.nn.Identity(), input_size=I
+    ),
     "adopt: cell: expected a cell whose step takes one row.*jb.scan": lambda c: jb.adopt(
         eqx.nn.Linear(H, H, key=KEY), input_size=I
     ),

@@ -202,7 +202,9 @@ REFUSED = {
     ),
     "adopt: input_size: expected a size": lambda: jb.adopt(hk.DeepRNN([hk.LSTM(H)])),
     "adopt: cell: .*without random numbers": lambda: jb.adopt(Noisy(), input_size=I),
-    "adopt: cell: expected a cell with weights, got": lambda: jb.adopt(hk.IdentityCore(), input_size=I),
+    "adopt: cell: expected a cell with weights, got IdentityCore": lambda: jb.adopt(
+        hk.IdentityCore(), input_size=I
+    ),
     "adopt: params: expected those of an hk.transform": lambda: jb.adopt(hk.LSTM(H), jnp.ones(3)),
 }
 

@@ -40,6 +40,8 @@ def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tupl
     if found is not None:
         return found.cell, found.params
     weights, rest = eqx.partition(cell, eqx.is_inexact_array)
+    if not jax.tree.leaves(weights):
+        raise bad("cell", "a cell with weights", cell, "run it by equinox.unroll")
     inputs = input_size or getattr(cell, "input_size", None)
     if inputs is None:
         fix = "pass input_size=I, the length of one x"
