@@ -21,7 +21,7 @@ from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.cells.lstm import LSTMCarry
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.arguments import with_dtype
-from jax_bptt.unrolling.unroll import unroll
+from jax_bptt.unrolling.unroll import unroll, unroll_states
 
 
 class CarryOrder(NamedTuple):
@@ -97,18 +97,43 @@ def run(
       Their carry after the run, and the outputs of all steps, [T, ..., H]; where the mask is False an output
       repeats the one before.
     """
-    ours = found.order.to_ours(carry)
-    dtype = _widest(*jax.tree.leaves((found.params, ours, xs)))
-    params, ours, xs = jax.tree.map(lambda z: z.astype(dtype), (found.params, ours, xs))
+    params, ours, xs = _promoted(found, carry, xs)
     last, hs = unroll(
         found.cell, params, ours, xs, gradient=gradient, mask=mask, reset=reset, reverse=reverse
     )
     return found.order.to_theirs(last), hs
 
 
+def run_states(
+    found: Adopted,
+    carry: Foreign,
+    xs: Array,
+    gradient: GradientMethod,
+    *,
+    reset: Mark = None,
+    reverse: bool = False,
+) -> tuple[Foreign, Foreign]:
+    """`run` that returns the carries of all steps, in the order of the framework, leaves [T, ..., H]."""
+    params, ours, xs = _promoted(found, carry, xs)
+    last, states = unroll_states(
+        found.cell, params, ours, xs, gradient=gradient, reset=reset, reverse=reverse
+    )
+    return found.order.to_theirs(last), found.order.to_theirs(states)
+
+
 def zero_where_masked(mask: Mark, ys: Array) -> Array:
     """Outputs behind the end of a sequence are zero."""
     return ys if mask is None else jnp.where(trailing(mask, ys), ys, jnp.zeros_like(ys))
+
+
+def _promoted(found: Adopted, carry: Foreign, xs: Array) -> tuple[ArrayTree, State, Array]:
+    """Params, our carry and inputs in the dtype that holds all of them."""
+    ours = found.order.to_ours(carry)
+    dtype = _widest(*jax.tree.leaves((found.params, ours, xs)))
+    promoted: tuple[ArrayTree, State, Array] = jax.tree.map(
+        lambda z: z.astype(dtype), (found.params, ours, xs)
+    )
+    return promoted
 
 
 def _widest(*arrays: Array) -> DType:

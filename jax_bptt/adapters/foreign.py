@@ -62,9 +62,11 @@ def as_step_cell(
       The cell, whose carry is a `ForeignCarry`, and the params.
 
     Raises:
-      ValueError: what the cell returns for one row is no vector.
+      ValueError: the cell has no weights, or what it returns for one row is no vector.
     """
     leaves, structure = jax.tree.flatten(params)
+    if not leaves:
+        raise bad("cell", "a cell with weights", type(static).__name__, "run it by jb.scan")
     shapes = tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in leaves)
     make = _cell if is_hashable(static) else _cell.__wrapped__
     return make(calls, static, structure, shapes, input_size), params

@@ -98,4 +98,5 @@ def from_haiku(weights: Mapping[str, Foreign]) -> Params | GRUParams:
 
 def _per_gate(values: tuple[int, ...], like: AnyArray) -> np.ndarray:
     """The value of each gate is repeated for each of its units, to match the last axis of an array."""
-    return np.repeat(np.array(values, like.dtype), like.shape[-1] // len(values))
+    row = np.repeat(np.array(values, like.dtype), like.shape[-1] // len(values))
+    return row.reshape((1,) * (like.ndim - 1) + row.shape)
