@@ -5,18 +5,118 @@ SimpleCell(residual=True) adds h_{t−1} before the activation: W_h + 1 takes th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import Array
 
-from jax_bptt.adapters.adopted import C_H, H_ALONE, Adopted, adopted
+from jax_bptt.adapters.adopted import C_H, H_ALONE, Adopted, adopted, run
+from jax_bptt.adapters.flax_sequences import Runner, over_sequence, time_axis_of, without_time
 from jax_bptt.adapters.foreign import Calls, as_step_cell
 from jax_bptt.adapters.gated import elman_with, gru_with, is_pointwise, lstm_with
-from jax_bptt.base.errors import bad
-from jax_bptt.base.types import ArrayTree, Foreign, Shape
+from jax_bptt.base.errors import bad, named
+from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape
 from jax_bptt.cell.step_cell import AnyCell
+from jax_bptt.gradients.full import full
+from jax_bptt.gradients.method import GradientMethod
+from jax_bptt.unrolling.arguments import check_method
+from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.flax_nnx import from_nnx
+
+
+class RNN(nnx.RNN):
+    """`RNN` is nnx.RNN with a gradient method; its state is the same, under the same paths.
+
+    (c_t, y_t) = cell(c_{t−1}, x_t)
+
+    Args:
+      cell: as for nnx.RNN. SimpleCell, GRUCell, LSTMCell and OptimizedLSTMCell run as cells of this library,
+        with one product a step; every other cell is called as it is, and what it changes in itself, such as
+        statistics and counts of its random numbers, goes on from step to step.
+      time_major, return_carry, reverse, keep_order, rngs: as for nnx.RNN.
+      unroll, state_axes, broadcast_rngs: what they are by default; there is nothing else here.
+      gradient: the gradient method.
+
+    Returns:
+      A module whose call has the arguments and results of nnx.RNN, with two differences behind the
+      seq_lengths of a row: outputs are zero there, and the last carry of a row of length 0 is its initial
+      carry.
+
+    Raises:
+      ValueError: unroll, state_axes or broadcast_rngs is not what it is by default.
+
+    >>> rnn = RNN(nnx.GRUCell(3, 5, rngs=nnx.Rngs(0)), gradient=jb.truncated(10))
+    >>> rnn(jnp.ones((2, 7, 3)), seq_lengths=jnp.array([7, 4])).shape
+    (2, 7, 5)
+    """
+
+    @named("flax_nnx.RNN")
+    def __init__(
+        self,
+        cell: Foreign,
+        *,
+        time_major: bool = False,
+        return_carry: bool = False,
+        reverse: bool = False,
+        keep_order: bool = False,
+        unroll: int = 1,
+        state_axes: Mapping[str, Foreign] | None = None,
+        broadcast_rngs: Foreign = None,
+        rngs: Foreign = True,
+        gradient: GradientMethod = full(),
+    ) -> None:
+        given = {"unroll": (unroll, 1), "state_axes": (state_axes, None)}
+        for argument, (value, default) in {**given, "broadcast_rngs": (broadcast_rngs, None)}.items():
+            if value != default:
+                raise bad(argument, repr(default), repr(value), "leave it out, or use nnx.RNN")
+        check_method(gradient)
+        super().__init__(
+            cell,
+            time_major=time_major,
+            return_carry=return_carry,
+            reverse=reverse,
+            keep_order=keep_order,
+            rngs=rngs,
+        )
+        self.gradient = nnx.static(gradient)
+
+    @named("flax_nnx.RNN")
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        initial_carry: Foreign = None,
+        seq_lengths: Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        rngs: Foreign = None,
+    ) -> Foreign:
+        return_carry = self.return_carry if return_carry is None else return_carry
+        time_major = self.time_major if time_major is None else time_major
+        reverse = self.reverse if reverse is None else reverse
+        keep_order = self.keep_order if keep_order is None else keep_order
+        rngs = self.rngs if rngs is None else rngs
+        feature_axes = self.cell.num_feature_axes
+        time_axis = time_axis_of(inputs, feature_axes, time_major)
+        if initial_carry is None:
+            stream = rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
+            initial_carry = self.cell.initialize_carry(without_time(inputs, time_axis), stream)
+        carry, outputs = over_sequence(
+            _runner(self.cell, self.gradient),
+            initial_carry,
+            inputs,
+            seq_lengths,
+            time_axis=time_axis,
+            batch_axes=inputs.ndim - feature_axes - 1,
+            reverse=reverse,
+            keep_order=keep_order,
+        )
+        return (carry, outputs) if return_carry else outputs
 
 
 def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
@@ -57,6 +157,48 @@ def _is_changed(cell: Foreign) -> bool:
     functions = [cell.activation_fn, *([cell.gate_fn] if hasattr(cell, "gate_fn") else [])]
     is_plain = all(type(part) is nnx.Linear and part.promote_dtype is dtypes.promote_dtype for part in parts)
     return not (is_plain and all(map(is_pointwise, functions)))
+
+
+def _runner(cell: Foreign, gradient: GradientMethod) -> Runner:
+    """The cell runs as one of ours, or as it is."""
+    found = recognised(cell)
+    if found is not None:
+        return lambda carry, xs, mask, reverse: run(found, carry, xs, gradient, mask=mask, reverse=reverse)
+
+    def runner(carry: ArrayTree, xs: Array, mask: Mark, reverse: bool) -> tuple[ArrayTree, ArrayTree]:
+        is_changed = _changed_by_a_step(cell, carry, xs[0])
+        graph, changed, fixed = nnx.split(cell, is_changed, ...)
+        if mask is not None and jax.tree.leaves(changed):
+            fix = "leave it out, or keep no statistics and no random numbers in the cell"
+            raise bad("seq_lengths", "None for a cell that changes its own state", "lengths", fix)
+
+        def body(state: ArrayTree, x: Array) -> tuple[ArrayTree, ArrayTree]:
+            c, changed = state
+            one = nnx.merge(graph, changed, fixed)
+            c, y = one(c, x)
+            return (c, nnx.state(one, is_changed)), y
+
+        (carry, changed), ys = scan(body, (carry, changed), xs, reverse=reverse, gradient=gradient, mask=mask)
+        nnx.update(cell, changed)
+        return carry, ys
+
+    return runner
+
+
+def _changed_by_a_step(cell: Foreign, carry: ArrayTree, x: Array) -> Foreign:
+    """A filter for the variables of a cell that its step replaces; they are found on shapes alone."""
+    paths = set()
+
+    def step(carry: ArrayTree, x: Array) -> None:
+        one = nnx.clone(cell)
+        before = dict(nnx.to_flat_state(nnx.state(one)))
+        values = {path: variable[...] for path, variable in before.items()}
+        one(carry, x)
+        after = dict(nnx.to_flat_state(nnx.state(one)))
+        paths.update(path for path in after if after[path][...] is not values.get(path))
+
+    jax.eval_shape(step, carry, x)
+    return lambda path, _: path in paths
 
 
 def _step(graph: Foreign, params: ArrayTree, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
