@@ -1,24 +1,31 @@
 """Cells of flax.linen are adopted with their params; `RNN` and `ScannedRNN` run them with a gradient method.
 
-SimpleCell(residual=True) adds h_{t−1} before the activation: W_h + 1 takes the place of W_h. Parameters are
-made by the modules of linen, under their names and from their keys.
+Parameters are made by the modules of linen, under their names and from their keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import scope
+from flax.core import lift
 from flax.linen import module as linen_module
+from flax.linen.transforms import lift_direct_transform
 from jax import Array
 
-from jax_bptt.adapters.adopted import C_H, H_ALONE, Adopted, adopted, run
+from jax_bptt.adapters.adopted import Adopted, run
+from jax_bptt.adapters.flax_cells import (
+    as_ours,
+    check_begins_at_zero,
+    check_direction,
+    is_usual,
+    known_input_size,
+    runner_of,
+)
 from jax_bptt.adapters.flax_sequences import Runner, over_sequence, time_axis_of, without_time
 from jax_bptt.adapters.foreign import Calls, as_step_cell
-from jax_bptt.adapters.gated import elman_with, gru_with, is_pointwise, lstm_with
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
 from jax_bptt.cell.step_cell import AnyCell
@@ -28,12 +35,7 @@ from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.flax_linen import from_linen
 
-_SCAN_DEFAULTS: dict[str, Foreign] = {  # arguments of nn.scan for which there is nothing here
-    "unroll": 1,
-    "variable_axes": {},
-    "variable_carry": False,
-    "split_rngs": {"params": False},
-}
+_DEFAULTS = {"unroll": 1, "variable_axes": {}, "variable_carry": False}  # there is nothing else here
 
 
 class RNN(nn.RNN):
@@ -45,6 +47,7 @@ class RNN(nn.RNN):
       cell: as for nn.RNN. SimpleCell, GRUCell, LSTMCell and OptimizedLSTMCell run as cells of this library,
         with one product a step; every other cell is called as it is.
       time_major, return_carry, reverse, keep_order, variable_broadcast: as for nn.RNN.
+      split_rngs: random numbers that the cell draws are the same at all steps: False for each of them.
       gradient: the gradient method.
 
     Returns:
@@ -52,7 +55,8 @@ class RNN(nn.RNN):
       of a row: outputs are zero there, and the last carry of a row of length 0 is its initial carry.
 
     Raises:
-      ValueError: unroll, variable_axes, variable_carry or split_rngs is not what it is by default.
+      ValueError: unroll, variable_axes or variable_carry is not what it is by default, or split_rngs is True
+        for something.
 
     >>> rnn = RNN(nn.GRUCell(5), gradient=jb.truncated(10))
     >>> variables = rnn.init(jax.random.key(0), jnp.ones((2, 7, 3)))
@@ -65,10 +69,13 @@ class RNN(nn.RNN):
     @named("flax_linen.RNN")
     def __post_init__(self) -> None:
         check_method(self.gradient)
-        for argument, default in _SCAN_DEFAULTS.items():
+        for argument, default in _DEFAULTS.items():
             value = getattr(self, argument)
-            if (dict(value) if isinstance(value, Mapping) else value) != default:
+            if value != default:
                 raise bad(argument, repr(default), repr(value), "leave it out, or use nn.RNN")
+        if any(self.split_rngs.values()):
+            fix = "leave it out, or use nn.RNN"
+            raise bad("split_rngs", "False for every collection", repr(self.split_rngs), fix)
         super().__post_init__()
 
     @named("flax_linen.RNN")
@@ -84,8 +91,6 @@ class RNN(nn.RNN):
         reverse: bool | None = None,
         keep_order: bool | None = None,
     ) -> Foreign:
-        if "params" not in self.cell.variables:
-            super().__call__(inputs, initial_carry=initial_carry, init_key=init_key, time_major=time_major)
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
@@ -95,8 +100,10 @@ class RNN(nn.RNN):
         if initial_carry is None:
             key = jax.random.key(0) if init_key is None else init_key
             initial_carry = self.cell.initialize_carry(key, without_time(inputs, time_axis))
+        if "params" not in self.cell.variables:
+            self.cell(initial_carry, jnp.take(inputs, 0, time_axis))  # makes them
         carry, outputs = over_sequence(
-            _runner(self.cell, self.variable_broadcast, self.gradient),
+            _runner(self, self.cell),
             initial_carry,
             inputs,
             seq_lengths,
@@ -164,63 +171,58 @@ class ScannedRNN(nn.Module):
 
 def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """A cell of flax.linen, or the cell of an nn.RNN, becomes one of ours, see `adopt`."""
-    params = cell.variables if params is None else params
+    if params is None:
+        if cell.scope is None:
+            raise bad("params", "the params of the cell", None, 'pass params=variables["params"]')
+        params = cell.variables
     params = params.get("params", params)
     if isinstance(cell, nn.RNN):
-        for argument in ("reverse", "keep_order"):
-            if getattr(cell, argument):
-                raise bad(f"cell.{argument}", "False", True, f"adopt cell.cell and run it with {argument}")
+        check_direction(cell)
         params = params.get("cell", params)
         cell = cell.cell
     found = recognised(cell, params)
     if found is not None:
-        if cell.carry_init is not nn.initializers.zeros_init():
-            fix = "leave it out, and pass the carry of cell.initialize_carry to jb.unroll"
-            raise bad("cell.carry_init", "zeros, as the carry of the adopted cell", cell.carry_init, fix)
+        check_begins_at_zero(cell)
         return found.cell, found.params
-    if input_size is None:
-        fix = "pass input_size=I, as a cell of flax.linen does not say it"
-        raise bad("input_size", f"the size of the inputs of a {type(cell).__name__}", None, fix)
+    input_size = known_input_size(cell, input_size)
     return as_step_cell(_CALLS, cell.clone(parent=None, name=None), nn.meta.unbox(params), input_size)
 
 
 def recognised(cell: Foreign, params: Foreign) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
-    kind = type(cell)
-    if kind not in (nn.SimpleCell, nn.GRUCell, nn.LSTMCell, nn.OptimizedLSTMCell):
-        return None
-    functions = [cell.activation_fn, *([cell.gate_fn] if hasattr(cell, "gate_fn") else [])]
-    if not all(not isinstance(f, nn.Module) and is_pointwise(f) for f in functions):
-        return None
-    ours = from_linen(nn.meta.unbox(params))
-    sizes = ours.w_x.shape[0], ours.w_h.shape[0]
-    if kind is nn.SimpleCell:
-        if cell.residual:
-            ours = ours._replace(w_h=ours.w_h + jnp.eye(len(ours.w_h), dtype=ours.w_h.dtype))
-        return adopted(elman_with(*sizes, cell.activation_fn, True), ours, H_ALONE, cell.dtype)
-    if kind is nn.GRUCell:
-        cell_of_ours = gru_with(*sizes, cell.gate_fn, cell.activation_fn, True)
-        return adopted(cell_of_ours, ours, H_ALONE, cell.dtype)
-    return adopted(lstm_with(*sizes, cell.gate_fn, cell.activation_fn, True), ours, C_H, cell.dtype)
+    kinds = nn.SimpleCell, nn.GRUCell, nn.LSTMCell, nn.OptimizedLSTMCell
+    return (
+        as_ours(cell, from_linen(nn.meta.unbox(params))) if type(cell) in kinds and is_usual(cell) else None
+    )
 
 
-def _runner(cell: Foreign, broadcast: Foreign, gradient: GradientMethod) -> Runner:
+def _runner(rnn: RNN, cell: Foreign) -> Runner:
     """The cell runs as one of ours, or as it is."""
-    variables = {name: v for name, v in cell.variables.items() if scope.in_filter(broadcast, name)}
     is_intercepted = bool(getattr(linen_module, "_global_interceptor_stack", ()))  # by nn.intercept_methods
-    found = None if is_intercepted else recognised(cell, variables.get("params", {}))
+    found = None if is_intercepted else recognised(cell, cell.variables.get("params", {}))
     if found is not None:
-        return lambda carry, xs, mask, reverse: run(found, carry, xs, gradient, mask=mask, reverse=reverse)
-    unbound = cell.clone(parent=None, name=None)
+        return runner_of(cell, found, rnn.gradient)
 
     def runner(carry: ArrayTree, xs: Array, mask: Mark, reverse: bool) -> tuple[ArrayTree, ArrayTree]:
-        def body(c: ArrayTree, x: Array) -> tuple[ArrayTree, ArrayTree]:
-            made: tuple[ArrayTree, ArrayTree] = unbound.apply(variables, c, x)
-            return made
+        def over_steps(step: Callable[..., tuple[ArrayTree, ArrayTree]], scopes: Foreign) -> Foreign:
+            def run_packed(unpack: Foreign, _: Foreign, variables: Foreign, rngs: Foreign) -> Foreign:
+                def body(c: ArrayTree, x: Array) -> tuple[ArrayTree, ArrayTree]:
+                    return step(unpack(variables, rngs), c, x)
 
-        return scan(body, carry, xs, reverse=reverse, gradient=gradient, mask=mask)
+                return scan(body, carry, xs, reverse=reverse, gradient=rnn.gradient, mask=mask), ()
+
+            return lift.pack(run_packed, (rnn.variable_broadcast,), (), tuple(rnn.split_rngs))(scopes)
+
+        # as nn.scan does it: also where a part of the cell belongs to another module
+        made: tuple[ArrayTree, ArrayTree] = lift_direct_transform(over_steps, (_call,), cell)
+        return made
 
     return runner
+
+
+def _call(cell: Foreign, carry: ArrayTree, x: Array) -> tuple[ArrayTree, ArrayTree]:
+    made: tuple[ArrayTree, ArrayTree] = cell(carry, x)
+    return made
 
 
 def _step(cell: Foreign, params: ArrayTree, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:

@@ -1,22 +1,25 @@
-"""Cells of flax.nnx are adopted with their weights; `RNN` is nnx.RNN with a gradient method.
-
-SimpleCell(residual=True) adds h_{t−1} before the activation: W_h + 1 takes the place of W_h.
-"""
+"""Cells of flax.nnx are adopted with their weights; `RNN` is nnx.RNN with a gradient method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import Array
 
-from jax_bptt.adapters.adopted import C_H, H_ALONE, Adopted, adopted, run
+from jax_bptt.adapters.adopted import Adopted
+from jax_bptt.adapters.flax_cells import (
+    as_ours,
+    check_begins_at_zero,
+    check_direction,
+    is_usual,
+    known_input_size,
+    runner_of,
+)
 from jax_bptt.adapters.flax_sequences import Runner, over_sequence, time_axis_of, without_time
 from jax_bptt.adapters.foreign import Calls, as_step_cell
-from jax_bptt.adapters.gated import elman_with, gru_with, is_pointwise, lstm_with
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape
 from jax_bptt.cell.step_cell import AnyCell
@@ -25,6 +28,13 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.flax_nnx import from_nnx
+
+_PRODUCTS = {  # the dense layers of a cell
+    nnx.SimpleCell: ["dense_i", "dense_h"],
+    nnx.GRUCell: ["dense_i", "dense_h"],
+    nnx.OptimizedLSTMCell: ["dense_i", "dense_h"],
+    nnx.LSTMCell: ["ii", "if_", "ig", "io", "hi", "hf", "hg", "ho"],
+}
 
 
 class RNN(nnx.RNN):
@@ -122,48 +132,49 @@ class RNN(nnx.RNN):
 def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """A cell of flax.nnx, or the cell of an nnx.RNN, becomes one of ours, see `adopt`."""
     if params is not None:
-        cell = nnx.merge(nnx.graphdef(cell), params)
+        cell = nnx.clone(cell)
+        nnx.update(cell, params)
+    if isinstance(cell, nnx.RNN):
+        check_direction(cell)
+        cell = cell.cell
     found = recognised(cell)
     if found is not None:
+        check_begins_at_zero(cell)
         return found.cell, found.params
     graph, weights, rest = nnx.split(cell, nnx.Param, ...)
     if nnx.to_pure_dict(rest):
-        fix = "keep no other state in the cell, or run it by jb.scan"
+        fix = "keep no other state in the cell, or run it by flax_nnx.RNN"
         raise bad("cell", "a cell whose only state is its nnx.Param", list(rest), fix)
-    return as_step_cell(_CALLS, graph, nnx.to_pure_dict(weights), input_size or cell.in_features)
+    input_size = input_size or getattr(cell, "in_features", None)
+    return as_step_cell(_CALLS, graph, nnx.to_pure_dict(weights), known_input_size(cell, input_size))
 
 
 def recognised(cell: Foreign) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
-    kind = type(cell)
-    if kind not in (nnx.SimpleCell, nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell) or _is_changed(cell):
+    products: dict[str, Foreign] = {name: getattr(cell, name, None) for name in _PRODUCTS.get(type(cell), ())}
+    if not products or not is_usual(cell):
         return None
-    params = from_nnx(nnx.to_pure_dict(nnx.state(cell, nnx.Not(nnx.RngState))))
-    sizes = cell.in_features, cell.hidden_features
-    if kind is nnx.SimpleCell:
-        if cell.residual:
-            w_h = params.w_h
-            params = params._replace(w_h=w_h + jnp.eye(len(w_h), dtype=w_h.dtype))
-        return adopted(elman_with(*sizes, cell.activation_fn, True), params, H_ALONE, cell.dtype)
-    functions = cell.gate_fn, cell.activation_fn
-    if kind is nnx.GRUCell:
-        return adopted(gru_with(*sizes, *functions, True), params, H_ALONE, cell.dtype)
-    return adopted(lstm_with(*sizes, *functions, True), params, C_H, cell.dtype)
+    if not all(_is_plain(part, cell.dtype) for part in products.values()):
+        return None
+    weights = {
+        name: {"kernel": part.kernel[...], "bias": None if part.bias is None else part.bias[...]}
+        for name, part in products.items()
+    }
+    return as_ours(cell, from_nnx(weights))
 
 
-def _is_changed(cell: Foreign) -> bool:
-    """Whether a product of the cell is no plain one, or a function of it reads several numbers."""
-    parts = [part for part in vars(cell).values() if isinstance(part, nnx.Module)]
-    functions = [cell.activation_fn, *([cell.gate_fn] if hasattr(cell, "gate_fn") else [])]
-    is_plain = all(type(part) is nnx.Linear and part.promote_dtype is dtypes.promote_dtype for part in parts)
-    return not (is_plain and all(map(is_pointwise, functions)))
+def _is_plain(part: Foreign, dtype: Foreign) -> bool:
+    """Whether a part of a cell is what the cell made: inputs times kernel, plus bias, all in its dtype."""
+    options = ("promote_dtype", "dot_general", "precision", "preferred_element_type", "dtype")
+    usual = (dtypes.promote_dtype, jax.lax.dot_general, None, None, dtype)
+    return type(part) is nnx.Linear and tuple(getattr(part, name) for name in options) == usual
 
 
 def _runner(cell: Foreign, gradient: GradientMethod) -> Runner:
     """The cell runs as one of ours, or as it is."""
     found = recognised(cell)
     if found is not None:
-        return lambda carry, xs, mask, reverse: run(found, carry, xs, gradient, mask=mask, reverse=reverse)
+        return runner_of(cell, found, gradient)
 
     def runner(carry: ArrayTree, xs: Array, mask: Mark, reverse: bool) -> tuple[ArrayTree, ArrayTree]:
         is_changed = _changed_by_a_step(cell, carry, xs[0])
@@ -187,7 +198,7 @@ def _runner(cell: Foreign, gradient: GradientMethod) -> Runner:
 
 def _changed_by_a_step(cell: Foreign, carry: ArrayTree, x: Array) -> Foreign:
     """A filter for the variables of a cell that its step replaces; they are found on shapes alone."""
-    paths = set()
+    paths: set[tuple[Foreign, ...]] = set()
 
     def step(carry: ArrayTree, x: Array) -> None:
         one = nnx.clone(cell)

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 
 from jax_bptt.base.caching import cached
+from jax_bptt.base.checks import is_function
 from jax_bptt.base.types import Gates, Units
 from jax_bptt.cell.activations import ActivationName
 from jax_bptt.cell.activations import activation as activation_of
@@ -42,7 +43,9 @@ _NAMES: dict[Function, ActivationName] = {
 
 @cached()
 def is_pointwise(f: Function) -> bool:
-    """Whether a function gives each number a value of its own; a softmax does not."""
+    """Whether a function gives each number a value of its own; a softmax does not, nor a module."""
+    if not is_function(f) or not jax.tree_util.all_leaves([f]):
+        return False  # it may hold weights
     if f in _NAMES:
         return True
     z = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
