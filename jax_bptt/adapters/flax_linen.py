@@ -10,7 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import lift
+from flax.core import FrozenDict, lift
 from flax.linen import module as linen_module
 from flax.linen.transforms import lift_direct_transform
 from jax import Array
@@ -35,7 +35,12 @@ from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.flax_linen import from_linen
 
-_DEFAULTS = {"unroll": 1, "variable_axes": {}, "variable_carry": False}  # there is nothing else here
+_DEFAULTS: dict[str, Foreign] = {  # arguments of nn.scan for which there is nothing else here
+    "unroll": 1,
+    "variable_axes": {},
+    "variable_carry": False,
+    "split_rngs": FrozenDict({"params": False}),
+}
 
 
 class RNN(nn.RNN):
@@ -47,7 +52,6 @@ class RNN(nn.RNN):
       cell: as for nn.RNN. SimpleCell, GRUCell, LSTMCell and OptimizedLSTMCell run as cells of this library,
         with one product a step; every other cell is called as it is.
       time_major, return_carry, reverse, keep_order, variable_broadcast: as for nn.RNN.
-      split_rngs: random numbers that the cell draws are the same at all steps: False for each of them.
       gradient: the gradient method.
 
     Returns:
@@ -55,8 +59,7 @@ class RNN(nn.RNN):
       of a row: outputs are zero there, and the last carry of a row of length 0 is its initial carry.
 
     Raises:
-      ValueError: unroll, variable_axes or variable_carry is not what it is by default, or split_rngs is True
-        for something.
+      ValueError: unroll, variable_axes, variable_carry or split_rngs is not what it is by default.
 
     >>> rnn = RNN(nn.GRUCell(5), gradient=jb.truncated(10))
     >>> variables = rnn.init(jax.random.key(0), jnp.ones((2, 7, 3)))
@@ -72,10 +75,7 @@ class RNN(nn.RNN):
         for argument, default in _DEFAULTS.items():
             value = getattr(self, argument)
             if value != default:
-                raise bad(argument, repr(default), repr(value), "leave it out, or use nn.RNN")
-        if any(self.split_rngs.values()):
-            fix = "leave it out, or use nn.RNN"
-            raise bad("split_rngs", "False for every collection", repr(self.split_rngs), fix)
+                raise bad(argument, _shown(default), _shown(value), "leave it out, or use nn.RNN")
         super().__post_init__()
 
     @named("flax_linen.RNN")
@@ -166,7 +166,11 @@ class ScannedRNN(nn.Module):
     @staticmethod
     def initialize_carry(batch_size: int, hidden_size: int) -> Array:
         """The carry with which an episode begins: zeros, [batch_size, hidden_size]."""
-        return jnp.zeros((batch_size, hidden_size))
+        return jnp.zeros((batch_size, hidden_size), jnp.float32)
+
+
+def _shown(value: Foreign) -> str:
+    return repr(dict(value) if isinstance(value, FrozenDict) else value)
 
 
 def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
@@ -211,7 +215,7 @@ def _runner(rnn: RNN, cell: Foreign) -> Runner:
 
                 return scan(body, carry, xs, reverse=reverse, gradient=rnn.gradient, mask=mask), ()
 
-            return lift.pack(run_packed, (rnn.variable_broadcast,), (), tuple(rnn.split_rngs))(scopes)
+            return lift.pack(run_packed, (rnn.variable_broadcast,), (), ("params",))(scopes)
 
         # as nn.scan does it: also where a part of the cell belongs to another module
         made: tuple[ArrayTree, ArrayTree] = lift_direct_transform(over_steps, (_call,), cell)

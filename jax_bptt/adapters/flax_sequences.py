@@ -86,5 +86,5 @@ def _turned(mask: Mark, y: Array) -> Array:
         return jnp.flip(y, 0)
     lengths = mask.sum(0)
     t = jnp.arange(len(mask), dtype=lengths.dtype).reshape(-1, *[1] * lengths.ndim)
-    source: Any = jnp.where(mask, lengths - 1 - t, t)
+    source: Any = jnp.where(mask, lengths[None] - 1 - t, t)
     return jnp.take_along_axis(y, trailing(source, y), axis=0)

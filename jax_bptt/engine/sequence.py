@@ -177,9 +177,11 @@ def mask_of_lengths(lengths: Array, steps: int) -> Array:
         raise bad("lengths", "integers", lengths, "pass the number of steps of each row")
     came = describe(lengths)
     lengths = lengths.astype(jnp.result_type(int))  # T may be too large for 8 or 16 bits
-    values_known = is_known(steps) and not isinstance(lengths, jax.core.Tracer)
-    if values_known and not bool(((lengths >= 0) & (lengths <= steps)).all()):
-        came = f"{came} from {lengths.min()} to {lengths.max()}"
-        raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row or increase T")
+    if is_known(steps) and lengths.size and not isinstance(lengths, jax.core.Tracer):
+        with jax.ensure_compile_time_eval():  # constants have values inside jit, too
+            least, most = int(lengths.min()), int(lengths.max())
+        if least < 0 or most > steps:
+            came = f"{came} from {least} to {most}"
+            raise bad("lengths", f"integers from 0 to {steps}", came, "pad to the longest row or increase T")
     t = jnp.arange(steps, dtype=lengths.dtype).reshape((steps,) + (1,) * lengths.ndim)
     return t < lengths[None]
