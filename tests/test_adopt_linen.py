@@ -17,93 +17,16 @@ from support.live import compared, largest, random_like
 
 nn = pytest.importorskip("flax.linen")
 
+from support.linen_cells import CELLS, OURS, Around, random_of  # noqa: E402
+
 from jax_bptt.adapters import flax_linen  # noqa: E402
-
-F64 = {"param_dtype": jnp.float64}
-
-
-class Doubled(nn.GRUCell):
-    """A cell of a user, derived from one that is recognised."""
-
-    @nn.compact
-    def __call__(self, carry, x):
-        carry, y = super().__call__(carry, x)
-        return carry, {"twice": 2 * y, "first": y[..., :1]}
-
-
-class Around(nn.RNNCellBase):
-    """A cell of a user round another cell, with a layer of its own."""
-
-    inner: nn.Module
-
-    @nn.compact
-    def __call__(self, carry, x):
-        carry, y = self.inner(carry, x)
-        return carry, nn.Dense(3, param_dtype=y.dtype)(y)
-
-    @nn.nowrap
-    def initialize_carry(self, key, shape):
-        return self.inner.initialize_carry(key, shape)
-
-    num_feature_axes = 1
-
-
-class Slope(nn.Module):
-    """An activation with a weight."""
-
-    @nn.compact
-    def __call__(self, z):
-        return jnp.where(z > 0, z, z * self.param("slope", lambda key: jnp.full((), 0.3)))
-
-
-@jax.custom_vjp
-def sign(z):
-    return jnp.sign(z)
-
-
-sign.defvjp(lambda z: (jnp.sign(z), z), lambda z, d: (jnp.where(abs(z) < 1, d, 0),))
-
-OURS = {  # cells that become cells of this library
-    "SimpleCell": nn.SimpleCell(H, **F64),
-    "SimpleCell, residual, relu": nn.SimpleCell(H, residual=True, activation_fn=nn.relu, **F64),
-    "GRUCell": nn.GRUCell(H, **F64),
-    "GRUCell, other functions": nn.GRUCell(H, gate_fn=nn.hard_sigmoid, activation_fn=nn.gelu, **F64),
-    "LSTMCell": nn.LSTMCell(H, **F64),
-    "LSTMCell, straight through": nn.LSTMCell(H, activation_fn=sign, gate_fn=jax.nn.softplus, **F64),
-    "OptimizedLSTMCell": nn.OptimizedLSTMCell(H, **F64),
-}
-THEIRS = {  # cells that are called as they are
-    "MGUCell": nn.MGUCell(H, **F64),
-    "MGUCell, no reset gate": nn.MGUCell(H, reset_gate=False, **F64),
-    "ConvLSTMCell": nn.ConvLSTMCell(H, (2, 2), **F64),
-    "GRUCell, softmax": nn.GRUCell(H, gate_fn=nn.softmax, **F64),
-    "GRUCell, activation with a weight": nn.GRUCell(H, activation_fn=Slope(), **F64),
-    "GRUCell, subclass": Doubled(H, **F64),
-    "GRUCell, remat": nn.remat(nn.GRUCell)(H, **F64),
-    "OptimizedLSTMCell in another": Around(nn.OptimizedLSTMCell(H, **F64)),
-}
-CELLS = OURS | THEIRS
-
-
-def _inputs(cell, *rows, seed=0):
-    signal = (3, 3) if isinstance(cell, nn.ConvLSTMCell) else ()
-    return random_like(seed, jnp.zeros((*rows, T, *signal, I)))
-
-
-def _random(cell, *rows):
-    """(params of its RNN, carry, inputs)."""
-    xs = _inputs(cell, *rows)
-    params = random_like(1, jax.jit(nn.RNN(cell).init)(jax.random.key(0), xs))
-    time_axis = len(rows)
-    carry = cell.initialize_carry(jax.random.key(0), xs.shape[:time_axis] + xs.shape[time_axis + 1 :])
-    return params, random_like(2, carry), xs
 
 
 def _compared(cell):
     def run(rnn):
         return lambda params, carry, xs: in_all_ways(functools.partial(rnn.apply, params), carry, xs)
 
-    return compared(run(nn.RNN(cell)), run(flax_linen.RNN(cell)), *_random(cell, B))
+    return compared(run(nn.RNN(cell)), run(flax_linen.RNN(cell)), *random_of(cell, B))
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -120,7 +43,7 @@ def test_any_number_of_batch_axes(name, rows):
     def run(rnn):
         return lambda p, c, x: {"ys": rnn.apply(p, x, initial_carry=c, reverse=True)}
 
-    found = compared(run(nn.RNN(cell)), run(flax_linen.RNN(cell)), *_random(cell, *rows))
+    found = compared(run(nn.RNN(cell)), run(flax_linen.RNN(cell)), *random_of(cell, *rows))
     assert max(found.values()) < 1e-12, found
 
 
@@ -128,7 +51,7 @@ def test_any_number_of_batch_axes(name, rows):
 @pytest.mark.parametrize("name", ["GRUCell", "MGUCell"])
 def test_padding_affects_nothing_and_length_0_keeps_the_carry(name, reverse):
     rnn = flax_linen.RNN(CELLS[name], return_carry=True, reverse=reverse)
-    params, carry, xs = _random(CELLS[name], 2, B)
+    params, carry, xs = random_of(CELLS[name], 2, B)
     lengths = jnp.array([[T, 0, 3], [1, 2, 0]])
     behind = jnp.arange(T)[None, None] >= lengths[..., None]
     xs = jnp.where(behind[..., None], jnp.nan, xs)
@@ -228,7 +151,7 @@ def test_methods_that_other_code_intercepts():
         made = call(*args, **kwargs)
         return 0.5 * made if isinstance(context.module, nn.Dense) else made
 
-    params, _, xs = _random(OURS["GRUCell"], B)
+    params, _, xs = random_of(OURS["GRUCell"], B)
     with nn.intercept_methods(half):
         theirs, ours = (r(OURS["GRUCell"]).apply(params, xs) for r in (nn.RNN, flax_linen.RNN))
     np.testing.assert_allclose(ours, theirs, 1e-12, 1e-12)

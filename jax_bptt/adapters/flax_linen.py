@@ -160,7 +160,7 @@ class ScannedRNN(nn.Module):
             cell(carry, ins[0])
         found = recognised(cell, cell.variables["params"])
         assert found is not None  # as the cell is made here
-        last, ys = run(found, carry, ins, self.gradient, reset=jnp.asarray(resets) != 0)
+        last, ys = run(found, carry, ins, self.gradient, reset=jnp.asarray(resets).astype(bool))
         return last, ys
 
     @staticmethod

@@ -18,6 +18,7 @@ from jax import Array
 
 from jax_bptt.base.checks import is_hashable
 from jax_bptt.base.errors import bad, naming
+from jax_bptt.base.trees import common_dtype
 from jax_bptt.base.types import ArrayTree, Foreign, PRNGKey, Shape
 from jax_bptt.cell.step_cell import StepCell, step_cell
 
@@ -80,7 +81,7 @@ def _cell(
     shapes: tuple[jax.ShapeDtypeStruct, ...],
     input_size: int,
 ) -> StepCell[ArrayTree, ForeignCarry]:
-    dtype = shapes[0].dtype
+    dtype = common_dtype(shapes)
 
     def init(key: PRNGKey) -> ArrayTree:
         if not isinstance(key, jax.core.Tracer):
