@@ -297,6 +297,10 @@ def test_nan_in_a_valid_step_is_not_hidden_and_stays_in_its_row():
 def test_lengths_inside_jit():
     mask = jax.jit(lambda lengths: jb.mask_of_lengths(lengths, 3))(jnp.array([2, 9]))
     assert mask.tolist() == [[True, True], [True, True], [False, True]]
+    constant = jnp.array([2, 0])
+    assert jax.jit(lambda: jb.mask_of_lengths(constant, 3))().tolist() == [[True, False]] * 2 + [[False] * 2]
+    with pytest.raises(ValueError, match="lengths: .* from 0 to 2"):
+        jax.jit(lambda: jb.mask_of_lengths(constant, 1))()
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
