@@ -299,7 +299,7 @@ def test_lengths_inside_jit():
     assert mask.tolist() == [[True, True], [True, True], [False, True]]
     constant = jnp.array([2, 0])
     assert jax.jit(lambda: jb.mask_of_lengths(constant, 3))().tolist() == [[True, False]] * 2 + [[False] * 2]
-    with pytest.raises(ValueError, match="lengths: .* from 0 to 2"):
+    with pytest.raises(ValueError, match=r"lengths: .* from 0 to 2"):
         jax.jit(lambda: jb.mask_of_lengths(constant, 1))()
 
 

@@ -61,9 +61,9 @@ class RNN(nn.RNN):
     Raises:
       ValueError: unroll, variable_axes, variable_carry or split_rngs is not what it is by default.
 
-    >>> rnn = RNN(nn.GRUCell(5), gradient=jb.truncated(10))
-    >>> variables = rnn.init(jax.random.key(0), jnp.ones((2, 7, 3)))
-    >>> rnn.apply(variables, jnp.ones((2, 7, 3)), seq_lengths=jnp.array([7, 4])).shape
+    >>> rnn, xs = RNN(nn.GRUCell(5), gradient=jb.truncated(10)), jnp.ones((2, 7, 3), jnp.float32)
+    >>> variables = rnn.init(jax.random.key(0), xs)
+    >>> rnn.apply(variables, xs, seq_lengths=jnp.array([7, 4])).shape
     (2, 7, 5)
     """
 
@@ -133,7 +133,7 @@ class ScannedRNN(nn.Module):
       ValueError: the params have another name, or the shapes do not fit.
 
     >>> carry = ScannedRNN.initialize_carry(2, 5)
-    >>> x = jnp.ones((7, 2, 5)), jnp.zeros((7, 2), bool)
+    >>> x = jnp.ones((7, 2, 5), jnp.float32), jnp.zeros((7, 2), bool)
     >>> variables = ScannedRNN().init(jax.random.key(0), carry, x)
     >>> ScannedRNN().apply(variables, carry, x)[1].shape
     (7, 2, 5)
