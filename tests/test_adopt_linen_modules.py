@@ -233,7 +233,7 @@ REFUSED = {
     "cell.carry_init": lambda: jb.adopt(
         nn.GRUCell(H, carry_init=nn.initializers.normal()), random_of(OURS["GRUCell"], B)[0]["params"]["cell"]
     ),
-    "cell": lambda: jb.adopt(nn.Dense(3), {}, input_size=I),
+    "cell": lambda: jb.adopt(nn.Bidirectional(nn.RNN(GRU), nn.RNN(GRU)), {}),
 }
 
 

@@ -71,7 +71,9 @@ def check_begins_at_zero(cell: Foreign) -> None:
 
 
 def known_input_size(cell: Foreign, input_size: int | None) -> int:
-    """The size of the inputs must be known, or a ValueError is raised."""
+    """It must be a cell, and the size of its inputs known, or a ValueError is raised."""
+    if not hasattr(cell, "initialize_carry"):
+        raise bad("cell", "a cell, or an RNN with one cell", cell, "adopt each of its cells by itself")
     if input_size is None:
         fix = f"pass input_size=I, as a {type(cell).__name__} does not say it"
         raise bad("input_size", "the size of the inputs", None, fix)
