@@ -122,15 +122,16 @@ class ScannedRNN(nn.Module):
 
     Args:
       gradient: the gradient method.
-      cell_name: under which the params of the GRU lie: "GRUCell_0" or, where a copy of ScannedRNN makes a
-        GRUCell for its initial carry first, "GRUCell_1".
+      cell_name: the name under which new params of the GRU are made, and by which linen draws them. Most copies
+        of ScannedRNN make a GRUCell for the initial carry first, so that the second one has the params; where
+        that one has parent=None they are those of "GRUCell_0". Params that exist are read under their name.
 
     Returns:
       A module that is called with carry [..., H] and (ins [T, ..., I], resets [T, ...]), and returns
       (carry, outputs [T, ..., H]). A reset is a bool, or a number that is not 0.
 
     Raises:
-      ValueError: the params have another name, or the shapes do not fit.
+      ValueError: the shapes do not fit, or gradient is no gradient method.
 
     >>> carry = ScannedRNN.initialize_carry(2, 5)
     >>> x = jnp.ones((7, 2, 5), jnp.float32), jnp.zeros((7, 2), bool)
@@ -140,7 +141,7 @@ class ScannedRNN(nn.Module):
     """
 
     gradient: GradientMethod = full()
-    cell_name: str = "GRUCell_0"
+    cell_name: str = "GRUCell_1"
 
     @named("flax_linen.ScannedRNN")
     def __post_init__(self) -> None:
@@ -152,10 +153,7 @@ class ScannedRNN(nn.Module):
     def __call__(self, carry: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
         ins, resets = x
         names = list(self.variables.get("params", {}))
-        if names and self.cell_name not in names:
-            fix = f"pass cell_name={names[0]!r}"
-            raise bad("params", f"the weights of the GRU under the name {self.cell_name}", names, fix)
-        cell = nn.GRUCell(features=carry.shape[-1], name=self.cell_name)
+        cell = nn.GRUCell(features=carry.shape[-1], name=names[0] if names else self.cell_name)
         if not names:
             cell(carry, ins[0])
         found = recognised(cell, cell.variables["params"])
