@@ -122,9 +122,10 @@ class ScannedRNN(nn.Module):
 
     Args:
       gradient: the gradient method.
-      cell_name: the name under which new params of the GRU are made, and by which linen draws them. Most copies
-        of ScannedRNN make a GRUCell for the initial carry first, so that the second one has the params; where
-        that one has parent=None they are those of "GRUCell_0". Params that exist are read under their name.
+      cell_name: the name under which new params of the GRU are made, and by which linen draws them. Most
+        copies of ScannedRNN make a GRUCell for the initial carry first, so that the second one has the
+        params; where that one has parent=None they are those of "GRUCell_0". Params that exist are read
+        under the name that they have.
 
     Returns:
       A module that is called with carry [..., H] and (ins [T, ..., I], resets [T, ...]), and returns
