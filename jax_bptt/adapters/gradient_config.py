@@ -44,10 +44,11 @@ def to_config(gradient: Foreign) -> Config:
     if gradient is None or isinstance(gradient, (int, float)):
         return gradient
     made_by = getattr(gradient, "made_by", None)
-    if made_by is None or made_by.replaced or _FACTORIES.get(made_by.factory.__name__) is not made_by.factory:
+    name = next((name for name, f in _FACTORIES.items() if f is getattr(made_by, "factory", None)), None)
+    if made_by is None or name is None or made_by.replaced:
         fix = "save the weights alone, and give the gradient again to a new layer"
         raise bad("gradient", "a method as a call such as jb.truncated(2) makes it", gradient, fix)
-    return {made_by.factory.__name__: {name: to_config(value) for name, value in made_by.arguments}}
+    return {name: {argument: to_config(value) for argument, value in made_by.arguments}}
 
 
 def from_config(config: Config) -> Foreign:

@@ -65,6 +65,7 @@ def _checked(cell: Foreign) -> Foreign:
         _check_is("cell.dropout", getattr(part, "dropout", 0), 0, fix)
         fix = "make it without; jb.layer(cell, recurrent_dropout=p) has its own"
         _check_is("cell.recurrent_dropout", getattr(part, "recurrent_dropout", 0), 0, fix)
+    _check_dtype(cell)
     if not cell.built:
         fix = "build it first: call cell.build((None, input_size)), or its layer on some inputs"
         raise bad("cell", "a cell with weights", f"{type(cell).__name__}, which is not built", fix)
@@ -129,10 +130,11 @@ def _found(cell: Foreign, input_size: int | None) -> Adopted:
 def _step(cell: Foreign, weights: ArrayTree, states: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
     with _with_weights(cell, weights) as scope:
         before = dict(scope.state_mapping)
-        y, new = cell(x[None], jax.tree.map(lambda s: s[None], states))
+        inference = {"training": False} if cell._call_has_training_arg else {}
+        y, new = cell(x[None], jax.tree.map(lambda s: s[None], states), **inference)
     if any(value is not before.get(variable) for variable, value in scope.state_mapping.items()):
         raise bad("cell", "a step that changes no variable", cell.name, "draw no random numbers in it")
-    y, *leaves = (z[0].astype(weights[0].dtype) for z in (y, *jax.tree.leaves(new)))
+    y, *leaves = (z[0].astype(weights[0].dtype) for z in (y, *keras.tree.flatten(new)))
     return jax.tree.unflatten(jax.tree.structure(states), leaves), y
 
 
@@ -142,7 +144,7 @@ def _begin(cell: Foreign, weights: ArrayTree, batch_shape: Shape, input_size: in
         if hasattr(cell, "get_initial_state"):
             states = cell.get_initial_state(batch_size=1)
         else:
-            states = [jnp.zeros((1, size)) for size in jax.tree.leaves(cell.state_size)]
+            states = [jnp.zeros((1, size)) for size in keras.tree.flatten(cell.state_size)]
     states = list(states) if isinstance(states, (list, tuple)) else [states]
     return jax.tree.map(lambda z: jnp.broadcast_to(z[0].astype(dtype), batch_shape + z.shape[1:]), states)
 
@@ -208,10 +210,17 @@ def _check_is(argument: str, value: object, wanted: object, fix: str) -> None:
         raise bad(argument, repr(wanted), value, fix)
 
 
+def _check_dtype(cell: Foreign) -> None:
+    if cell.compute_dtype == "float16" != cell.variable_dtype:
+        fix = "in float16 a derivative below 6e-8 is zero; use mixed_bfloat16"
+        raise bad("dtype", "a policy such as float32 or mixed_bfloat16", cell.dtype_policy.name, fix)
+
+
 def _check_layer(layer: Foreign, gradient: Foreign) -> None:
     """What a layer cannot do with our loop is refused."""
     _check_backend()
     check_method(gradient)
+    _check_dtype(layer.cell)
     _check_is("unroll", layer.unroll, False, "leave it out: it changes no number")
     fix = "use dropout, or a network with jb.layer(cell, recurrent_dropout=p)"
     _check_is("recurrent_dropout", layer.recurrent_dropout, 0, fix)
