@@ -5,31 +5,34 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from typing import Any
-
 import conftest  # noqa: F401  (x64 and strict numerics, also when this file is run as a script)
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.keras_layers import (
+    MASK,
+    NONE,
+    SOME,
+    B,
+    H,
+    I,
+    T,
+    as_keras_needs_it,  # noqa: F401  (a fixture of every test)
+    function_of,
+    keras,
+    made,
+    ours,
+    pair,
+    primals,
+)
 from support.live import compared, largest, random_like
-from support.refusals import refused
 from support.witnesses import ratios
 
-os.environ["KERAS_BACKEND"] = "jax"
-keras: Any = pytest.importorskip("keras")
-
-import jax_bptt as jb  # noqa: E402
-from jax_bptt.adapters import adopted  # noqa: E402
-from jax_bptt.adapters import keras as ours  # noqa: E402
+import jax_bptt as jb
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras'
 
-T, B, I, H = 6, 4, 2, 3  # noqa: E741
-MASK = np.array([[1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 1, 0], [0] * 6, [1] * 6], bool)
-SOME, NONE = {"activation": jnp.tanh}, {"activation": jnp.tanh, "use_bias": False}  # Keras' own is float32
 CELLS = {
     "SimpleRNN": ("SimpleRNN", SOME),
     "SimpleRNN, relu, no bias": ("SimpleRNN", {"activation": "relu", "use_bias": False}),
@@ -52,41 +55,6 @@ MARKS = {
     "mask, zeros": (MASK, {"zero_output_for_mask": True}),
 }
 RETURNS = {"return_sequences": True, "return_state": True}
-
-
-@pytest.fixture(autouse=True)
-def _as_keras_needs_it() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def made(module: Any, name: str, dtype: str = "float64", **options: Any) -> Any:
-    layer = getattr(module, name)(H, dtype=dtype, **options)
-    layer.build((B, T, I))
-    return layer
-
-
-def pair(name: str, gradient: Any = jb.full(), **options: Any) -> tuple[Any, Any]:
-    """A layer of Keras and ours, with equal arguments and equal weights."""
-    theirs, mine = made(keras.layers, name, **options), made(ours, name, gradient=gradient, **options)
-    mine.set_weights(theirs.get_weights())
-    return theirs, mine
-
-
-def function_of(layer: Any, mask: Any) -> Any:
-    """(weights, states, xs) -> all that the layer returns."""
-    fixed = [variable.value for variable in layer.non_trainable_variables]
-
-    def call(weights: Any, states: Any, xs: Any) -> Any:
-        return [layer.stateless_call(weights, fixed, xs, initial_state=states, mask=mask)[0]]
-
-    return call
-
-
-def primals(name: str, layer: Any) -> tuple[Any, Any, Any]:
-    weights = random_like(2, [w.value for w in layer.weights])
-    shapes = [jnp.zeros((B, H))] * (2 if name == "LSTM" else 1), jnp.zeros((B, T, I))
-    return weights, *(random_like(3 + k, shape) for k, shape in enumerate(shapes))
 
 
 def ratios_of(row: str, marks: str, **returns: bool) -> dict[str, float]:
@@ -236,102 +204,6 @@ def test_masks_of_another_form():
         np.testing.assert_array_equal(mine(xs, mask=jnp.asarray(mask)), wanted)
 
 
-# Models: what is Keras' stays Keras'
-
-
-def model_of(module: Any, **options: Any) -> Any:
-    """Words of unequal lengths, through both directions of an LSTM, a layer that goes backwards, a GRU."""
-    keras.utils.clear_session()  # or the names count on
-    return keras.Sequential(
-        [
-            keras.Input((T,)),
-            keras.layers.Embedding(9, I, mask_zero=True),
-            keras.layers.Bidirectional(module.LSTM(H, return_sequences=True, dropout=0.3, seed=1, **options)),
-            module.SimpleRNN(H, return_sequences=True, go_backwards=True, dropout=0.2, seed=2, **options),
-            module.GRU(H, dropout=0.2, seed=3, **options),
-            keras.layers.Dense(1),
-        ]
-    )
-
-
-WORDS = np.where(MASK, np.arange(1, 25).reshape(4, 6) % 8 + 1, 0)[[0, 1, 3, 3, 0, 1, 3, 0]]
-TARGETS = np.sin(np.arange(8.0)).astype("float32")[:, None]
-
-
-def trained(model: Any) -> Any:
-    model.compile(keras.optimizers.SGD(0.5), "mse")
-    return model.fit(WORDS, TARGETS, batch_size=4, epochs=3, shuffle=False, verbose=0)
-
-
-def test_a_model_is_trained_as_by_keras_and_traced_once(monkeypatch):
-    traces = []
-
-    def counted(*args, **kwargs):
-        traces.append(args)
-        return adopted.run(*args, **kwargs)
-
-    monkeypatch.setattr(ours, "run", counted)
-    theirs, mine = model_of(keras.layers), model_of(ours)
-    mine.set_weights(theirs.get_weights())
-    assert [w.path for w in mine.weights] == [w.path for w in theirs.weights]
-    history = trained(mine)
-    once = len(traces)
-    mine.fit(WORDS, TARGETS, batch_size=4, epochs=2, shuffle=False, verbose=0)
-    assert len(traces) == once > 0
-    wanted = trained(theirs)
-    theirs.fit(WORDS, TARGETS, batch_size=4, epochs=2, shuffle=False, verbose=0)
-    np.testing.assert_allclose(history.history["loss"], wanted.history["loss"], rtol=1e-5)
-    assert history.history["loss"][-1] != history.history["loss"][0]
-    for a, b in zip(mine.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(mine.predict(WORDS, verbose=0), theirs.predict(WORDS, verbose=0), rtol=1e-4)
-    np.testing.assert_allclose(*(m.evaluate(WORDS, TARGETS, verbose=0) for m in (mine, theirs)), rtol=1e-4)
-
-
-def test_files_are_exchanged(tmp_path):
-    theirs, mine = model_of(keras.layers), model_of(ours, gradient=jb.truncated(2))
-    for source, target in [(theirs, mine), (mine, model_of(keras.layers))]:
-        source.save_weights(tmp_path / "a.weights.h5")
-        target.load_weights(tmp_path / "a.weights.h5")
-        for a, b in zip(source.get_weights(), target.get_weights(), strict=True):
-            np.testing.assert_array_equal(a, b)
-    mine.save(tmp_path / "a.keras")
-    for again in (keras.models.load_model(tmp_path / "a.keras"), keras.models.clone_model(mine)):
-        assert [type(layer).__name__ for layer in again.layers[2:4]] == ["SimpleRNN", "GRU"]
-        layers = [again.layers[1].forward_layer, again.layers[1].backward_layer, *again.layers[2:4]]
-        assert [layer.gradient for layer in layers] == [jb.truncated(2)] * 4
-        assert not any(layer.use_cudnn for layer in layers)  # or Bidirectional would take another loop
-    again = keras.models.load_model(tmp_path / "a.keras")
-    np.testing.assert_array_equal(again.predict(WORDS, verbose=0), mine.predict(WORDS, verbose=0))
-
-
-METHODS = [
-    jb.full(),
-    jb.full(chunk=3, recompute=0.5),
-    jb.clipped(1.0),
-    jb.fused(jb.truncated(2)),
-    jb.parallel(jb.newton(iterations=3)),
-    jb.artbp(0.1),
-]
-
-
-@pytest.mark.parametrize("gradient", METHODS, ids=repr)
-def test_a_method_is_saved_as_its_call(gradient):
-    config = keras.saving.serialize_keras_object(ours.GRU(H, gradient=gradient))
-    assert keras.saving.deserialize_keras_object(config).gradient == gradient
-
-
-def test_a_stateful_layer_goes_on_where_it_stopped():
-    whole = made(ours, "LSTM", **SOME, return_sequences=True)
-    parts = made(ours, "LSTM", **SOME, return_sequences=True, stateful=True)
-    parts.set_weights(whole.get_weights() + [np.zeros((B, H))] * (len(parts.weights) - 3))
-    xs = primals("LSTM", whole)[2]
-    found = jnp.concatenate([parts(xs[:, :2]), parts(xs[:, 2:])], 1)
-    np.testing.assert_allclose(found, whole(xs), rtol=1e-12)
-    parts.reset_state()
-    np.testing.assert_allclose(parts(xs), whole(xs), rtol=1e-12)
-
-
 def test_mixed_precision():
     """Operands of products are rounded, states are not: nearer to float32 than Keras' own layer."""
     exact, _ = pair("LSTM", dtype="float32")
@@ -370,142 +242,6 @@ def test_rows_on_several_devices():
     across = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None))
     split = loss(jax.device_put(weights, across), jax.device_put(states, spread), jax.device_put(xs, spread))
     assert max(ratios(split, wanted).values()) < 1e-12
-
-
-class Wild(keras.Layer):
-    """A cell that draws random numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.state_size, self.seed = H, keras.random.SeedGenerator(0)
-
-    def build(self, shape):
-        self.kernel = self.add_weight((shape[-1], H))
-
-    def call(self, inputs, states):
-        h = keras.random.normal((1, H), seed=self.seed) + inputs @ self.kernel
-        return h, [h]
-
-
-class Weightless(keras.Layer):
-    """A cell that counts."""
-
-    state_size = 1
-
-    def call(self, inputs, states):
-        return states[0], [states[0] + 1]
-
-
-def built(cell: Any) -> Any:
-    cell.build((None, I))
-    return cell
-
-
-def _lstm() -> Any:
-    return made(keras.layers, "LSTM", "float32")
-
-
-_by_hand = jb.full()._replace(name="mine")
-BAD = {
-    "no built cell": (
-        lambda: jb.adopt(keras.layers.GRU(H)),
-        r"adopt: cell: expected a cell with weights, got GRUCell, which is not built; build it first: call",
-    ),
-    "backwards": (
-        lambda: jb.adopt(made(keras.layers, "GRU", go_backwards=True)),
-        r"adopt: cell.go_backwards: expected False, got True; pass reverse=True to jb.unroll",
-    ),
-    "stateful": (
-        lambda: jb.adopt(made(ours, "GRU", stateful=True)),
-        r"adopt: cell.stateful: expected False, got True; keep the carry yourself: jb.unroll returns it",
-    ),
-    "dropout": (
-        lambda: jb.adopt(built(keras.layers.LSTMCell(H, dropout=0.5))),
-        r"adopt: cell.dropout: expected 0, got 0.5; make it without, and drop inputs by a keras.layers.Drop",
-    ),
-    "recurrent dropout": (
-        lambda: jb.adopt(
-            built(keras.layers.StackedRNNCells([keras.layers.LSTMCell(H, recurrent_dropout=0.5)]))
-        ),
-        r"adopt: cell.recurrent_dropout: expected 0, got 0.5; make it without; jb.layer\(cell, recurrent_d",
-    ),
-    "no cell": (
-        lambda: jb.adopt(keras.layers.Bidirectional(keras.layers.GRU(H))),
-        r"adopt: cell: expected a cell of Keras or a layer that runs one.*got Bidirectional; pass the layers",
-    ),
-    "params of another number": (
-        lambda: jb.adopt(_lstm(), _lstm().get_weights()[:2]),
-        r"adopt: params: expected a list of 3 arrays, got list of .*; pass them as cell.get_weights\(\)",
-    ),
-    "params of another shape": (
-        lambda: jb.adopt(_lstm(), _lstm().get_weights()[::-1]),
-        r"adopt: params: expected arrays shaped as those of cell.get_weights\(\), got ValueError: Invalid",
-    ),
-    "half precision": (
-        lambda: jb.adopt(made(keras.layers, "GRU", "mixed_float16")),
-        r"adopt: dtype: expected a policy such as float32 or mixed_bfloat16, got mixed_float16; in float16 a",
-    ),
-    "half precision of a layer": (
-        lambda: ours.GRU(H, dtype="mixed_float16"),
-        r"keras.GRU: dtype: expected a policy such as float32 or mixed_bfloat16, got mixed_float16",
-    ),
-    "no weights": (
-        lambda: jb.adopt(built(Weightless())),
-        r"adopt: cell: expected a cell with weights, got Weightless; run it by jb.scan",
-    ),
-    "two axes of features": (
-        lambda: jb.adopt(made(keras.layers, "ConvLSTM1D", "float32", kernel_size=2)),
-        r"adopt: cell: expected a cell whose step takes one row, x \[I\], got ValueError: Kernel shape",
-    ),
-    "random numbers in a step": (
-        lambda: jb.adopt(built(Wild())),
-        r"adopt: cell: expected .*a step that changes no variable, got wild.*; draw no random numbers in it",
-    ),
-    "recurrent dropout of a layer": (
-        lambda: ours.LSTM(H, recurrent_dropout=0.5),
-        r"keras.LSTM: recurrent_dropout: expected 0, got 0.5; use dropout, or a network with jb.layer\(cell",
-    ),
-    "a loop in the program": (
-        lambda: ours.SimpleRNN(H, unroll=True),
-        r"keras.SimpleRNN: unroll: expected False, got True; leave it out: it changes no number",
-    ),
-    "another loop": (
-        lambda: ours.GRU(H, use_cudnn=True),
-        r"keras.GRU: use_cudnn: expected 'auto' or False, as the loop over time is another, got True; leave",
-    ),
-    "all inputs dropped": (
-        lambda: ours.GRU(H, dropout=1.0),
-        r"keras.GRU: dropout: expected less than 1, got 1.0; pass 0 to drop nothing; Keras' LSTM ignores 1",
-    ),
-    "inputs dropped for each gate": (
-        lambda: ours.GRU(H, dropout=0.5, implementation=1),
-        r"keras.GRU: implementation: expected 2 beside dropout, got 1; leave it out: 2 drops the same inputs",
-    ),
-    "no gradient method": (
-        lambda: ours.GRU(H, gradient=jb.full),
-        r"keras.GRU: gradient: expected a gradient method, got function; pass jb.full\(\), with parentheses",
-    ),
-    "a gradient that no call makes": (
-        lambda: ours.GRU(H, gradient=_by_hand).get_config(),
-        r"gradient: expected a method as a call such as jb.truncated\(2\) makes it, got .*; save the weights",
-    ),
-    "a gradient of another version": (
-        lambda: ours.GRU.from_config(ours.GRU(H).get_config() | {"gradient": {"quantum": {}}}),
-        r"gradient: expected the call of one of artbp, .*truncated, got \{quantum: \{\}\}; load it with the",
-    ),
-}
-
-test_messages = refused(BAD)
-
-
-def test_another_backend_is_refused(monkeypatch):
-    layer = _lstm()
-    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    for call in (lambda: ours.LSTM(H), lambda: jb.adopt(layer)):
-        with pytest.raises(
-            ValueError, match=r"keras.backend: expected jax, got torch; set the environment v"
-        ):
-            call()
 
 
 def main() -> None:
