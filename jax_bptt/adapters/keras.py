@@ -50,7 +50,7 @@ def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tupl
     return found.cell, found.params
 
 
-def _checked(cell: Foreign) -> Foreign:
+def _checked(cell: Foreign) -> keras.Layer:
     """The cell, of a layer its own, if a step of it is all that there is to know."""
     _check_backend()
     if isinstance(cell, keras.layers.RNN):
@@ -72,7 +72,7 @@ def _checked(cell: Foreign) -> Foreign:
     return cell
 
 
-def recognised(cell: Foreign) -> Adopted | None:
+def recognised(cell: keras.Layer) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
     kind = type(cell)
     if kind not in (keras.layers.SimpleRNNCell, keras.layers.GRUCell, keras.layers.LSTMCell):
@@ -94,18 +94,18 @@ def recognised(cell: Foreign) -> Adopted | None:
     return adopted(gru(*sizes, reset_after=False, bias=has_bias), params, _H, dtype)
 
 
-def _of_gates(cell: Foreign) -> Function:
+def _of_gates(cell: keras.Layer) -> Function:
     """The function of the gates; a cell without gates has one function only."""
     return getattr(cell, "recurrent_activation", cell.activation)
 
 
-def _weights(cell: Foreign) -> list[Array]:
+def _weights(cell: keras.Layer) -> list[Array]:
     """The weights in their own dtype, also inside a layer that computes in another."""
     with AutocastScope(None):
         return [weight.value for weight in cell.weights]
 
 
-def _with_weights(cell: Foreign, params: Foreign) -> Foreign:
+def _with_weights(cell: keras.Layer, params: Foreign) -> keras.StatelessScope:
     """A scope in which the cell has other weights."""
     if not isinstance(params, (list, tuple)) or len(params) != len(cell.weights):
         expected = f"a list of {len(cell.weights)} arrays"
@@ -114,7 +114,7 @@ def _with_weights(cell: Foreign, params: Foreign) -> Foreign:
         return keras.StatelessScope(zip(cell.weights, params, strict=True))
 
 
-def _found(cell: Foreign, input_size: int | None) -> Adopted:
+def _found(cell: keras.Layer, input_size: int | None) -> Adopted:
     """The cell as one of ours: of the same kind, or a step cell that calls it."""
     found = recognised(cell)
     if found is not None:
@@ -127,7 +127,7 @@ def _found(cell: Foreign, input_size: int | None) -> Adopted:
     return Adopted(*as_step_cell(_CALLS, cell, _weights(cell), input_size), _ANY)
 
 
-def _step(cell: Foreign, weights: ArrayTree, states: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
+def _step(cell: keras.Layer, weights: ArrayTree, states: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
     with _with_weights(cell, weights) as scope:
         before = dict(scope.state_mapping)
         inference = {"training": False} if cell._call_has_training_arg else {}
@@ -138,7 +138,7 @@ def _step(cell: Foreign, weights: ArrayTree, states: ArrayTree, x: Array) -> tup
     return jax.tree.unflatten(jax.tree.structure(states), leaves), y
 
 
-def _begin(cell: Foreign, weights: ArrayTree, batch_shape: Shape, input_size: int) -> ArrayTree:
+def _begin(cell: keras.Layer, weights: ArrayTree, batch_shape: Shape, input_size: int) -> ArrayTree:
     dtype = weights[0].dtype
     with _with_weights(cell, weights):
         if hasattr(cell, "get_initial_state"):
@@ -183,7 +183,7 @@ class _WithGradient(keras.layers.RNN):
         return config | {"gradient": to_config(self.gradient)}
 
     @classmethod
-    def from_config(cls, config: dict[str, Foreign]) -> Foreign:
+    def from_config(cls, config: dict[str, Foreign]) -> keras.Layer:
         """A layer with these arguments; those of a layer of Keras have no gradient, which is then full()."""
         gradient = from_config(config.get("gradient"))
         return cls(**config | {"gradient": full() if gradient is None else gradient})
@@ -210,13 +210,13 @@ def _check_is(argument: str, value: object, wanted: object, fix: str) -> None:
         raise bad(argument, repr(wanted), value, fix)
 
 
-def _check_dtype(cell: Foreign) -> None:
+def _check_dtype(cell: keras.Layer) -> None:
     if cell.compute_dtype == "float16" != cell.variable_dtype:
         fix = "in float16 a derivative below 6e-8 is zero; use mixed_bfloat16"
         raise bad("dtype", "a policy such as float32 or mixed_bfloat16", cell.dtype_policy.name, fix)
 
 
-def _check_layer(layer: Foreign, gradient: Foreign) -> None:
+def _check_layer(layer: keras.Layer, gradient: Foreign) -> None:
     """What a layer cannot do with our loop is refused."""
     _check_backend()
     check_method(gradient)
