@@ -26,7 +26,7 @@ _FACTORIES: dict[str, Callable[..., Any]] = {
 }
 
 
-def to_config(gradient: Foreign) -> Config:
+def to_config(gradient: object) -> Config:
     """A gradient method as its call: {name of the factory: {argument: value}}.
 
     Args:

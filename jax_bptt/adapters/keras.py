@@ -6,6 +6,8 @@ rounded to it and the states are not; Keras rounds the states too.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -26,6 +28,8 @@ from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.weights.keras import from_keras
+
+_Mask: TypeAlias = Array | list[Array | None] | None  # as Keras has it
 
 _H = CarryOrder(lambda states: Carry(states[0]), lambda s: [s.h])
 _H_C = CarryOrder(lambda states: LSTMCarry(*states), lambda s: [s.h, s.c])
@@ -105,7 +109,7 @@ def _weights(cell: keras.Layer) -> list[Array]:
         return [weight.value for weight in cell.weights]
 
 
-def _with_weights(cell: keras.Layer, params: Foreign) -> keras.StatelessScope:
+def _with_weights(cell: keras.Layer, params: object) -> keras.StatelessScope:
     """A scope in which the cell has other weights."""
     if not isinstance(params, (list, tuple)) or len(params) != len(cell.weights):
         expected = f"a list of {len(cell.weights)} arrays"
@@ -156,7 +160,7 @@ class _WithGradient(keras.layers.RNN):
     """A layer of Keras whose loop over time is ours; all else is Keras'."""
 
     def __init__(
-        self, units: int, *args: Foreign, gradient: GradientMethod = full(), **kwargs: Foreign
+        self, units: int, *args: object, gradient: GradientMethod = full(), **kwargs: object
     ) -> None:
         super().__init__(units, *args, **kwargs)
         named(f"keras.{type(self).__name__}")(_check_layer)(self, gradient)
@@ -164,7 +168,7 @@ class _WithGradient(keras.layers.RNN):
         self.use_cudnn = False  # or Bidirectional would leave out the loop
 
     def inner_loop(
-        self, sequences: Array, initial_state: list[Array], mask: Foreign, training: bool = False
+        self, sequences: Array, initial_state: list[Array], mask: _Mask, training: bool = False
     ) -> tuple[Array, Array, list[Array]]:
         """The loop over time of [B, T, I]; the results are the last output, all of them, and the states."""
         if training and self.dropout:
@@ -189,7 +193,7 @@ class _WithGradient(keras.layers.RNN):
         return cls(**config | {"gradient": full() if gradient is None else gradient})
 
 
-def _steps_of(mask: Foreign) -> Mark:
+def _steps_of(mask: _Mask) -> Mark:
     """Which steps count, bool [T, B], of a mask of Keras, [B, T] or [B, T, 1], perhaps in a list."""
     mask = mask[0] if isinstance(mask, (list, tuple)) else mask
     if mask is None:
@@ -216,7 +220,7 @@ def _check_dtype(cell: keras.Layer) -> None:
         raise bad("dtype", "a policy such as float32 or mixed_bfloat16", cell.dtype_policy.name, fix)
 
 
-def _check_layer(layer: keras.Layer, gradient: Foreign) -> None:
+def _check_layer(layer: keras.Layer, gradient: object) -> None:
     """What a layer cannot do with our loop is refused."""
     _check_backend()
     check_method(gradient)

@@ -129,7 +129,7 @@ def _apart(params: Foreign) -> tuple[Foreign, list[Foreign]]:
     return plain if "b" in fields else without_biases(plain), peepholes
 
 
-def _of_one_direction(weights: Foreign, direction: Foreign) -> Foreign:
+def _of_one_direction(weights: Foreign, direction: object) -> Foreign:
     """The arrays of one direction of a node, without their first axis."""
     if direction is not None and (not isinstance(direction, str) or direction not in _DIRECTIONS):
         raise bad(
