@@ -3,48 +3,30 @@
 import jax
 import numpy as np
 import pytest
-from support.refusals import refused
+from support.converted import (
+    AFTER,
+    AFTER_0,
+    BEFORE,
+    BEFORE_0,
+    ELMAN,
+    ELMAN_0,
+    FOLDED,
+    LSTM,
+    LSTM_0,
+    PEEPHOLES,
+    PEEPHOLES_0,
+    PROJECTED,
+    PROJECTED_0,
+    WITHOUT_B_N,
+    H,
+    I,
+    onnx_as_reverse,
+    without,
+)
 
 import jax_bptt as jb
 from jax_bptt.adapters import convert
 
-I, H = 3, 4  # noqa: E741
-RANDOM = np.random.default_rng(0)
-
-
-def _params(gates, input_size=I, dtype="float64"):
-    shapes = (input_size, gates * H), (H, gates * H), (gates * H,)
-    return jb.Params(*(RANDOM.normal(size=shape).astype(dtype) for shape in shapes))
-
-
-ELMAN, LSTM, BEFORE = _params(1), _params(4), _params(3)
-AFTER = jb.GRUParams(*_params(3), RANDOM.normal(size=3 * H))
-PROJECTED = jb.ProjectedParams(
-    *(RANDOM.normal(size=shape) for shape in ((I, 4 * H), (2, 4 * H), (4 * H,), (H, 2)))
-)
-RZ = np.arange(3 * H) < 2 * H
-FOLDED = AFTER._replace(b=AFTER.b + RZ * AFTER.b_h, b_h=~RZ * AFTER.b_h)  # the same cell: r, z see b + b_h
-WITHOUT_B_N = FOLDED._replace(b_h=np.zeros(3 * H))
-
-
-def _unbiased(cell, params):
-    """The same matrices, as params of the cell with bias=False."""
-    return type(cell.init(jax.random.key(0)))(params.w_x, params.w_h)
-
-
-ELMAN_0, LSTM_0, AFTER_0, BEFORE_0 = (
-    _unbiased(cell, params)
-    for cell, params in [
-        (jb.elman(I, H, bias=False), ELMAN),
-        (jb.lstm(I, H, bias=False), LSTM),
-        (jb.gru(I, H, bias=False), AFTER),
-        (jb.gru(I, H, bias=False, reset_after=False), BEFORE),
-    ]
-)
-
-PROJECTED_0 = type(jb.lstm(I, H, bias=False, projection=2).init(jax.random.key(0)))(
-    PROJECTED.w_x, PROJECTED.w_h, PROJECTED.w_p
-)
 TORCH_HAS = [ELMAN, LSTM, AFTER, PROJECTED, ELMAN_0, LSTM_0, AFTER_0, PROJECTED_0]
 EXACT = {
     "torch": (convert.to_torch, convert.from_torch, TORCH_HAS),
@@ -65,6 +47,14 @@ EXACT = {
     "keras, reset before": (convert.to_keras, lambda w: convert.from_keras(w, reset_after=False), [BEFORE_0]),
     "haiku": (convert.to_haiku, convert.from_haiku, [ELMAN, BEFORE]),
     "equinox": (convert.to_equinox, convert.from_equinox, [LSTM, FOLDED, LSTM_0, AFTER_0]),
+    "onnx": (convert.to_onnx, convert.from_onnx, [ELMAN, LSTM, ELMAN_0, LSTM_0, PEEPHOLES_0, PEEPHOLES]),
+    "onnx, reset after": (convert.to_onnx, lambda w: convert.from_onnx(w, 1), [AFTER, AFTER_0]),
+    "onnx, reset before": (convert.to_onnx, lambda w: convert.from_onnx(w, 0), [BEFORE, BEFORE_0]),
+    "onnx, both directions": (
+        onnx_as_reverse,
+        lambda weights: convert.from_onnx(weights, direction="reverse"),
+        [LSTM, PEEPHOLES],
+    ),
 }
 
 
@@ -106,6 +96,26 @@ def test_jax_arrays_go_in_and_unroll_takes_what_comes_out():
     np.testing.assert_array_equal(hs, jb.unroll(cell, params, None, np.ones((5, 2, I)))[1])
 
 
+def test_the_gates_of_onnx_are_in_its_order():
+    lstm, gru = convert.to_onnx(PEEPHOLES), convert.to_onnx(AFTER)
+    i, f, g, o = np.split(LSTM.w_h.T, 4)
+    np.testing.assert_array_equal(lstm["R"], [np.concatenate([i, o, f, g])])
+    np.testing.assert_array_equal(lstm["P"], [np.concatenate([PEEPHOLES.p_i, PEEPHOLES.p_o, PEEPHOLES.p_f])])
+    r, z, n = np.split(AFTER.w_h.T, 3)
+    np.testing.assert_array_equal(gru["R"], [np.concatenate([z, r, n])])
+    np.testing.assert_array_equal(gru["B"][0, -H:], AFTER.b_h[-H:])
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_traced_weights_become_tracedparams_of(name):
+    """So `adopt` stands inside a loss, and a gradient reaches the weights of the framework."""
+    to, back, cells = EXACT[name]
+    for params in cells:
+        found = jax.eval_shape(back, to(params))
+        assert type(found) is type(params)
+        assert [(a.shape, a.dtype) for a in found] == [(a.shape, a.dtype) for a in params]
+
+
 def test_the_arrays_are_copies():
     for to, back, cells in EXACT.values():
         params = cells[-1]
@@ -123,18 +133,14 @@ def _leaves(weights):
     return [leaf for part in parts for leaf in _leaves(part)]
 
 
-def _without(weights, *names):
-    return {name: leaf for name, leaf in weights.items() if name not in names}
-
-
 def test_a_module_without_biases_is_a_cell_without_biases():
     torch = convert.to_torch(AFTER)
-    _same(convert.from_torch(_without(torch, "bias_ih_l0", "bias_hh_l0")), AFTER_0)
-    _same(convert.from_torch(_without(torch, "bias_hh_l0")), AFTER._replace(b_h=np.zeros(3 * H)))
+    _same(convert.from_torch(without(torch, "bias_ih_l0", "bias_hh_l0")), AFTER_0)
+    _same(convert.from_torch(without(torch, "bias_hh_l0")), AFTER._replace(b_h=np.zeros(3 * H)))
     _same(convert.from_keras(convert.to_keras(LSTM)[:2]), LSTM_0)
     _same(convert.from_equinox(convert.to_equinox(AFTER) | {"bias": None, "bias_n": None}), AFTER_0)
     haiku = convert.to_haiku(ELMAN)
-    haiku["linear_1"] = _without(haiku["linear_1"], "b")
+    haiku["linear_1"] = without(haiku["linear_1"], "b")
     _same(convert.from_haiku(haiku), ELMAN)
 
 
@@ -183,156 +189,3 @@ def test_tensors_are_detached():
     short = jb.Params(*(w.astype("bfloat16") for w in LSTM))
     tensors = {name: _Bfloat16(w) for name, w in convert.to_torch(short).items()}
     _same(convert.from_torch(tensors), short)
-
-
-PEEPHOLES = jb.PeepholeParams(*LSTM, *np.ones((3, H)))
-TORCH, LINEN, KERAS, HAIKU = (
-    f(LSTM) for f in (convert.to_torch, convert.to_linen, convert.to_keras, convert.to_haiku)
-)
-EQUINOX = convert.to_equinox(AFTER)
-
-BAD = {
-    "peepholes": (
-        lambda: convert.to_torch(PEEPHOLES),
-        r"params: expected those of elman, lstm, gru\(reset_after=True\) for torch.nn, got PeepholeParams\(.*"
-        r"convert one of these cells, without peepholes, heads or a trained carry",
-    ),
-    "a leak": (lambda: convert.to_keras(jb.LeakyParams(*ELMAN, np.ones(H))), r"params: .* got LeakyParams\("),
-    "two gates": (
-        lambda: convert.to_keras(_params(2)),
-        r"params: .* for keras.layers, got Params\(.*\[4,8\]",
-    ),
-    "no recurrent product": (
-        lambda: convert.to_keras(ELMAN._replace(w_h=np.ones(H))),
-        r"params: .* got Params\(.*w_h=float64\[4\]",
-    ),
-    "a dict of ours": (lambda: convert.to_torch(LSTM._asdict()), r"params: .* got \{w_x: float64\[3,16\]"),
-    "None in ours": (lambda: convert.to_torch(LSTM._replace(b=None)), r"params: .* b=None"),
-    "reset before in torch": (lambda: convert.to_torch(BEFORE), r"gru\(reset_after=True\) for torch.nn, got"),
-    "reset before in nnx": (lambda: convert.to_nnx(BEFORE), r"params: .* for flax.nnx"),
-    "reset before in linen": (lambda: convert.to_linen(BEFORE), r"params: .* for flax.linen"),
-    "reset after in haiku": (
-        lambda: convert.to_haiku(AFTER),
-        r"lstm, gru\(reset_after=False\) for haiku, got",
-    ),
-    "elman in equinox": (lambda: convert.to_equinox(ELMAN), r"params: expected those of lstm, gru.* equinox"),
-    "b_n in nnx": (
-        lambda: convert.to_nnx(AFTER),
-        r"params.b_h: expected zeros for n, as nnx.GRUCell has no such bias, got float64\[12\]; use",
-    ),
-    "another layer": (
-        lambda: convert.from_torch(TORCH, layer=1),
-        r"weights: expected a name weight_ih_l1, got names weight_ih_l0, .*; give one cell",
-    ),
-    "a module": (lambda: convert.from_torch(object()), r"weights: expected a name weight_ih_l0, got object"),
-    "a vector for a matrix": (
-        lambda: convert.from_torch(TORCH | {"weight_ih_l0": np.ones(16)}),
-        r"weights weight_ih_l0: expected a matrix, got float64\[16\]",
-    ),
-    "a bias of another size": (
-        lambda: convert.from_torch(TORCH | {"bias_hh_l0": np.ones(12)}),
-        r"weights bias_hh_l0: expected \[16\] as its neighbours, got float64\[12\]",
-    ),
-    "a projection": (
-        lambda: convert.from_torch({"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 2))}),
-        r"weights: expected W_x \[I, GH\], W_h \[H, GH\], b \[GH\] of elman.* W_h: float64\[2,16\].*projec",
-    ),
-    "a projection of another width": (
-        lambda: convert.from_torch(convert.to_torch(PROJECTED) | {"weight_hr_l0": np.ones((3, 4))}),
-        r"weights: expected \[4H, I\], \[4H, P\] and \[P, H\] of an LSTM, got .*weight_hr: float64\[3,4\]",
-    ),
-    "a projected cell with a trained carry": (
-        lambda: convert.to_torch(jb.learn_carry(jb.lstm(3, 4, projection=2)).init(jax.random.key(0))),
-        r"params: expected those of lstm\(projection=P\), got .*h_0.*; convert it without a trained carry",
-    ),
-    "a projected cell of another width": (
-        lambda: convert.to_torch(jb.lstm(3, 4, projection=2).init(jax.random.key(0))._replace(b=np.ones(8))),
-        r"params: expected \[I, 4H\], \[P, 4H\], \[4H\], \[H, P\], got ProjectedParams",
-    ),
-    "heads": (
-        lambda: convert.to_torch(jb.gru(3, 4, heads=2).init(jax.random.key(0))),
-        r"params: .* got GRUParams\(.*w_h=float64\[2,2,6\].*without peepholes, heads or a trained carry",
-    ),
-    "matrices of two cells": (
-        lambda: convert.from_torch({"weight_ih_l0": np.ones((12, 3)), "weight_hh_l0": np.ones((16, 4))}),
-        r"weights: expected W_x .* got \{W_x: float64\[3,12\], W_h: float64\[4,16\]",
-    ),
-    "no names of linen": (
-        lambda: convert.from_linen(TORCH),
-        r"weights: expected a name i/kernel, got names weight_ih_l0",
-    ),
-    "linen's variables": (
-        lambda: convert.from_linen({"params": LINEN}),
-        r"a name i/kernel, got names params",
-    ),
-    "a gate of linen absent": (
-        lambda: convert.from_linen(_without(LINEN, "hg")),
-        r"weights: expected a name hg/kernel, got names ii",
-    ),
-    "a gate of linen smaller": (
-        lambda: convert.from_linen(LINEN | {"ig": {"kernel": np.ones((3, 5))}}),
-        r"weights ig/kernel: expected \[3, 4\] as its neighbours, got float64\[3,5\]",
-    ),
-    "a bias of linen smaller": (
-        lambda: convert.from_linen(LINEN | {"hg": {"kernel": np.ones((4, 4)), "bias": np.ones(3)}}),
-        r"weights hg/bias: expected \[4\]",
-    ),
-    "no names of nnx": (lambda: convert.from_nnx({}), r"a name dense_i/kernel, got names ?;"),
-    "an array for nnx": (lambda: convert.from_nnx(np.ones(3)), r"a name dense_i/kernel, got float64\[3\]"),
-    "keras by name": (lambda: convert.from_keras(TORCH), r"weights: expected \[W_x, W_h, b\], got \{weight"),
-    "two layers of keras": (
-        lambda: convert.from_keras(KERAS * 2),
-        r"\[W_x, W_h, b\], got list of .*get_weights",
-    ),
-    "a keras GRU without biases": (
-        lambda: convert.from_keras(convert.to_keras(AFTER)[:2]),
-        r"reset_after: expected True or False beside the weights of a GRU without .*; pass reset_after=layer",
-    ),
-    "a keras GRU whose bias says otherwise": (
-        lambda: convert.from_keras(convert.to_keras(AFTER), reset_after=False),
-        r"reset_after: expected True for this bias, got False; leave it out",
-    ),
-    "reset before in torch, without biases": (
-        lambda: convert.to_torch(BEFORE_0),
-        r"for torch.nn, got Params",
-    ),
-    "reset after in haiku, without biases": (lambda: convert.to_haiku(AFTER_0), r"for haiku, got GRUParams"),
-    "a trained carry": (
-        lambda: convert.to_torch(jb.learn_carry(jb.elman(I, H, bias=False)).init(jax.random.key(0))),
-        r"params: .* got ParamsWithoutBiasWithCarry\(.*without peepholes, heads or a trained carry",
-    ),
-    "two rows of biases for an LSTM": (
-        lambda: convert.from_keras([*KERAS[:2], np.ones((2, 16))]),
-        r"weights: expected W_x .* of gru\(reset_after=True\), got",
-    ),
-    "three rows of biases": (
-        lambda: convert.from_keras([*KERAS[:2], np.ones((3, 16))]),
-        r"weights b: expected \[16\] as its neighbours, got float64\[3,16\]",
-    ),
-    "haiku under a name": (
-        lambda: convert.from_haiku({"lstm/linear": HAIKU["linear"]}),
-        r"weights: expected a name linear/w, got names lstm/linear",
-    ),
-    "haiku of odd width": (
-        lambda: convert.from_haiku({"linear": {"w": np.ones((7, 15))}}),
-        r"weights: expected W_x .* of lstm, got",
-    ),
-    "haiku of too few rows": (
-        lambda: convert.from_haiku({"linear": {"w": np.ones((3, 16))}}),
-        r"weights: expected W_x .* of lstm, got \{W_x: float64\[0,16\]",
-    ),
-    "bias_n of another size": (
-        lambda: convert.from_equinox(EQUINOX | {"bias_n": np.ones(8)}),
-        r"weights bias_n: expected \[4\]",
-    ),
-    "equinox without gates": (
-        lambda: convert.from_equinox({"weight_ih": np.ones((4, 3)), "weight_hh": np.ones((4, 4))}),
-        r"weights: expected W_x .* of lstm, gru\(reset_after=True\), got",
-    ),
-    "equinox with few rows": (
-        lambda: convert.from_equinox({"weight_ih": np.ones((2, 3)), "weight_hh": np.ones((2, 4))}),
-        r"weights: expected W_x .* of lstm",
-    ),
-}
-
-test_messages = refused(BAD)

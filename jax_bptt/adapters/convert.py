@@ -8,6 +8,7 @@ Each framework has its own file, which says where the framework stores which of 
 * `keras`, Keras: `to_keras` and `from_keras`.
 * `haiku`, Haiku: `to_haiku` and `from_haiku`.
 * `equinox`, Equinox: `to_equinox` and `from_equinox`.
+* `onnx`, the nodes of an ONNX model: `to_onnx` and `from_onnx`.
 
 Weights without any bias become the params of a cell with bias=False, and back where the framework has such
 cells; where it has none, its biases are zeros. Of two biases a missing one counts as zeros. Activations are
@@ -21,6 +22,7 @@ from jax_bptt.weights.flax_linen import from_linen, to_linen
 from jax_bptt.weights.flax_nnx import from_nnx, to_nnx
 from jax_bptt.weights.haiku import from_haiku, to_haiku
 from jax_bptt.weights.keras import from_keras, to_keras
+from jax_bptt.weights.onnx import from_onnx, to_onnx
 from jax_bptt.weights.torch import from_torch, to_torch
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "from_keras",
     "from_linen",
     "from_nnx",
+    "from_onnx",
     "from_torch",
     "to_equinox",
     "to_haiku",
     "to_keras",
     "to_linen",
     "to_nnx",
+    "to_onnx",
     "to_torch",
 ]

@@ -105,7 +105,8 @@ def to_our_order(
     for kind, gates in orders.items():
         if _fit(gates, *arrays):
             ours = [_reordered(a, gates, OURS[kind]) for a in arrays]
-            params = GRUParams(*ours) if kind == AFTER else Params(ours[0], ours[1], ours[2] + ours[3])
+            both: Foreign = ours[2] if b_h is None else ours[3] if b is None else _sum(ours[2], ours[3])
+            params = GRUParams(*ours) if kind == AFTER else Params(ours[0], ours[1], both)
             return params if b is not None or b_h is not None else without_biases(params)
     got = {"W_x": w_x, "W_h": w_h, "b": b}
     fix = "give one layer in one direction, without projections or peepholes"
@@ -210,6 +211,11 @@ def namespace(a: AnyArray) -> ModuleType:
 def _fit(gates: list[str], w_x: AnyArray, w_h: AnyArray, *biases: AnyArray) -> bool:
     columns = (len(gates) * w_h.shape[0],) if w_h.ndim == w_x.ndim == 2 else ()
     return w_x.shape[1:] == w_h.shape[1:] == columns and all(b.shape == columns for b in biases)
+
+
+def _sum(b: AnyArray, b_h: AnyArray) -> AnyArray:
+    with jax.numpy_dtype_promotion("standard"):  # as NumPy does it; later checks want one dtype
+        return b + b_h
 
 
 def _reordered(a: AnyArray, old: list[str], new: list[str]) -> Foreign:

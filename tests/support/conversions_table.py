@@ -25,13 +25,22 @@ _there = {
     "keras": _after,
     "haiku": _before,
     "equinox": _folded,
+    "onnx": _after,
 }
 CONVERSIONS = {}
 _where = {"layer": (k.integer(0), 1), "reverse": (k.FLAG, True)}
+_BACK = {
+    "torch": _where,
+    "keras": {"reset_after": (k.or_none(k.FLAG), None)},
+    "onnx": {
+        "linear_before_reset": (k.integer(0, 1), 1),
+        "direction": (k.or_none(k.thing(str, within=("forward", "reverse").__contains__)), None),
+    },
+}
 for name, of in _there.items():
     to, back = (getattr(jb.convert, f"{way}_{name}") for way in ("to", "from"))
     where = _where if name == "torch" else {"optimized": (k.FLAG, True)} if name == "nnx" else {}
     right = {argument: value for argument, (_, value) in where.items()}
     CONVERSIONS[f"to_{name}"] = to, {"params": (k.WEIGHTS, of)} | where
-    back_where = {"torch": _where, "keras": {"reset_after": (k.or_none(k.FLAG), None)}}.get(name, {})
+    back_where = _BACK.get(name, {})
     CONVERSIONS[f"from_{name}"] = back, {"weights": (k.WEIGHTS, to(of, **right))} | back_where

@@ -1,11 +1,11 @@
-"""How the cells of other frameworks are run, in their own layout, beside ours."""
+"""How the cells of other frameworks, and the nodes of ONNX, are run in their own layout, beside ours."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +13,10 @@ import numpy as np
 
 import jax_bptt as jb
 from jax_bptt.adapters import convert
+from support.onnx_peer import onnx_peer
+from support.peer import LENGTHS, B, H, I, Peer, T
 
 os.environ["KERAS_BACKEND"] = "jax"
-
-T, B, I, H = 6, 3, 2, 4  # noqa: E741
-LENGTHS = (4, 5, 1)  # none is T
-
-
-class Peer(NamedTuple):
-    """A cell or a stack of cells of a framework, and ours."""
-
-    weights: Any  # as the framework makes them
-    to: Callable[[Any], Any]  # ours -> theirs
-    back: Callable[[Any], Any]  # theirs -> ours
-    ours: Callable[[Any, Any, Any], Any]  # (params, carry, xs) -> (carry, hs)
-    theirs: Callable[[Any, Any], Any]  # ((weights, carry, xs), cotangents) -> outputs, gradients
-    carry: Any  # of the right shapes
-    held: Callable[[Any], Any] = lambda params: params  # what the framework can hold of ours
-
 
 # PyTorch: any number of layers and directions, of equal or unequal lengths.
 
@@ -208,6 +194,8 @@ def equinox_peer(name: str, cell: jb.Cell, **options: Any) -> Peer:
 ELMAN, LSTM, GRU, BEFORE = jb.elman(I, H), jb.lstm(I, H), jb.gru(I, H), jb.gru(I, H, reset_after=False)
 ELMAN_0, LSTM_0, GRU_0 = (make(I, H, bias=False) for make in (jb.elman, jb.lstm, jb.gru))
 BEFORE_0 = jb.gru(I, H, reset_after=False, bias=False)
+PEEPHOLE, BOTH_WAYS = jb.lstm(I, H, peephole=True), {"direction": "bidirectional"}
+PEEPHOLE_0 = jb.lstm(I, H, peephole=True, bias=False)
 AFTER_UNBIASED = {"reset_after": True, "use_bias": False}
 BEFORE_UNBIASED = {"reset_after": False, "use_bias": False}
 TANH, RELU = {"nonlinearity": "tanh"}, {"nonlinearity": "relu"}
@@ -265,4 +253,17 @@ ROWS: dict[str, tuple[str, Callable[..., Peer], tuple, dict]] = {
     "Equinox GRUCell": ("equinox", equinox_peer, ("GRUCell", GRU), {}),
     "Equinox LSTMCell, no bias": ("equinox", equinox_peer, ("LSTMCell", LSTM_0), {"use_bias": False}),
     "Equinox GRUCell, no bias": ("equinox", equinox_peer, ("GRUCell", GRU_0), {"use_bias": False}),
+    "ONNX RNN": ("onnx", onnx_peer, ("RNN", ELMAN), {}),
+    "ONNX RNN, no bias, backwards": ("onnx", onnx_peer, ("RNN", ELMAN_0, "reverse", "BP"), {}),
+    "ONNX LSTM, both ways": ("onnx", onnx_peer, ("LSTM", LSTM), BOTH_WAYS),
+    "ONNX LSTM, peepholes, both ways": ("onnx", onnx_peer, ("LSTM", PEEPHOLE), BOTH_WAYS | {"without": ""}),
+    "ONNX LSTM, peepholes, no bias": ("onnx", onnx_peer, ("LSTM", PEEPHOLE_0), {"without": "B"}),
+    "ONNX GRU, reset after, both ways": (
+        "onnx",
+        onnx_peer,
+        ("GRU", GRU),
+        BOTH_WAYS | {"linear_before_reset": 1},
+    ),
+    "ONNX GRU, reset before, both ways": ("onnx", onnx_peer, ("GRU", BEFORE), BOTH_WAYS),
+    "ONNX GRU, no bias": ("onnx", onnx_peer, ("GRU", GRU_0), {"without": "BP", "linear_before_reset": 1}),
 }
