@@ -76,7 +76,7 @@ def adopted(cell: AnyCell, params: ArrayTree, order: CarryOrder, dtype: DType | 
 
 def run(
     found: Adopted,
-    carry: Foreign,
+    carry: ArrayTree,
     xs: Array,
     gradient: GradientMethod,
     *,
@@ -106,7 +106,7 @@ def run(
 
 def run_states(
     found: Adopted,
-    carry: Foreign,
+    carry: ArrayTree,
     xs: Array,
     gradient: GradientMethod,
     *,
@@ -126,7 +126,7 @@ def zero_where_masked(mask: Mark, ys: Array) -> Array:
     return ys if mask is None else jnp.where(trailing(mask, ys), ys, jnp.zeros_like(ys))
 
 
-def _promoted(found: Adopted, carry: Foreign, xs: Array) -> tuple[ArrayTree, State, Array]:
+def _promoted(found: Adopted, carry: ArrayTree, xs: Array) -> tuple[ArrayTree, State, Array]:
     """Params, our carry and inputs in the dtype that holds all of them."""
     ours = found.order.to_ours(carry)
     dtype = _widest(*jax.tree.leaves((found.params, ours, xs)))

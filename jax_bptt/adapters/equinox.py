@@ -29,7 +29,7 @@ from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.equinox import from_equinox
 
 
-def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
+def adopted_cell(cell: eqx.Module, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """A cell of Equinox becomes one of ours, see `adopt`; params take the place of its arrays."""
     if params is not None:
         with naming(
@@ -54,7 +54,7 @@ def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tupl
     return as_step_cell(_CALLS, (tuple(leaves), structure), weights, inputs)
 
 
-def recognised(cell: Foreign) -> Adopted | None:
+def recognised(cell: eqx.Module) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
     kind = type(cell)
     if kind not in (eqx.nn.GRUCell, eqx.nn.LSTMCell):
@@ -72,9 +72,9 @@ def recognised(cell: Foreign) -> Adopted | None:
 
 @named("equinox.unroll")
 def unroll(
-    cell: Foreign,
+    cell: eqx.Module,
     xs: Array,
-    hidden: Foreign = None,
+    hidden: ArrayTree | None = None,
     *,
     gradient: GradientMethod = full(),
     mask: Mark = None,
@@ -130,7 +130,7 @@ def unroll(
 
 
 def _by_scan(
-    cell: Foreign, hidden: Foreign, sequence: Sequence, gradient: GradientMethod, reverse: bool
+    cell: eqx.Module, hidden: ArrayTree, sequence: Sequence, gradient: GradientMethod, reverse: bool
 ) -> tuple[Any, Array]:
     """Any cell runs by its own step, for every row; marks mean what they mean in jb.unroll."""
     call = vmap_leading(len(sequence.rows), cell)
@@ -156,7 +156,7 @@ def _h(hidden: ArrayTree) -> Array:
     return jax.tree.leaves(hidden)[0]
 
 
-def _zeros(cell: Foreign, rows: Shape, beside: ArrayTree) -> ArrayTree:
+def _zeros(cell: eqx.Module, rows: Shape, beside: ArrayTree) -> ArrayTree:
     """The hidden state that a sequence begins with: (h, c) of an LSTMCell, one array of any other cell.
 
     It has the dtype to which JAX promotes the arrays beside it.
@@ -171,7 +171,7 @@ def _zeros(cell: Foreign, rows: Shape, beside: ArrayTree) -> ArrayTree:
     return (zeros, zeros) if isinstance(cell, eqx.nn.LSTMCell) else zeros
 
 
-def _checked(hidden: Foreign, rows: Shape) -> ArrayTree:
+def _checked(hidden: ArrayTree, rows: Shape) -> ArrayTree:
     """Every array of it must have the batch axes of xs in front."""
     hidden = jax.tree.map(jnp.asarray, as_arrays("hidden", hidden))
     for leaf in jax.tree.leaves(hidden):

@@ -83,7 +83,7 @@ class RNN(nn.RNN):
         self,
         inputs: Array,
         *,
-        initial_carry: Foreign = None,
+        initial_carry: ArrayTree | None = None,
         init_key: PRNGKey | None = None,
         seq_lengths: Array | None = None,
         return_carry: bool | None = None,
@@ -172,7 +172,7 @@ def _shown(value: Foreign) -> str:
     return repr(dict(value) if isinstance(value, FrozenDict) else value)
 
 
-def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
+def adopted_cell(cell: nn.RNNCellBase, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """A cell of flax.linen, or the cell of an nn.RNN, becomes one of ours, see `adopt`."""
     if params is None:
         if cell.scope is None:
@@ -191,7 +191,7 @@ def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tupl
     return as_step_cell(_CALLS, cell.clone(parent=None, name=None), nn.meta.unbox(params), input_size)
 
 
-def recognised(cell: Foreign, params: Foreign) -> Adopted | None:
+def recognised(cell: nn.RNNCellBase, params: Foreign) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
     kinds = nn.SimpleCell, nn.GRUCell, nn.LSTMCell, nn.OptimizedLSTMCell
     return (
@@ -199,7 +199,7 @@ def recognised(cell: Foreign, params: Foreign) -> Adopted | None:
     )
 
 
-def _runner(rnn: RNN, cell: Foreign) -> Runner:
+def _runner(rnn: RNN, cell: nn.RNNCellBase) -> Runner:
     """The cell runs as one of ours, or as it is."""
     is_intercepted = bool(getattr(linen_module, "_global_interceptor_stack", ()))  # by nn.intercept_methods
     found = None if is_intercepted else recognised(cell, cell.variables.get("params", {}))
@@ -223,17 +223,17 @@ def _runner(rnn: RNN, cell: Foreign) -> Runner:
     return runner
 
 
-def _call(cell: Foreign, carry: ArrayTree, x: Array) -> tuple[ArrayTree, ArrayTree]:
+def _call(cell: nn.RNNCellBase, carry: ArrayTree, x: Array) -> tuple[ArrayTree, ArrayTree]:
     made: tuple[ArrayTree, ArrayTree] = cell(carry, x)
     return made
 
 
-def _step(cell: Foreign, params: ArrayTree, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
+def _step(cell: nn.RNNCellBase, params: ArrayTree, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
     made: tuple[ArrayTree, Array] = cell.apply({"params": params}, state, x)
     return made
 
 
-def _begin(cell: Foreign, params: ArrayTree, batch_shape: Shape, input_size: int) -> ArrayTree:
+def _begin(cell: nn.RNNCellBase, params: ArrayTree, batch_shape: Shape, input_size: int) -> ArrayTree:
     return cell.initialize_carry(jax.random.key(0), (*batch_shape, input_size))
 
 

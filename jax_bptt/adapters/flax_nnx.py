@@ -66,7 +66,7 @@ class RNN(nnx.RNN):
     @named("flax_nnx.RNN")
     def __init__(
         self,
-        cell: Foreign,
+        cell: nnx.Module,
         *,
         time_major: bool = False,
         return_carry: bool = False,
@@ -75,7 +75,7 @@ class RNN(nnx.RNN):
         unroll: int = 1,
         state_axes: Mapping[str, Foreign] | None = None,
         broadcast_rngs: Foreign = None,
-        rngs: Foreign = True,
+        rngs: nnx.Rngs | nnx.RngStream | bool = True,
         gradient: GradientMethod = full(),
     ) -> None:
         given = {"unroll": (unroll, 1), "state_axes": (state_axes, None)}
@@ -98,13 +98,13 @@ class RNN(nnx.RNN):
         self,
         inputs: Array,
         *,
-        initial_carry: Foreign = None,
+        initial_carry: ArrayTree | None = None,
         seq_lengths: Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-        rngs: Foreign = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> Foreign:
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
@@ -129,7 +129,7 @@ class RNN(nnx.RNN):
         return (carry, outputs) if return_carry else outputs
 
 
-def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
+def adopted_cell(cell: nnx.Module, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """A cell of flax.nnx, or the cell of an nnx.RNN, becomes one of ours, see `adopt`."""
     if params is not None:
         cell = nnx.clone(cell)
@@ -149,7 +149,7 @@ def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tupl
     return as_step_cell(_CALLS, graph, nnx.to_pure_dict(weights), known_input_size(cell, input_size))
 
 
-def recognised(cell: Foreign) -> Adopted | None:
+def recognised(cell: nnx.Module) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
     products: dict[str, Foreign] = {name: getattr(cell, name, None) for name in _PRODUCTS.get(type(cell), ())}
     if not products or not is_usual(cell):
@@ -170,7 +170,7 @@ def _is_plain(part: Foreign, dtype: Foreign) -> bool:
     return type(part) is nnx.Linear and tuple(getattr(part, name) for name in options) == usual
 
 
-def _runner(cell: Foreign, gradient: GradientMethod) -> Runner:
+def _runner(cell: nnx.Module, gradient: GradientMethod) -> Runner:
     """The cell runs as one of ours, or as it is."""
     found = recognised(cell)
     if found is not None:
@@ -196,7 +196,7 @@ def _runner(cell: Foreign, gradient: GradientMethod) -> Runner:
     return runner
 
 
-def _changed_by_a_step(cell: Foreign, carry: ArrayTree, x: Array) -> Foreign:
+def _changed_by_a_step(cell: nnx.Module, carry: ArrayTree, x: Array) -> Foreign:
     """A filter for the variables of a cell that its step replaces; they are found on shapes alone."""
     paths: set[tuple[Foreign, ...]] = set()
 
@@ -212,11 +212,11 @@ def _changed_by_a_step(cell: Foreign, carry: ArrayTree, x: Array) -> Foreign:
     return lambda path, _: path in paths
 
 
-def _step(graph: Foreign, params: ArrayTree, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
+def _step(graph: nnx.GraphDef, params: ArrayTree, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
     return nnx.merge(graph, nnx.State(params))(state, x)
 
 
-def _begin(graph: Foreign, params: ArrayTree, batch_shape: Shape, input_size: int) -> ArrayTree:
+def _begin(graph: nnx.GraphDef, params: ArrayTree, batch_shape: Shape, input_size: int) -> ArrayTree:
     cell = nnx.merge(graph, nnx.State(params))
     return cell.initialize_carry((*batch_shape, input_size), nnx.Rngs(carry=0))
 

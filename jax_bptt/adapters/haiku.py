@@ -36,7 +36,7 @@ _HIDDEN_AND_CELL = CarryOrder(lambda s: LSTMCarry(h=s.hidden, c=s.cell), lambda 
 _ACTIVATIONS = jnp.tanh, jax.nn.relu, jax.nn.sigmoid
 
 
-def adopted_cell(core: Foreign, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
+def adopted_cell(core: hk.RNNCore, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """A core of Haiku becomes one of ours, see `adopt`; params are of an hk.transform or of the core."""
     if isinstance(core, hk.ResetCore):
         fix = "adopt the core inside it, and pass should_reset as reset to jb.unroll"
@@ -61,7 +61,7 @@ def adopted_cell(core: Foreign, params: Foreign, input_size: int | None) -> tupl
     return as_step_cell(_CALLS, core, _used(core, params, input_size), input_size)
 
 
-def recognised(core: Foreign, params: Bundles) -> Adopted | None:
+def recognised(core: hk.RNNCore, params: Bundles) -> Adopted | None:
     """A core whose equations are those of one of our cells, or None.
 
     Args:
@@ -87,7 +87,7 @@ def recognised(core: Foreign, params: Bundles) -> Adopted | None:
     return adopted(elman(*sizes, activation="relu"), ours, H_ALONE)
 
 
-def _names(core: Foreign) -> dict[str, tuple[str, ...]]:
+def _names(core: hk.RNNCore) -> dict[str, tuple[str, ...]]:
     """The parameters of a core that is one of ours, by the name of the module inside it; {} for another."""
     if type(core) is hk.VanillaRNN:
         return {"linear": ("w", "b"), "linear_1": ("w", "b") if core.double_bias else ("w",)}
@@ -96,14 +96,14 @@ def _names(core: Foreign) -> dict[str, tuple[str, ...]]:
     return {"": ("w_i", "w_h", "b")} if type(core) is hk.GRU else {}
 
 
-def _with_name(core: Foreign, params: Mapping[str, Foreign]) -> Bundles:
+def _with_name(core: hk.RNNCore, params: Mapping[str, Foreign]) -> Bundles:
     """Parameters of a core alone, as `to_haiku` makes them, get the names of an hk.transform."""
     if any(map(is_array, params.values())):
         return {core.module_name: params}
     return {f"{core.module_name}/{part}": bundle for part, bundle in params.items()}
 
 
-def _is_hooked(core: Foreign) -> bool:
+def _is_hooked(core: hk.RNNCore) -> bool:
     """Whether something around a core may change what it computes.
 
     The first policy of mixed precision puts an interceptor in place for good, which does nothing for modules
@@ -117,7 +117,7 @@ def _is_hooked(core: Foreign) -> bool:
 
 @named("haiku.dynamic_unroll")
 def dynamic_unroll(
-    core: Foreign,
+    core: hk.RNNCore,
     input_sequence: ArrayTree,
     initial_state: ArrayTree,
     time_major: bool = True,
@@ -193,7 +193,7 @@ class _Options(NamedTuple):
     return_all_states: bool
 
 
-def _unrolled(core: Foreign, inputs: Foreign, state: Foreign, options: _Options) -> tuple[Any, Any]:
+def _unrolled(core: hk.RNNCore, inputs: ArrayTree, state: ArrayTree, options: _Options) -> tuple[Any, Any]:
     """Outputs, and the last state or all states, of a sequence with the time first."""
     if _is_stack(core, state):
         return _by_layers(core, inputs, state, options)
@@ -208,7 +208,7 @@ def _unrolled(core: Foreign, inputs: Foreign, state: Foreign, options: _Options)
     return outputs, last
 
 
-def _is_stack(core: Foreign, state: Foreign) -> bool:
+def _is_stack(core: hk.RNNCore, state: ArrayTree) -> bool:
     """Whether a core can run layer by layer: an hk.DeepRNN of cores that are ours, and of activations."""
     if type(core) is not hk.DeepRNN or _is_hooked(core) or not isinstance(state, tuple):
         return False
@@ -217,7 +217,7 @@ def _is_stack(core: Foreign, state: Foreign) -> bool:
     return are_known and len(cores) == len(state)
 
 
-def _by_layers(core: Foreign, xs: Foreign, state: Foreign, options: _Options) -> tuple[Any, Any]:
+def _by_layers(core: hk.RNNCore, xs: ArrayTree, state: ArrayTree, options: _Options) -> tuple[Any, Any]:
     """The outputs of all steps of a layer are the inputs of the next."""
     before, after = iter(state), []
     for layer in core.layers:
@@ -243,7 +243,7 @@ class _Known(NamedTuple):
     reset: Mark
 
 
-def _known(core: Foreign, inputs: Foreign, state: Foreign) -> _Known | None:
+def _known(core: hk.RNNCore, inputs: ArrayTree, state: ArrayTree) -> _Known | None:
     """What one of our cells runs; None for what only the core itself can run, or refuse."""
     reset = None
     if type(core) is hk.ResetCore and not _is_hooked(core) and _are_pair_of_arrays(inputs):
@@ -260,7 +260,7 @@ def _known(core: Foreign, inputs: Foreign, state: Foreign) -> _Known | None:
     return _Known(found, jnp.asarray(inputs), reset)
 
 
-def _fits(core: Foreign, found: Adopted, inputs: Foreign, state: Foreign) -> bool:
+def _fits(core: hk.RNNCore, found: Adopted, inputs: ArrayTree, state: ArrayTree) -> bool:
     """Whether inputs and state are what such a core takes."""
     if not is_array(inputs) or inputs.ndim < 2 or 0 in inputs.shape:
         return False
@@ -273,11 +273,11 @@ def _fits(core: Foreign, found: Adopted, inputs: Foreign, state: Foreign) -> boo
     return is_real and is_rank and is_state and inputs.shape[-1] == found.cell.input_size
 
 
-def _are_pair_of_arrays(inputs: Foreign) -> bool:
+def _are_pair_of_arrays(inputs: ArrayTree) -> bool:
     return isinstance(inputs, (tuple, list)) and len(inputs) == 2 and all(map(is_array, inputs))
 
 
-def _by_scan(core: Foreign, inputs: ArrayTree, state: ArrayTree, options: _Options) -> tuple[Any, Any]:
+def _by_scan(core: hk.RNNCore, inputs: ArrayTree, state: ArrayTree, options: _Options) -> tuple[Any, Any]:
     """Any core runs as it is; its state of Haiku and its keys go from step to step, as in hk.scan."""
 
     going: Foreign = {"reverse": options.reverse, "gradient": options.gradient}
@@ -306,7 +306,7 @@ def _by_scan(core: Foreign, inputs: ArrayTree, state: ArrayTree, options: _Optio
     return outputs, states if options.return_all_states else last
 
 
-def _used(core: Foreign, params: Bundles, input_size: int) -> dict[str, dict[str, Array]]:
+def _used(core: hk.RNNCore, params: Bundles, input_size: int) -> dict[str, dict[str, Array]]:
     """Those of the parameters that a core reads."""
     used: dict[str, dict[str, Array]] = {}
 
@@ -331,18 +331,18 @@ def _pure(f: Callable[[], ArrayTree]) -> Callable[[Bundles], ArrayTree]:
     return lambda params: hk.transform(f).apply(params, None)
 
 
-def _step(core: Foreign, params: Bundles, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
+def _step(core: hk.RNNCore, params: Bundles, state: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
     state = jax.tree.map(lambda z: z[None], state)
     output, state = _pure(lambda: core(x[None], state))(params)
     return jax.tree.map(lambda z: z[0], (state, output))
 
 
-def _begin(core: Foreign, params: Bundles, batch_shape: Shape, input_size: int) -> ArrayTree:
+def _begin(core: hk.RNNCore, params: Bundles, batch_shape: Shape, input_size: int) -> ArrayTree:
     state = _pure(lambda: _one_row(core, jax.tree.leaves(params)[0].dtype))(params)
     return jax.tree.map(lambda z: jnp.broadcast_to(z[0], (*batch_shape, *z.shape[1:])), state)
 
 
-def _one_row(core: Foreign, dtype: DType) -> ArrayTree:
+def _one_row(core: hk.RNNCore, dtype: DType) -> ArrayTree:
     """The initial state of a batch of one row, in this dtype."""
     return jax.tree.map(lambda z: z.astype(dtype) if is_floating(z) else z, core.initial_state(1))
 
