@@ -28,28 +28,21 @@ import dataclasses
 import functools
 import importlib.util
 import math
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from experiments.support import ppo, ppo_agents
-from experiments.support.checkpoints import Checkpoints
 from experiments.support.command_line import run_script
 from experiments.support.curves import ends, plot
 from experiments.support.findings import Row, conclude
 from experiments.support.learning import Curve, Curves
 from experiments.support.options import check_counts, check_positive, refusal, settings
-from experiments.support.ppo import Agent, Report, State, Training
+from experiments.support.ppo import Agent, Report, Training
 from experiments.support.runs import Run, StopRequest
 from experiments.support.t_maze import Lengths
+from experiments.support.turns import Turns, take_turns
 
 OURS, WITHOUT, FLAX = "GRU", "without memory", "GRU in flax"
 
@@ -122,13 +115,6 @@ def has_flax() -> bool:
     return importlib.util.find_spec("flax") is not None
 
 
-class Together(NamedTuple):
-    """The agents of a seed after some iterations."""
-
-    step: Array
-    agents: dict[str, State]
-
-
 def train(config: Config, run: Run, stop: StopRequest) -> Curves:
     """The lines of metrics.jsonl of every agent and seed."""
     how, all_agents = training(config), agents(config)
@@ -136,78 +122,20 @@ def train(config: Config, run: Run, stop: StopRequest) -> Curves:
     curves: Curves = {name: [] for name in all_agents}
     for seed in range(config.seeds):
         states = {name: ppo.begin(agent, how, seed) for name, agent in all_agents.items()}
-        found = train_seed(config, run, stop, seed, program, Together(jnp.zeros((), int), states))
-        for name, lines in found.items():
+        turns = Turns({"seed": seed}, states, program, say, config.iterations, config.every, "iteration")
+        for name, lines in take_turns(run, stop, turns).items():
             curves[name].append(lines)
     return curves
 
 
-def train_seed(
-    config: Config,
-    run: Run,
-    stop: StopRequest,
-    seed: int,
-    program: Callable[[str], Callable[[State], tuple[State, Report]]],
-    state: Together,
-) -> dict[str, Curve]:
-    """Rounds of all agents in turn, from the last checkpoint of this seed to the end.
-
-    Args:
-      config, run, stop, seed: as in `train`.
-      program: name -> a round of this agent; it is compiled when it is asked for.
-      state: the agents at their beginning.
-    """
-    with Checkpoints(run.folder / "checkpoints" / f"seed_{seed}") as saved:
-        state = saved.restore(state)
-        done = int(state.step)
-        run.keep_metrics_up_to(done, seed=seed)
-        curves = {name: [m for m in lines_of(run) if of(m, name, seed)] for name in state.agents}
-        if any(len(lines) != done // config.every for lines in curves.values()):
-            fix = f"delete {saved.folder} to begin again"
-            raise SystemExit(f"metrics.jsonl lacks lines up to iteration {done} of seed {seed}; {fix}")
-        with tqdm(total=config.iterations, initial=done, unit="iteration", desc=f"seed {seed}") as bar:
-            while done < config.iterations:
-                stop.leave()
-                done += config.every
-                for name, lines in curves.items():
-                    state.agents[name], said = one_round(program(name), state.agents[name], name)
-                    line = {"curve": name, "seed": seed, "step": done, **said}
-                    run.record(**line)
-                    lines.append(line)
-                state = state._replace(step=jnp.asarray(done, state.step.dtype))
-                saved.save(state)
-                bar.update(config.every)
-                shown = (f"{name} {100 * lines[-1]['right']:.0f} %" for name, lines in curves.items())
-                bar.set_postfix_str("right: " + ", ".join(shown), refresh=False)
-    return curves
-
-
-def one_round(
-    program: Callable[[State], tuple[State, Report]], state: State, name: str
-) -> tuple[State, dict[str, float]]:
-    """Some iterations of one agent, and what its line says. SystemExit if its loss is not finite."""
-    began = time.perf_counter()
-    state, reports = jax.block_until_ready(program(state))
-    took = time.perf_counter() - began
-    loss = float(reports.loss[-1])
-    if not math.isfinite(loss):
-        raise SystemExit(f"{name}: the loss is not finite; lower --learning-rate")
-    return state, {"loss": loss, "right": share(reports), "took": took}
+def say(reports: Report) -> dict[str, float]:
+    """What the line of a round says."""
+    return {"loss": float(reports.loss[-1]), "right": share(reports)}
 
 
 def share(reports: Report) -> float:
     """The share of the episodes that ended at the right arm; 0 if none has ended."""
     return float(np.sum(reports.right) / max(np.sum(reports.episodes), 1))
-
-
-def lines_of(run: Run) -> Curve:
-    """The lines that `train` wrote."""
-    return run.metrics(curve=str, seed=int, step=int, loss=float, right=float, took=float)
-
-
-def of(line: dict[str, Any], name: str, seed: int) -> bool:
-    """Whether a line is of this agent and seed."""
-    return (line["curve"], line["seed"]) == (name, seed)
 
 
 def times(curves: Curves, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ after 87.)
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,35 +22,37 @@ from experiments.support import ppo
 from experiments.support.ppo import Agent, Said, Target
 from experiments.support.t_maze import ACTIONS, Percept
 
-over_steps = functools.partial(
-    linen.scan, variable_broadcast="params", split_rngs={"params": False}, in_axes=0, out_axes=0
-)
+class ScannedRNN(linen.Module):  # type: ignore[misc]
+    """As purejaxrl and the projects that began with it write it: a GRU over steps that begins anew."""
 
-
-class ResettingGRU(linen.Module):  # type: ignore[misc]
-    """A GRU over steps, which begins anew where it is told to."""
-
-    hidden: int
-
-    @over_steps
+    @functools.partial(
+        linen.scan, variable_broadcast="params", in_axes=0, out_axes=0, split_rngs={"params": False}
+    )
     @linen.compact  # type: ignore[untyped-decorator]
-    def __call__(self, carry: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, begins = now
-        carry = jnp.where(begins[:, None], 0.0, carry)
-        return linen.GRUCell(self.hidden, name="cell")(carry, x)
+    def __call__(self, carry: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
+        ins, resets = x
+        begin = self.initialize_carry(*ins.shape)
+        carry = jnp.where(resets[:, None], begin, carry)
+        return linen.GRUCell(features=ins.shape[1])(carry, ins)
+
+    @staticmethod
+    def initialize_carry(batch_size: int, hidden_size: int) -> Array:
+        cell = linen.GRUCell(features=hidden_size)
+        return cell.initialize_carry(jax.random.key(0), (batch_size, hidden_size))
 
 
 class ActorCritic(linen.Module):  # type: ignore[misc]
-    """Encoder, GRU and two heads."""
+    """Encoder, GRU and two heads; `rnn` is the `ScannedRNN` above or another of its signature."""
 
     hidden: int
+    rnn: Callable[..., Any] = ScannedRNN
 
     @linen.compact  # type: ignore[untyped-decorator]
     def __call__(self, carry: Array, percepts: Percept, begins: Array) -> tuple[Array, Said]:
         x = linen.Dense(self.hidden, name="seen")(percepts.seen)
         x += linen.Embed(ACTIONS + 1, self.hidden, name="action")(percepts.action)
         x += linen.Dense(self.hidden, use_bias=False, name="reward")(percepts.reward[..., None])
-        carry, h = ResettingGRU(self.hidden, name="gru")(carry, (linen.relu(x), begins))
+        carry, h = self.rnn(name="gru")(carry, (linen.relu(x), begins))
         logits = linen.Dense(ACTIONS, name="logits")(h)
         return carry, Said(logits, linen.Dense(1, name="value")(h)[..., 0])
 
@@ -61,16 +64,16 @@ def from_ours(params: jb.NetworkParams) -> dict[str, Any]:
         "seen": {"kernel": encoder.seen, "bias": encoder.b},
         "action": {"embedding": encoder.action},
         "reward": {"kernel": encoder.reward[None]},
-        "gru": {"cell": jb.convert.to_linen(gru)},
+        "gru": {"GRUCell_0": jb.convert.to_linen(gru)},
         "logits": {"kernel": head.logits, "bias": head.b_logits},
         "value": {"kernel": head.value[:, None], "bias": head.b_value[None]},
     }
     return {"params": jax.tree.map(jnp.asarray, weights)}
 
 
-def agent(ours: jb.Network, hidden: int) -> Agent:
+def agent(ours: jb.Network, hidden: int, rnn: Callable[..., Any] = ScannedRNN) -> Agent:
     """The same agent as ours."""
-    net = ActorCritic(hidden)
+    net = ActorCritic(hidden, rnn)
 
     def begin(params: Any, rows: int) -> Array:
         return jnp.zeros((rows, hidden))
