@@ -130,12 +130,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> Curves:
 
 def say(reports: Report) -> dict[str, float]:
     """What the line of a round says."""
-    return {"loss": float(reports.loss[-1]), "right": share(reports)}
-
-
-def share(reports: Report) -> float:
-    """The share of the episodes that ended at the right arm; 0 if none has ended."""
-    return float(np.sum(reports.right) / max(np.sum(reports.episodes), 1))
+    return {"loss": float(reports.loss[-1]), "right": ppo.share_right(reports)}
 
 
 def times(curves: Curves, name: str) -> np.ndarray:

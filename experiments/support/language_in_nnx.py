@@ -1,4 +1,4 @@
-"""A character language model as one writes it with flax.nnx: an embedding, an LSTM in nnx.RNN, a linear layer.
+"""A character language model as one writes it with flax.nnx: nnx.Embed, an LSTM in nnx.RNN, nnx.Linear.
 
 Every update reads the next window of each row; each window begins without memory, as nnx.RNN does by default.
 """
@@ -18,7 +18,7 @@ RATE, CLIP = 3e-3, 1.0  # of Adam, and the largest norm of a gradient
 
 
 class LanguageModel(nnx.Module):  # type: ignore[misc]
-    """Characters [B, T] -> logits of the next [B, T, classes]; `rnn` is nnx.RNN or another of its signature."""
+    """Characters [B, T] -> logits of the next, [B, T, classes]; `rnn` is nnx.RNN or one of its signature."""
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ def training(text: Array, classes: int, size: int, hidden: int, window: int, rnn
     windows = (text.shape[1] - 1) // window
 
     def update(state: Learnt) -> tuple[Learnt, Array]:
-        now = jax.tree.unflatten(structure, state.arrays)
-        model, optimizer = nnx.merge(graph, keys, now)
+        copied = jax.tree.map(lambda a: a, keys)  # nnx refuses to change what was made outside of a trace
+        model, optimizer = nnx.merge(graph, copied, jax.tree.unflatten(structure, state.arrays))
         codes = jax.lax.dynamic_slice_in_dim(text, state.step % windows * window, window + 1, 1)
         nats, grads = nnx.value_and_grad(error)(model, codes)
         optimizer.update(model, grads)
-        _, _, now = nnx.split((model, optimizer), nnx.RngState, ...)
-        return Learnt(state.step + 1, jax.tree.leaves(now)), nats
+        _, _, learnt = nnx.split((model, optimizer), nnx.RngState, ...)
+        return Learnt(state.step + 1, jax.tree.leaves(learnt)), nats
 
     return Training(Learnt(jnp.zeros((), int), arrays), update)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -119,6 +120,11 @@ class Report(NamedTuple):
     loss: Array
     episodes: Array
     right: Array
+
+
+def share_right(reports: Report) -> float:
+    """The share of the episodes that ended at the right arm; 0 if none has ended."""
+    return float(np.sum(reports.right) / max(np.sum(reports.episodes), 1))
 
 
 def begin(agent: Agent, training: Training, seed: int) -> State:

@@ -22,6 +22,7 @@ from experiments.support import ppo
 from experiments.support.ppo import Agent, Said, Target
 from experiments.support.t_maze import ACTIONS, Percept
 
+
 class ScannedRNN(linen.Module):  # type: ignore[misc]
     """As purejaxrl and the projects that began with it write it: a GRU over steps that begins anew."""
 
@@ -37,7 +38,7 @@ class ScannedRNN(linen.Module):  # type: ignore[misc]
 
     @staticmethod
     def initialize_carry(batch_size: int, hidden_size: int) -> Array:
-        cell = linen.GRUCell(features=hidden_size)
+        cell = linen.GRUCell(features=hidden_size, parent=None)
         return cell.initialize_carry(jax.random.key(0), (batch_size, hidden_size))
 
 
