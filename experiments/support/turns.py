@@ -1,6 +1,6 @@
-"""Contenders that are trained in turns: a round of each, then the next round of each, A B C A B C.
+"""Contenders that are trained in turns: a round of each, then the next round of each, A B C B C A.
 
-After every round all of them are saved, and a line of metrics says of each what it reached and how long it
+The first in a round is the last in the next, since the place has an influence on the time. After every round all of them are saved, and a line of metrics says of each what it reached and how long it
 took. A run that was killed goes on from there.
 """
 
@@ -73,7 +73,8 @@ def take_turns(run: Run, stop: StopRequest, turns: Turns) -> dict[str, Curve]:
         state = saved.restore(state)
         done = int(state.step)
         run.keep_metrics_up_to(done, **turns.labels)
-        curves = {name: lines_of(run, curve=name, **turns.labels) for name in turns.begin}
+        names = [*turns.begin]
+        curves = {name: lines_of(run, curve=name, **turns.labels) for name in names}
         if any(len(lines) != done // turns.every for lines in curves.values()):
             fix = f"delete {saved.folder} to begin again"
             raise SystemExit(f"metrics.jsonl lacks lines up to step {done} of {name_of_all}; {fix}")
@@ -81,11 +82,12 @@ def take_turns(run: Run, stop: StopRequest, turns: Turns) -> dict[str, Curve]:
             while done < turns.steps:
                 stop.leave()
                 done += turns.every
-                for name, lines in curves.items():
+                first = done // turns.every % len(names)
+                for name in names[first:] + names[:first]:
                     state.states[name], said = one_round(turns, name, state.states[name])
                     line = {**turns.labels, "curve": name, "step": done, **said}
                     run.record(**line)
-                    lines.append(line)
+                    curves[name].append(line)
                 state = state._replace(step=jnp.asarray(done, state.step.dtype))
                 saved.save(state)
                 bar.update(turns.every)
