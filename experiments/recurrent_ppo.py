@@ -42,7 +42,7 @@ from experiments.support.options import check_counts, check_positive, refusal, s
 from experiments.support.ppo import Agent, Report, Training
 from experiments.support.runs import Run, StopRequest
 from experiments.support.t_maze import Lengths
-from experiments.support.turns import Turns, take_turns
+from experiments.support.turns import Turns, train_in_turns
 
 OURS, WITHOUT, FLAX = "GRU", "without memory", "GRU in flax"
 
@@ -123,7 +123,7 @@ def train(config: Config, run: Run, stop: StopRequest) -> Curves:
     for seed in range(config.seeds):
         states = {name: ppo.begin(agent, how, seed) for name, agent in all_agents.items()}
         turns = Turns({"seed": seed}, states, program, say, config.iterations, config.every, "iteration")
-        for name, lines in take_turns(run, stop, turns).items():
+        for name, lines in train_in_turns(run, stop, turns).items():
             curves[name].append(lines)
     return curves
 

@@ -50,7 +50,7 @@ from experiments.support.findings import Row, conclude
 from experiments.support.learning import Curve
 from experiments.support.options import check_counts, check_seed, refusal, settings
 from experiments.support.runs import Run, StopRequest
-from experiments.support.turns import Round, Turns, take_turns
+from experiments.support.turns import Round, Turns, train_in_turns
 
 if TYPE_CHECKING:
     from experiments.support.flax_models import Model
@@ -126,15 +126,23 @@ def train(config: Config, run: Run, stop: StopRequest, model: str) -> dict[str, 
     made = {name: model_of(config, model, name) for name in (THEIRS, OURS, MOVED)}
 
     @functools.cache
-    def program(name: str) -> Round:
-        round_of = made[name].compiled(config.every)
-        run.record(model=model, curve=name, temporaries=round_of.memory_analysis().temp_size_in_bytes)
-        return round_of
+    def compiled(name: str) -> Round:
+        program = made[name].compiled(config.every)
+        run.record(model=model, curve=name, temporaries=program.memory_analysis().temp_size_in_bytes)
+        return program
 
     begin = {name: of.begin for name, of in made.items()}
     steps = config.iterations if model == "agent" else config.updates
-    turns = Turns({"model": model}, begin, program, made[OURS].say, steps, config.every, UNITS[model])
-    return take_turns(run, stop, turns)
+    turns = Turns(
+        labels={"model": model},
+        begin=begin,
+        program=lambda name: compiled(OURS if name == OURS else THEIRS),
+        say=made[OURS].say,
+        steps=steps,
+        every=config.every,
+        unit=UNITS[model],
+    )
+    return train_in_turns(run, stop, turns)
 
 
 def compare_in_float64(config: Config, run: Run, stop: StopRequest, model: str) -> float:
@@ -201,7 +209,7 @@ def judge(config: Config, model: str, found: Found) -> list[Row]:
         right = [found.curves[name][-1]["right"] for name in (THEIRS, OURS)]
         said = "{:.1f} % with theirs, {:.1f} % with ours".format(*(100 * r for r in right))
         what = f"agent: episodes right in the last {config.every} iterations"
-        rows.append(Row(what, "at least 95 %", said, min(right) >= 0.95))
+        rows.append(Row(what, "at least 95 %", said, bool(np.min(right) >= 0.95)))
     ratio, said = ratio_of_times(found)
     rows.append(Row(f"{model}: time, ours / theirs", "at most 1", said, ratio <= 1))
     theirs, ours = (found.temporaries[name] / MIB for name in (THEIRS, OURS))

@@ -28,10 +28,10 @@ B1 = 0.9
 
 
 class Program(NamedTuple):
-    """One program, ready to be called, and the gradient of its first call in our layout."""
+    """One program, ready to be called, and the gradient of its first call as arrays of NumPy."""
 
     call: Callable[[], Any]
-    grads: jb.NetworkParams
+    grads: Any
     compile_seconds: float | None
     temporaries: int | None
 
@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
     jitted: Any
     arguments: tuple[Any, ...]
-    gradient: Callable[[Any], jb.NetworkParams]  # from what it returns
+    gradient: Callable[[Any], Any]  # from what it returns
 
 
 def program_of(name: str, work: str, problem: Problem, for_cuda: bool = False) -> Program | None:

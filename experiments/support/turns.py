@@ -1,7 +1,8 @@
 """Contenders that are trained in turns: a round of each, then the next round of each, A B C B C A.
 
-The first in a round is the last in the next, since the place has an influence on the time. After every round all of them are saved, and a line of metrics says of each what it reached and how long it
-took. A run that was killed goes on from there.
+The first in a round is the last in the next, since its place has an influence on its time. After every round
+all of them are saved, and a line of metrics says of each what it reached and how long it took. A run that was
+killed goes on from there.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Together(NamedTuple):
     states: dict[str, Any]
 
 
-def take_turns(run: Run, stop: StopRequest, turns: Turns) -> dict[str, Curve]:
+def train_in_turns(run: Run, stop: StopRequest, turns: Turns) -> dict[str, Curve]:
     """Rounds of all in turn, from the last checkpoint to the end.
 
     Args:
@@ -109,6 +110,6 @@ def one_round(turns: Turns, name: str, state: Any) -> tuple[Any, dict[str, Any]]
 
 
 def lines_of(run: Run, **labels: Any) -> Curve:
-    """The lines of `take_turns` with these labels."""
+    """The lines of `train_in_turns` with these labels."""
     lines = run.metrics(curve=str, step=int, loss=float, took=float)
     return [m for m in lines if labels.items() <= m.items()]
