@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 THEIRS, OURS, MOVED = "theirs", "ours", "theirs, moved by a last bit"
 UNITS = {"agent": "iteration", "text": "update"}
 MIB = 2**20
+ROUNDING = 2.0**-24  # of a number in float32, relatively
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +183,9 @@ class Found(NamedTuple):
     temporaries: dict[str, int]
 
     def gaps(self, name: str) -> np.ndarray:
-        """How far a program is from theirs, by round."""
+        """How far a program is from theirs, by round; not below the rounding of a loss."""
         pairs = zip(self.curves[THEIRS], self.curves[name], strict=True)
-        return np.array([apart(a["losses"], b["losses"]) for a, b in pairs])
+        return np.array([max(apart(a["losses"], b["losses"]), ROUNDING) for a, b in pairs])
 
     def times(self, name: str) -> np.ndarray:
         """Seconds by round."""
@@ -274,7 +275,8 @@ def draw_times(axes: Axes, config: Config, model: str, found: Found) -> None:
     for i, (name, colour) in enumerate(((THEIRS, "0.75"), (OURS, "C0"))):
         low, middle, high = np.quantile(1e3 * found.times(name) / config.every, [0.25, 0.5, 0.75])
         axes.barh(name, middle, xerr=[[middle - low], [high - middle]], color=colour)
-        axes.text(0.02 * middle, i, f"{found.temporaries[name] / MIB:.1f} MiB", va="center", fontsize=8)
+        size = f"  {found.temporaries[name] / MIB:.1f} MiB"
+        axes.text(0, i, size, va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"ms an {UNITS[model]}; temporaries")
 
