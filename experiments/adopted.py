@@ -35,13 +35,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.benchmark import size_of, take_turns
 from experiments.support.adopted_pairs import tasks
 from experiments.support.benchmark_programs import compiled
 from experiments.support.command_line import run_script
-from experiments.support.comparisons import farthest, markdown
+from experiments.support.comparisons import farthest, markdown, take_turns
 from experiments.support.findings import Row, conclude
-from experiments.support.options import refusal
+from experiments.support.options import refusal, size_of
 from experiments.support.runs import Run, StopRequest
 
 PACKAGES = {  # of each framework: what is imported, and what is installed

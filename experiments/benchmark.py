@@ -48,7 +48,6 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
-import math
 import os
 import statistics
 from pathlib import Path
@@ -63,8 +62,8 @@ from experiments.support.benchmark_peers import Problem, problem_of
 from experiments.support.benchmark_programs import AGREE, LANES, Program, fastest_method, peak, program_of
 from experiments.support.benchmark_table import draw, judge, table
 from experiments.support.command_line import run_script
-from experiments.support.comparisons import farthest, seconds
-from experiments.support.options import refusal
+from experiments.support.comparisons import farthest, take_turns
+from experiments.support.options import refusal, size_of
 from experiments.support.runs import Run, StopRequest
 
 SIZES = (
@@ -77,7 +76,6 @@ SIZES = (
     "4096x8x64x64",
 )
 TINY = "8x4x3x16"
-TURN = 0.03  # seconds
 PACKAGES = dict.fromkeys(("fastest", "scan", "hoisted", "cudnn"), "jax")  # the others are named as theirs
 
 
@@ -122,12 +120,6 @@ def check(config: Config) -> None:
             raise SystemExit(f"--sizes {text}: give T, B, I and H as in {SIZES[0]}, T at least 2")
     if config.rounds < 2:
         raise refusal(config, "rounds", "a number of at least 2; one has no spread")
-
-
-def size_of(text: str) -> tuple[int, ...]:
-    """The numbers of a size, none where it is not one."""
-    parts = text.split("x")
-    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
 
 
 def installed(against: tuple[str, ...]) -> dict[str, str]:
@@ -211,22 +203,6 @@ def wanted(cell: str, size: tuple[int, ...]) -> jb.NetworkParams:
     program = program_of("scan", "value_and_grad", problem_of(cell, size, "float32"))
     assert program is not None
     return program.grads
-
-
-def take_turns(programs: dict[str, Program], rounds: int, stop: StopRequest) -> dict[str, Any]:
-    """Seconds of a call by contender, one number a round; ours has two turns."""
-    turns = {name: program.call for name, program in programs.items()}
-    turns["ours again"] = turns["ours"]
-    calls = {name: min(1000, math.ceil(TURN / seconds(call, 1))) for name, call in turns.items()}
-    times: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(rounds):
-        first = number % len(turns)
-        moved = [*turns][first:] + [*turns][:first]
-        for name in moved[:: -1 if number % 2 else 1]:
-            stop.leave()
-            seconds(turns[name], 1)
-            times[name].append(seconds(turns[name], calls[name]))
-    return {name: np.array(of_name) for name, of_name in times.items()}
 
 
 def main(config: Config) -> None:

@@ -43,13 +43,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from experiments import char_lm, recurrent_ppo
+from experiments.support import ppo
 from experiments.support.command_line import run_script
-from experiments.support.corpora import Corpus
+from experiments.support.corpora import Alphabet, Corpus, corpus_of
 from experiments.support.findings import Row, conclude
+from experiments.support.kgrams import kgram_nats
 from experiments.support.learning import Curve
 from experiments.support.options import check_counts, check_seed, refusal, settings
 from experiments.support.runs import Run, StopRequest
+from experiments.support.t_maze import Lengths
+from experiments.support.texts import topics
 from experiments.support.turns import Round, Turns, train_in_turns
 
 if TYPE_CHECKING:
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
 
 THEIRS, OURS, MOVED = "theirs", "ours", "theirs, moved by a last bit"
 UNITS = {"agent": "iteration", "text": "update"}
+TRAINING = ppo.Training(64, 32, 4, 4, 1e-3, 0.5, Lengths(10, 30))  # as recurrent_ppo has it by default
+ROWS, WINDOW = 32, 64  # of the text: rows that are read side by side, characters of an update
 MIB = 2**20
 ROUNDING = 2.0**-24  # of a number in float32, relatively
 
@@ -99,17 +104,18 @@ def model_of(config: Config, model: str, name: str) -> Model:
     from experiments.support import flax_models
 
     if model == "agent":
-        how = recurrent_ppo.training(recurrent_ppo.Config())
-        made = flax_models.agent(how, config.hidden, config.seed, name == OURS)
+        made = flax_models.agent(TRAINING, config.hidden, config.seed, name == OURS)
     else:
-        made = flax_models.text(corpus(), config.units, config.seed, name == OURS)
+        made = flax_models.text(corpus(), config.units, WINDOW, config.seed, name == OURS)
     return made._replace(begin=moved(made.begin)) if name == MOVED else made
 
 
 @functools.cache
 def corpus() -> Corpus:
     """Python's help texts."""
-    return char_lm.load(char_lm.Config())
+    text = "\n".join(topics().values())
+    alphabet = Alphabet("".join(sorted(set(text))))
+    return corpus_of(text, alphabet, "character", kgram_nats, 0, ROWS, WINDOW)
 
 
 def moved(tree: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 import jax_bptt as jb
 from experiments import benchmark
-from experiments.support import benchmark_peers, benchmark_programs, benchmark_table
+from experiments.support import benchmark_peers, benchmark_programs, benchmark_table, comparisons
 
 TINY = {"sizes": ("6x2x3x8",), "cells": ("elman",), "against": ("fastest", "scan", "hoisted"), "rounds": 2}
 
@@ -17,7 +17,7 @@ TINY = {"sizes": ("6x2x3x8",), "cells": ("elman",), "against": ("fastest", "scan
 @pytest.fixture(autouse=True)
 def _as_a_script(monkeypatch):
     """Without the strictness of the tests, which other libraries do not keep to, and quickly."""
-    monkeypatch.setattr(benchmark, "TURN", 1e-9)
+    monkeypatch.setattr(comparisons, "TURN", 1e-9)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

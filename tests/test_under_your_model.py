@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from experiments import adopted, under_your_model
-from experiments.benchmark import StopRequest
+from experiments.support import comparisons
+from experiments.support.runs import StopRequest
 
 TINY = {"iterations": 2, "updates": 2, "every": 1, "hidden": 3, "units": 3}
 
@@ -114,7 +115,7 @@ def _lines(out):
 @pytest.mark.parametrize("framework", adopted.PACKAGES)
 def test_a_layer_has_the_same_gradient(framework, monkeypatch):
     pytest.importorskip(adopted.PACKAGES[framework][0])
-    monkeypatch.setattr("experiments.benchmark.TURN", 1e-9)
+    monkeypatch.setattr(comparisons, "TURN", 1e-9)
     with jax.enable_x64(False):
         for cell in ("lstm", "gru")[framework == "scanned_rnn" :]:
             line = adopted.measure(framework, cell, "6x2x3x8", 2, StopRequest())

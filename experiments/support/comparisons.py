@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import chex
 import jax
 import numpy as np
+
+from experiments.support.runs import StopRequest
+
+TURN = 0.03  # seconds
+
+
+class Timed(Protocol):
+    """A program that is called without arguments."""
+
+    @property
+    def call(self) -> Callable[[], object]:
+        """The call."""
 
 
 def farthest(grads: chex.ArrayTree, wanted: chex.ArrayTree) -> float:
@@ -22,6 +36,22 @@ def seconds(call: Callable[[], object], calls: int) -> float:
     for _ in range(calls):
         jax.block_until_ready(call())
     return (time.perf_counter() - began) / calls
+
+
+def take_turns(programs: Mapping[str, Timed], rounds: int, stop: StopRequest) -> dict[str, np.ndarray]:
+    """Seconds of a call by contender, one number a round; ours has two turns."""
+    turns = {name: program.call for name, program in programs.items()}
+    turns["ours again"] = turns["ours"]
+    calls = {name: min(1000, math.ceil(TURN / seconds(call, 1))) for name, call in turns.items()}
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(rounds):
+        first = number % len(turns)
+        moved = [*turns][first:] + [*turns][:first]
+        for name in moved[:: -1 if number % 2 else 1]:
+            stop.leave()
+            seconds(turns[name], 1)
+            times[name].append(seconds(turns[name], calls[name]))
+    return {name: np.array(of_name) for name, of_name in times.items()}
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

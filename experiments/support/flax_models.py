@@ -19,7 +19,7 @@ from experiments.support import language_in_nnx, ppo, ppo_agents, ppo_in_flax
 from experiments.support.corpora import Corpus
 from jax_bptt.adapters import flax_linen, flax_nnx
 
-SIZE, WINDOW = 64, 64  # numbers that stand for a character, characters of a window
+SIZE = 64  # numbers that stand for a character
 
 
 class Model(NamedTuple):
@@ -50,10 +50,10 @@ def agent(how: ppo.Training, hidden: int, seed: int, ours: bool) -> Model:
     return Model(ppo.begin(made, how, seed), compiled, say)
 
 
-def text(corpus: Corpus, hidden: int, seed: int, ours: bool) -> Model:
-    """A language model of the characters of a text."""
+def text(corpus: Corpus, hidden: int, window: int, seed: int, ours: bool) -> Model:
+    """A language model of the characters of a text, of which an update reads a window of each row."""
     rnn, rows = flax_nnx.RNN if ours else nnx.RNN, jnp.asarray(corpus.train)
-    sizes = corpus.vocabulary.size, SIZE, hidden, WINDOW
+    sizes = corpus.vocabulary.size, SIZE, hidden, window
     begin, update = language_in_nnx.training(rows, *sizes, rnn, seed)
 
     def compiled(steps: int) -> Any:

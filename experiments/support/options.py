@@ -37,6 +37,12 @@ def refusal(config: DataclassInstance, name: str, wanted: str) -> SystemExit:
     return SystemExit(f"--{name.replace('_', '-')} {getattr(config, name)}: give {wanted}")
 
 
+def size_of(text: str) -> tuple[int, ...]:
+    """The numbers of a size, none where it is not one."""
+    parts = text.split("x")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+
+
 def settings(config: DataclassInstance, *apart: str) -> dict[str, Any]:
     """All that the results depend on, as JSON has it: every option but the folder and those named here."""
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", *apart)}
