@@ -246,7 +246,7 @@ def draw(config: Config, found: dict[str, Found]) -> Figure:
         draw_times(below, config, model, of)
     columns[0][0].legend(loc="lower right")
     columns[0][1].set_ylabel("distance from theirs")
-    columns[0][1].legend(loc="lower right", fontsize=8)
+    columns[0][1].legend(loc="lower right", fontsize=9)
     return figure
 
 
@@ -282,7 +282,7 @@ def draw_times(axes: Axes, config: Config, model: str, found: Found) -> None:
         low, middle, high = np.quantile(1e3 * found.times(name) / config.every, [0.25, 0.5, 0.75])
         axes.barh(name, middle, xerr=[[middle - low], [high - middle]], color=colour)
         size = f"  {found.temporaries[name] / MIB:.1f} MiB"
-        axes.text(0, i, size, va="center", fontsize=8)
+        axes.text(0, i, size, va="center", fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel(f"ms an {UNITS[model]}; temporaries")
 
