@@ -71,7 +71,7 @@ class Config:
     """Cells; scanned_rnn has a GRU only."""
     sizes: tuple[str, ...] = ("64x16x32x64", "128x32x64x256", "256x32x128x512")
     """Sizes, each as TxBxIxH; scanned_rnn has H inputs."""
-    rounds: int = 6
+    rounds: int = 5
     """Rounds; in each of them both programs are timed."""
     out: Path = Path("results/adopted")
     """Folder of the results."""
