@@ -157,9 +157,9 @@ SHOWN = {
     "under_your_model": Shown(
         "Under your model: one line changed in a model of flax",
         "An agent's success and a language model's loss by updates, the same with either RNN; how far apart "
-        "they are, which is rounding; time and temporaries, less with ours",
+        "they are, which is rounding; time and temporaries, which are less with ours",
         "A model of flax learns the same when our RNN takes the place of its own. What sets the two apart is "
-        "rounding: a change of the last bit of each parameter does as much. Ours takes less time and memory.",
+        "rounding: a change of the last bit of each parameter does as much.",
     ),
     "vanishing_exploding": Shown(
         "Vanishing and exploding gradients",

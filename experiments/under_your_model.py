@@ -282,7 +282,7 @@ def draw_times(axes: Axes, config: Config, model: str, found: Found) -> None:
         low, middle, high = np.quantile(1e3 * found.times(name) / config.every, [0.25, 0.5, 0.75])
         axes.barh(name, middle, xerr=[[middle - low], [high - middle]], color=colour)
         size = f"  {found.temporaries[name] / MIB:.1f} MiB"
-        axes.text(0, i, size, va="center", fontsize=9)
+        axes.text(0, i - 0.2, size, va="center", fontsize=9)  # beside the bar of the quartiles
     axes.invert_yaxis()
     axes.set_xlabel(f"ms an {UNITS[model]}; temporaries")
 
