@@ -132,26 +132,26 @@ def measured(run: Run) -> list[dict[str, Any]]:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Times and temporaries in Markdown."""
-    head = ["size, framework", "ours, ms", "theirs, ms", "ours / theirs", "quartiles", "spread"]
+    head = ["size, framework", "ours, ms", "theirs, ms", "time", "quartiles", "spread"]
+    head += ["ours, MiB", "theirs, MiB", "memory", "distance"]
     rows = []
     for m in sorted(lines, key=lambda m: (m["cell"], np.prod(size_of(m["size"])))):
-        ours, theirs = m["milliseconds"]
-        temporaries = [n / MIB for n in m["temporaries"]]
+        milliseconds = [f"{t:.3g}" if t < 1000 else f"{t:.0f}" for t in m["milliseconds"]]
         low, high = m["quartiles"]
         rows.append(
             [
                 where(m),
-                f"{ours:.3g}",
-                f"{theirs:.3g}",
+                *milliseconds,
                 f"{m['ratio']:.2f}",
                 f"{low:.2f}–{high:.2f}",
                 f"{m['spread']:.2f}",
-                *(f"{n:.1f}" for n in temporaries),
+                *(f"{n / MIB:.1f}" for n in m["temporaries"]),
                 f"{part_of(m):.2f}",
                 f"{m['distance']:.0e}",
             ]
         )
-    return markdown([*head, "ours, MiB", "theirs, MiB", "ours / theirs", "distance"], rows) + "\n"
+    said = "time and memory: ours / theirs; below 1 ours takes less"
+    return f"{markdown(head, rows)}\n\n{said}\n"
 
 
 def where(m: dict[str, Any]) -> str:
