@@ -1,6 +1,8 @@
 """The pages that are derived from the package, which is read for this and not imported.
 
-* api/FOLDER.md has the names of `jax_bptt.__all__` that are defined in the folder.
+* api/FOLDER.md has the names of `jax_bptt.__all__` that are defined in the folder, and those that one of its
+  modules lists in an `__all__` of its own. A public module such as `jb.convert` is shown where its functions
+  are defined.
 * derivations/FOLDER.md has its modules whose docstrings hold equations; of each the docstring alone.
 """
 
@@ -23,7 +25,8 @@ TITLES = {  # in the order of the pages; a folder that is not here comes last, u
     "training": "Training",
     "flow": "Seeing the gradient",
     "checking": "Checking",
-    "adapters": "Converting",
+    "weights": "Converting",
+    "adapters": "Cells of other frameworks",
 }
 HEADS = {"derivations": "derivations", "api": "API"}  # behind the title, which both chapters have
 SAYS = {  # on every page of a chapter, after what the docstring of the folder says
@@ -31,6 +34,7 @@ SAYS = {  # on every page of a chapter, after what the docstring of the folder s
     "and in the code the line that computes it.",
     "api": "Every name is in `jax_bptt`, here called `jb`.",
 }
+IMPORTED = "What follows is imported from `{folder}`, by the name of a file there, and needs its framework."
 
 
 def pages(root: Path) -> dict[str, str]:
@@ -61,22 +65,34 @@ def title(page: str) -> str:
 
 def _api(folder: griffe.Module, public: list[griffe.Object]) -> Iterator[str]:
     """The public names of a folder: functions, then classes, by module and in the order of its lines."""
-    inside = [name for name in public if name.path.startswith(f"{folder.path}.")]
+    inside = [name for name in public if f"{_home(name)}.".startswith(f"{folder.path}.")]
     for name in sorted(inside, key=lambda name: (not name.is_function, name.filepath, name.lineno)):
         if name.is_module:
             yield f"`jb.{name.name}` is a module, whose functions are those below."
-            yield from _public_module(name)
+            yield from _public_module(name, folder)
         else:
             yield f"::: {name.path}"
+    listed = [module[name] for module in _modules(folder) for name in module.exports or []]
+    imported = [name.path for name in listed if not name.is_alias]
+    if imported:
+        yield IMPORTED.format(folder=folder.path)
+    for path in imported:
+        yield f"::: {path}\n    options: {{show_root_full_path: true}}"
 
 
-def _public_module(public: griffe.Module) -> Iterator[str]:
-    """A public module, what those beside it share, and each of them that defines names of its `__all__`."""
+def _home(name: griffe.Object) -> str:
+    """Where a name is defined; of a module, where its functions are."""
+    return name[name.exports[0]].final_target.path if name.is_module else name.path
+
+
+def _public_module(public: griffe.Module, folder: griffe.Module) -> Iterator[str]:
+    """A public module, what those of the folder share, and each that defines names of its `__all__`."""
+    yield _entry(public, "members: false")
     defined = {
         module: [name for name in module.members if name in public.exports and not module[name].is_alias]
-        for module in _modules(public.parent)
+        for module in _modules(folder)
     }
-    for module in sorted(defined, key=lambda module: (module is not public, defined[module] != [])):
+    for module in sorted(defined, key=lambda module: defined[module] != []):
         yield _entry(module, f"members: {defined[module]}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +23,15 @@ def on_config(config: MkDocsConfig) -> None:
     """The two chapters get their pages; a name leads to its `::: path`, in the API before the derivations."""
     pages = derived.pages(ROOT)
     config.nav = list(_nav(config.nav or [], pages))
-    paths = [
-        path
-        for chapter in ("derivations", "api")
-        for page, text in pages.items()
-        if page.startswith(chapter)
-        for path in re.findall(r"^::: (\S+)", text, re.M)
-    ]
-    config.markdown_extensions.append(Docstrings({path.rpartition(".")[2]: path for path in paths}))
+    config.markdown_extensions.append(Docstrings(_places(pages, "derivations") | _places(pages, "api")))
+
+
+def _places(pages: dict[str, str], chapter: str) -> dict[str, str]:
+    """The path of each name that has one place in a chapter."""
+    texts = (text for page, text in pages.items() if page.startswith(chapter))
+    paths = [path for text in texts for path in re.findall(r"^::: (\S+)", text, re.M)]
+    times = collections.Counter(path.rpartition(".")[2] for path in paths)
+    return {name: path for path in paths if times[name := path.rpartition(".")[2]] == 1}
 
 
 def _nav(nav: list[dict[str, Any]], pages: dict[str, str]) -> Iterator[dict[str, Any]]:

@@ -35,11 +35,16 @@ def _few_programs_at_a_time():
         jax.clear_caches()
 
 
+WHOLE = ("test_gpu.py", "test_fused.py")  # what needs the newest JAX, or the compiler for GPUs
+
+
 def pytest_addoption(parser):
-    parser.addoption("--share", type=int, default=1, metavar="N", help="every N-th test only")
+    said = f"every N-th test only, and all of {' and '.join(WHOLE)}"
+    parser.addoption("--share", type=int, default=1, metavar="N", help=said)
 
 
 def pytest_collection_modifyitems(config, items):
-    kept = items[:: config.getoption("share")]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    others = [item for item in items if item.path.name not in WHOLE]
+    left_out = {*others} - {*others[:: config.getoption("share")]}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]

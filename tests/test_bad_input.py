@@ -21,7 +21,7 @@ from support.public_api_table import ROWS
 
 import jax_bptt as jb
 
-CASES = 32  # of each function that has arguments
+CASES = 24  # of each function that has arguments
 SPOILED = {name: row for name, row in ROWS.items() if row.arguments}
 OF_HYPOTHESIS = settings(
     max_examples=CASES,
@@ -171,4 +171,5 @@ def test_the_right_call_is_answered(name):
 def test_every_public_function_has_a_row():
     functions = {n for n in jb.__all__ if callable(getattr(jb, n)) and not hasattr(getattr(jb, n), "_fields")}
     conversions = {f"convert.{name}" for name in vars(jb.convert) if name.startswith(("to_", "from_"))}
-    assert (functions | conversions) <= ROWS.keys()
+    of_frameworks = {"adopt"}  # takes their cells: tests/test_adopt_*.py
+    assert (functions | conversions) - of_frameworks <= ROWS.keys()

@@ -15,7 +15,7 @@ from jax_bptt.gradients.independence import check_independence
 
 MUTATIONS = mutations.MUTATIONS
 FIRST = {mutation: next(name for m, name in mutations.PAIRS if m == mutation) for mutation in MUTATIONS}
-SOME = {*FIRST.items(), *mutations.PAIRS[::5]}  # every mistake and every cell
+SOME = {*FIRST.items(), *mutations.PAIRS[::10]}  # every mistake and every cell
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -171,7 +171,7 @@ def test_a_truncated_gradient_is_no_exact_one():
     assert jb.check_gradient(jb.lstm(3, 4), gradient=jb.truncated(5)).ok
 
 
-@pytest.mark.parametrize("name", ["full in chunks", "checkpointed", "truncated, sliding", "rtrl", "parallel"])
+@pytest.mark.parametrize("name", ["checkpointed", "rtrl", "parallel"])
 def test_exact_methods_pass_the_public_checker(name):
     net = jb.network([jb.gru(3, 4), jb.lstm(4, 3)], jb.readout(3, 2))
     mask = jnp.arange(10).reshape(5, 2) % 4 != 1

@@ -23,7 +23,7 @@ from experiments.support import findings, language_model, learning, runs
 from experiments.support.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
-KILLS = 6  # three of them while a checkpoint is saved
+KILLS = 4  # two of them while a checkpoint is saved
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path):

@@ -121,11 +121,6 @@ def test_begun_by_two_it_is_ended_by_one(folder, two):
     _agree(folder, two, _by_one(folder, "two, then one"))
 
 
-def test_begun_by_one_it_is_ended_by_two(folder, one):
-    _cut(folder, one, "one, then two")
-    _agree(folder, one, _by_two(folder, "one, then two"))
-
-
 def test_one_of_two_killed_the_other_ends_and_the_run_goes_on_bit_for_bit(folder, two):
     process, out = _started(folder, "killed"), folder / "killed"
     _wait_for_a_checkpoint(process, out)

@@ -24,10 +24,10 @@ TABLE = {
     "net.apply": ("full", "truncated to 3"),
     "value_and_grad, squared_error": (*BY_CHUNKS, "artbp", "rtrl"),
     "value_and_grad, softmax_cross_entropy": ("checkpointed, few slots",),
-    "value_and_grad, a loss of one's own": BY_CHUNKS,
+    "value_and_grad, a loss of one's own": ("full", "truncated to 3"),
     "value_and_grad, an error of one's own": ("truncated to 3",),
-    "what value_and_grad returns beside": BY_CHUNKS,
-    "training steps": BY_CHUNKS,
+    "what value_and_grad returns beside": ("full", "truncated to 3"),
+    "training steps": ("full", "checkpointed, few slots"),
     "rtrl_step": ("rtrl",),
 }
 

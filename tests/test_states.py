@@ -28,7 +28,6 @@ RUNS = {
 }
 FEW = {  # each goes another way through a carry whose leaves are not all numbers, or through the time
     "lstm, two batch axes": [
-        "full, half recomputed",
         "checkpointed, few slots",
         "truncated to 1",
         "artbp",
@@ -44,7 +43,6 @@ FEW = {  # each goes another way through a carry whose leaves are not all number
         "truncated to 3",
         "rtrl",
         "parallel",
-        "autodiff",
     ],
     "noise and counters, reversed, to the initial carry": ["rtrl", "sliding"],
 }

@@ -74,7 +74,7 @@ def _everything_by_loop(problem, loss, program):
 CASES = {
     "a sum": (jb.squared_error, {}, ("full in chunks", "checkpointed, few slots", "truncated to 3")),
     "a mean": (jb.softmax_cross_entropy, {}, ("truncated to 3",)),
-    "an error of one's own": (OF_STEPS, {}, ("full in chunks", "checkpointed, few slots", "truncated to 3")),
+    "an error of one's own": (OF_STEPS, {}, ("full in chunks", "truncated to 3")),
     "one's own": (squares, {"both": True}, ("full", "checkpointed, few slots")),
     "a mean of the last step": (jb.softmax_cross_entropy, {"last": True}, ("full", "truncated to 3")),
 }

@@ -28,6 +28,8 @@ from jax_bptt.unrolling.arguments import check_mark, check_method
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.equinox import from_equinox
 
+__all__ = ["unroll"]
+
 
 def adopted_cell(cell: eqx.Module, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """A cell of Equinox becomes one of ours, see `adopt`; params take the place of its arrays."""
@@ -83,7 +85,7 @@ def unroll(
 ) -> tuple[Any, Array]:
     """`unroll` runs a cell of Equinox over a sequence, as jax.lax.scan does, with a gradient method.
 
-    hidden_t = cell(x_t, hidden_{t−1})
+    s_t = cell(x_t, s_{t−1})
 
     It stands for jax.lax.scan over a function that calls the cell, and for the jax.vmap over rows around it.
     It is differentiable by the arrays of the cell, xs and hidden.

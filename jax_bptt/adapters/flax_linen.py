@@ -35,6 +35,8 @@ from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.flax_linen import from_linen
 
+__all__ = ["RNN", "ScannedRNN"]
+
 _DEFAULTS: dict[str, Foreign] = {  # arguments of nn.scan for which there is nothing else here
     "unroll": 1,
     "variable_axes": {},

@@ -29,6 +29,8 @@ from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.flax_nnx import from_nnx
 
+__all__ = ["RNN"]
+
 _PRODUCTS = {  # the dense layers of a cell
     nnx.SimpleCell: ["dense_i", "dense_h"],
     nnx.GRUCell: ["dense_i", "dense_h"],

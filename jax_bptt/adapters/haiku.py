@@ -30,6 +30,8 @@ from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.haiku import from_haiku
 
+__all__ = ["dynamic_unroll"]
+
 Bundles: TypeAlias = Mapping[str, Mapping[str, Array]]  # parameters by the name of their module
 
 _HIDDEN_AND_CELL = CarryOrder(lambda s: LSTMCarry(h=s.hidden, c=s.cell), lambda s: hk.LSTMState(s.h, s.c))
@@ -48,16 +50,14 @@ def adopted_cell(core: hk.RNNCore, params: Foreign, input_size: int | None) -> t
         params = base.current_frame().params if base.inside_transform() else {}
     if not isinstance(params, Mapping):
         raise bad("params", "those of an hk.transform", params, "pass what its init returned")
-    names = _names(core)
     found = recognised(core, params) or recognised(core, _with_name(core, params))
     if found is not None:
         return found.cell, found.params
-    if names or not params:
+    if _names(core) or not params:
         fix = "call the core once before, core(x, core.initial_state(batch_size)), or pass params"
         raise bad("params", f"the parameters of the core {core.module_name}", {**params}, fix)
     if input_size is None:
-        fix = "pass input_size=I, the length of one x"
-        raise bad("input_size", "a size, as this core does not say it", None, fix)
+        raise bad("input_size", "a size, as this core does not say it", None, "pass input_size=I")
     return as_step_cell(_CALLS, core, _used(core, params, input_size), input_size)
 
 
@@ -128,7 +128,7 @@ def dynamic_unroll(
 ) -> tuple[Any, Any]:
     """`dynamic_unroll` is hk.dynamic_unroll, with a gradient method.
 
-    (output_t, state_t) = core(input_t, state_{t−1})
+    (y_t, s_t) = core(x_t, s_{t−1})
 
     hk.VanillaRNN, hk.LSTM and hk.GRU, also inside hk.ResetCore, run as `elman`, `lstm` and `gru`, and an
     hk.DeepRNN of them layer by layer; any other core, or function of (input, state), runs as it is, with its

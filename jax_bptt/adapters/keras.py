@@ -29,6 +29,8 @@ from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.arguments import check_method
 from jax_bptt.weights.keras import from_keras
 
+__all__ = ["GRU", "LSTM", "SimpleRNN"]
+
 _Mask: TypeAlias = Array | list[Array | None] | None  # as Keras has it
 
 _H = CarryOrder(lambda states: Carry(states[0]), lambda s: [s.h])
