@@ -158,11 +158,11 @@ def test_unsafe_calls_are_found(program):
 
 
 def test_no_file_runs_data_as_code():
-    """But the test of the README, which runs its examples."""
+    """But the tests of the README and of a page, which run their examples."""
     paths = [path for room in ("jax_bptt", "experiments", "tests") for path in (ROOT / room).rglob("*.py")]
     found = {(path.name, name) for path in paths for name in _unsafe(path.read_text())}
     assert len(paths) > 100
-    assert found == {("test_readme.py", "exec")}
+    assert found == {("test_readme.py", "exec"), ("test_under_your_model_page.py", "exec")}
 
 
 def test_importing_does_no_work_and_changes_no_configuration():
