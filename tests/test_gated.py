@@ -7,7 +7,8 @@ import pytest
 from support.live import compared
 
 import jax_bptt as jb
-from jax_bptt.adapters.gated import elman_with, gru_with, is_pointwise, lstm_with
+from jax_bptt.adapters.functions_of_numbers import program_of
+from jax_bptt.adapters.gated import elman_with, gru_with, lstm_with
 
 T, B, I, H = 5, 2, 3, 4  # noqa: E741
 DRAW = np.random.default_rng(0)
@@ -15,6 +16,15 @@ DRAW = np.random.default_rng(0)
 
 def _wave(z):
     return jnp.sin(z)
+
+
+@jax.custom_vjp
+def _with_a_derivative_of_its_own(z):
+    return z
+
+
+_with_a_derivative_of_its_own.defvjp(lambda z: (z, None), lambda _, d: (d / jnp.linalg.norm(d),))
+SCALE = jnp.array(2.0)
 
 
 def _numbers(*shape):
@@ -72,11 +82,32 @@ def test_the_usual_functions_give_the_cells_that_are_derived_by_hand():
         (lambda z: z / (1 + jnp.abs(z).sum(-1, keepdims=True)), False),
         (lambda z: jnp.flip(z, -1), False),
         (lambda z: z.sum(), False),
+        (lambda z: z * jnp.minimum(1.0, 5.0 / jnp.max(jnp.abs(z))), False),
+        (lambda z: jnp.tanh(SCALE * z), False),  # a value from outside, which may be a weight
+        (_with_a_derivative_of_its_own, False),
+        (lambda z: z.astype(jnp.float32), False),
     ],
 )
 def test_a_function_of_several_numbers_is_noticed(f, is_one):
-    assert is_pointwise(f) == is_one
-    assert jax.jit(lambda: jnp.array(is_pointwise(lambda z: f(z))))() == is_one  # inside jax.jit too
+    assert (program_of(f) is not None) == is_one
+    assert jax.jit(lambda: jnp.array(program_of(f) is not None))() == is_one  # inside jax.jit too
+
+
+def test_a_function_that_has_changed_makes_another_cell():
+    scale = [1.0]
+
+    def f(z):
+        return jnp.tanh(scale[0] * z)
+
+    makes = (
+        lambda: elman_with(I, H, f, True),
+        lambda: lstm_with(I, H, jax.nn.sigmoid, f, True),
+        lambda: gru_with(I, H, jax.nn.sigmoid, f, True),
+    )
+    before = [make() for make in makes]
+    assert all(make() is cell for make, cell in zip(makes, before, strict=True))
+    scale[0] = 2.0
+    assert not any(make() is cell for make, cell in zip(makes, before, strict=True))
 
 
 def test_weights_of_a_framework_become_params_inside_a_gradient():

@@ -12,7 +12,8 @@ from jax import Array
 
 from jax_bptt.adapters.adopted import C_H, H_ALONE, Adopted, adopted, run
 from jax_bptt.adapters.flax_sequences import Runner
-from jax_bptt.adapters.gated import elman_with, gru_with, is_pointwise, lstm_with
+from jax_bptt.adapters.functions_of_numbers import program_of
+from jax_bptt.adapters.gated import elman_with, gru_with, lstm_with
 from jax_bptt.base.errors import bad
 from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark
 from jax_bptt.cell.cell import Params
@@ -26,7 +27,7 @@ def is_usual(cell: Foreign) -> bool:
     own, asked = jnp.dtype(cell.param_dtype), _dtype(cell)
     is_real = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (own, asked or own))
     is_rounded = getattr(cell, "residual", False) and asked not in (None, own)
-    return is_real and not is_rounded and all(map(is_pointwise, functions))
+    return is_real and not is_rounded and None not in map(program_of, functions)
 
 
 def as_ours(cell: Foreign, params: Params | GRUParams) -> Adopted:

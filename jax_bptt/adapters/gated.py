@@ -12,54 +12,25 @@ are `lstm` and `gru`, whose steps are differentiated by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array
-
+from jax_bptt.adapters.functions_of_numbers import NAMES, Function, program_of
 from jax_bptt.base.caching import cached
-from jax_bptt.base.checks import is_function
 from jax_bptt.base.types import Gates, Units
-from jax_bptt.cell.activations import ActivationName
 from jax_bptt.cell.activations import activation as activation_of
 from jax_bptt.cell.cell import Carry, Cell, make_cell
 from jax_bptt.cells.elman import elman
 from jax_bptt.cells.gru import gru
 from jax_bptt.cells.lstm import LSTMCarry, lstm
 
-Function: TypeAlias = Callable[[Array], Array]
-
-_NAMES: dict[Function, ActivationName] = {
-    jnp.tanh: "tanh",
-    jax.nn.tanh: "tanh",
-    jax.nn.sigmoid: "sigmoid",
-    jax.nn.relu: "relu",
-    jax.nn.identity: "identity",
-}
-
-
-@cached()
-def is_pointwise(f: Function) -> bool:
-    """Whether a function gives each number a value of its own; a softmax does not, nor a module."""
-    if not is_function(f) or not jax.tree_util.all_leaves([f]):
-        return False  # it may hold weights
-    if f in _NAMES:
-        return True
-    z = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    with jax.ensure_compile_time_eval():
-        try:
-            whole, alone = f(jnp.asarray(z)), [f(jnp.asarray(number)) for number in z.flat]
-        except Exception:  # it wants more than one number
-            return False
-        return whole.shape == z.shape and bool(np.allclose(whole, np.reshape(alone, z.shape), 1e-5, 1e-6))
+_ProgramsOf: TypeAlias = tuple[str | None, ...]  # of the functions; part of the key of a cell
 
 
 def elman_with(input_size: int, hidden_size: int, activation: Function, bias: bool) -> Cell[Any, Carry]:
     """`elman` with any activation that is a function of one number."""
-    return elman(input_size, hidden_size, activation=_NAMES.get(activation, activation), bias=bias)
+    if activation in NAMES:
+        return elman(input_size, hidden_size, activation=NAMES[activation], bias=bias)
+    return _elman(input_size, hidden_size, activation, bias, program_of(activation))
 
 
 def lstm_with(
@@ -67,7 +38,8 @@ def lstm_with(
 ) -> Cell[Any, LSTMCarry]:
     """`lstm`, or the same with other functions for σ and tanh."""
     plain = lstm(input_size, hidden_size, bias=bias)
-    return plain if _are_usual(gate, activation) else _lstm(plain, gate, activation)
+    programs = program_of(gate), program_of(activation)
+    return plain if programs == _USUAL else _lstm(plain, gate, activation, programs)
 
 
 def gru_with(
@@ -76,11 +48,25 @@ def gru_with(
     """`gru` with the reset after the product, or the same with other functions for σ and tanh."""
     plain = gru(input_size, hidden_size, bias=bias)
     assert isinstance(plain, Cell)  # as the reset is after the product
-    return plain if _are_usual(gate, activation) else _gru(plain, gate, activation)
+    programs = program_of(gate), program_of(activation)
+    return plain if programs == _USUAL else _gru(plain, gate, activation, programs)
+
+
+_USUAL = "sigmoid", "tanh"
 
 
 @cached()
-def _lstm(plain: Cell[Any, LSTMCarry], gate: Function, activation: Function) -> Cell[Any, LSTMCarry]:
+def _elman(
+    input_size: int, hidden_size: int, activation: Function, bias: bool, program: str | None
+) -> Cell[Any, Carry]:
+    # a function of its own for each program, by which `elman` remembers the cell
+    return elman(input_size, hidden_size, activation=lambda z: activation(z), bias=bias)
+
+
+@cached()
+def _lstm(
+    plain: Cell[Any, LSTMCarry], gate: Function, activation: Function, programs: _ProgramsOf
+) -> Cell[Any, LSTMCarry]:
     s, g = _of_one_number(gate), _of_one_number(activation)
 
     def step(units: Units, s_prev: LSTMCarry, u: Gates, v: Gates) -> LSTMCarry:
@@ -93,7 +79,9 @@ def _lstm(plain: Cell[Any, LSTMCarry], gate: Function, activation: Function) -> 
 
 
 @cached()
-def _gru(plain: Cell[Any, Carry], gate: Function, activation: Function) -> Cell[Any, Carry]:
+def _gru(
+    plain: Cell[Any, Carry], gate: Function, activation: Function, programs: _ProgramsOf
+) -> Cell[Any, Carry]:
     s, g = _of_one_number(gate), _of_one_number(activation)
 
     def step(units: Units, s_prev: Carry, u: Gates, v: Gates) -> Carry:
@@ -105,8 +93,4 @@ def _gru(plain: Cell[Any, Carry], gate: Function, activation: Function) -> Cell[
 
 
 def _of_one_number(f: Function) -> Function:
-    return activation_of(_NAMES.get(f, f)).g
-
-
-def _are_usual(gate: Function, activation: Function) -> bool:
-    return _NAMES.get(gate) == "sigmoid" and _NAMES.get(activation) == "tanh"
+    return activation_of(NAMES.get(f, f)).g

@@ -16,7 +16,8 @@ from keras.src.backend.common.variables import AutocastScope
 
 from jax_bptt.adapters.adopted import Adopted, CarryOrder, adopted, run, zero_where_masked
 from jax_bptt.adapters.foreign import Calls, ForeignCarry, as_step_cell
-from jax_bptt.adapters.gated import Function, elman_with, gru_with, is_pointwise, lstm_with
+from jax_bptt.adapters.functions_of_numbers import Function, program_of
+from jax_bptt.adapters.gated import elman_with, gru_with, lstm_with
 from jax_bptt.adapters.gradient_config import from_config, to_config
 from jax_bptt.base.errors import bad, named, naming
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape
@@ -84,7 +85,7 @@ def recognised(cell: keras.Layer) -> Adopted | None:
     if kind not in (keras.layers.SimpleRNNCell, keras.layers.GRUCell, keras.layers.LSTMCell):
         return None
     activation, gate = (_FUNCTIONS.get(f, f) for f in (cell.activation, _of_gates(cell)))
-    if any(isinstance(f, keras.Layer) or not is_pointwise(f) for f in (activation, gate)):
+    if any(isinstance(f, keras.Layer) or program_of(f) is None for f in (activation, gate)):
         return None
     sizes, has_bias, dtype = (cell.kernel.shape[0], cell.units), cell.use_bias, jnp.dtype(cell.compute_dtype)
     if kind is not keras.layers.GRUCell:
