@@ -25,7 +25,8 @@ def adopt(cell: Foreign, params: Foreign = None, *, input_size: int | None = Non
 
     h_t of our cell = output of theirs at step t
 
-    It is differentiable: call it inside the loss, and the gradient reaches the weights of the framework.
+    It is differentiable: call it inside the loss, and the gradient reaches the weights of the framework. Of a
+    layer the cell alone is adopted: the gradient method, the direction and the like are said to `unroll`.
 
     Args:
       cell: a cell, or a layer with one cell. Simple cells, LSTMs and GRUs become `elman`, `lstm` and `gru`,
@@ -51,11 +52,16 @@ def adopt(cell: Foreign, params: Foreign = None, *, input_size: int | None = Non
     adopt: cell: expected a cell of flax.nnx, flax.linen, equino
     """
     input_size = or_none(size)("input_size", input_size)
+    if isinstance(cell, type):
+        raise bad("cell", "a cell", f"the class {cell.__name__}", "make one of it, and pass that")
     for base in type(cell).__mro__:
         for framework, file in _FILES.items():
             if f"{base.__module__}.".startswith(f"{framework}."):
                 adapter = importlib.import_module(f"jax_bptt.adapters.{file}")
                 found: tuple[AnyCell, ArrayTree] = adapter.adopted_cell(cell, params, input_size)
+                if input_size not in (None, found[0].input_size):
+                    expected = f"{found[0].input_size}, the size of the inputs of the cell"
+                    raise bad("input_size", expected, input_size, "leave it out")
                 return found
     fix = "pass the cell itself, made, not its class; a loop of your own is run by jb.scan"
     raise bad("cell", f"a cell of {', '.join(_FILES)}", cell, fix)

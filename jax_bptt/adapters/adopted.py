@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_bptt.base.errors import bad
 from jax_bptt.base.trees import trailing
 from jax_bptt.base.types import ArrayTree, DType, Foreign, Mark, State
 from jax_bptt.cell.cell import Carry
@@ -22,6 +23,13 @@ from jax_bptt.cells.lstm import LSTMCarry
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.arguments import with_dtype
 from jax_bptt.unrolling.unroll import unroll, unroll_states
+
+
+def _pair(carry: Foreign) -> Foreign:
+    """The carry of an LSTM, if it is one."""
+    if not isinstance(carry, (tuple, list)) or len(carry) != 2:
+        raise bad("carry", "the two arrays of an LSTM", carry, "make it as the framework does for this cell")
+    return carry
 
 
 class CarryOrder(NamedTuple):
@@ -37,8 +45,8 @@ class CarryOrder(NamedTuple):
 
 
 H_ALONE = CarryOrder(Carry, lambda s: s.h)
-H_C = CarryOrder(lambda hc: LSTMCarry(*hc), lambda s: (s.h, s.c))
-C_H = CarryOrder(lambda ch: LSTMCarry(h=ch[1], c=ch[0]), lambda s: (s.c, s.h))
+H_C = CarryOrder(lambda hc: LSTMCarry(*_pair(hc)), lambda s: (s.h, s.c))
+C_H = CarryOrder(lambda ch: LSTMCarry(*reversed(_pair(ch))), lambda s: (s.c, s.h))
 
 
 class Adopted(NamedTuple):
@@ -129,6 +137,9 @@ def zero_where_masked(mask: Mark, ys: Array) -> Array:
 def _promoted(found: Adopted, carry: ArrayTree, xs: Array) -> tuple[ArrayTree, State, Array]:
     """Params, our carry and inputs in the dtype that holds all of them."""
     ours = found.order.to_ours(carry)
+    for name, z in (("carry", ours), ("inputs", xs)):
+        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(z)):
+            raise bad(name, "real numbers", z, "run a cell of complex numbers by jb.scan")
     dtype = _widest(*jax.tree.leaves((found.params, ours, xs)))
     promoted: tuple[ArrayTree, State, Array] = jax.tree.map(
         lambda z: z.astype(dtype), (found.params, ours, xs)

@@ -21,7 +21,7 @@ from jax_bptt.cells.gru import GRUParams
 from jax_bptt.gradients.method import GradientMethod
 
 
-def is_usual(cell: Foreign) -> bool:
+def can_be_ours(cell: Foreign) -> bool:
     """Whether the functions of a simple cell, LSTM or GRU are pointwise, and its numbers real."""
     functions = [cell.activation_fn, *([cell.gate_fn] if hasattr(cell, "gate_fn") else [])]
     own, asked = jnp.dtype(cell.param_dtype), _dtype(cell)

@@ -20,7 +20,7 @@ from jax_bptt.adapters.flax_cells import (
     as_ours,
     check_begins_at_zero,
     check_direction,
-    is_usual,
+    can_be_ours,
     known_input_size,
     runner_of,
 )
@@ -195,10 +195,32 @@ def adopted_cell(cell: nn.RNNCellBase, params: Foreign, input_size: int | None) 
 
 def recognised(cell: nn.RNNCellBase, params: Foreign) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
-    kinds = nn.SimpleCell, nn.GRUCell, nn.LSTMCell, nn.OptimizedLSTMCell
-    return (
-        as_ours(cell, from_linen(nn.meta.unbox(params))) if type(cell) in kinds and is_usual(cell) else None
-    )
+    names = _PARAMS.get(type(cell), set())
+    paths = {jax.tree_util.keystr(path, simple=True, separator=" ") for path, _ in _with_paths(params)}
+    if not names or paths != names or not can_be_ours(cell):
+        return None
+    ours = from_linen(nn.meta.unbox(params))
+    return as_ours(cell, ours) if len(ours.w_h) == cell.features else None
+
+
+def _with_paths(params: Foreign) -> Foreign:
+    return jax.tree_util.tree_leaves_with_path(nn.meta.unbox(params))
+
+
+def _params_of(gates: str, input_biases: str, recurrent_biases: str) -> set[str]:
+    """The names of the params of a cell: kernels of all gates, and the biases that it has."""
+    kernels = {f"{side}{gate} kernel" for side in "ih" for gate in gates.split()}
+    biases = {f"i{gate} bias" for gate in input_biases.split()}
+    return kernels | biases | {f"h{gate} bias" for gate in recurrent_biases.split()}
+
+
+_OF_LSTM = _params_of("i f g o", "", "i f g o")
+_PARAMS: dict[type, set[str]] = {
+    nn.SimpleCell: {"i kernel", "i bias", "h kernel"},
+    nn.GRUCell: _params_of("r z n", "r z n", "n"),
+    nn.LSTMCell: _OF_LSTM,
+    nn.OptimizedLSTMCell: _OF_LSTM,
+}
 
 
 def _runner(rnn: RNN, cell: nn.RNNCellBase) -> Runner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import Array
@@ -14,13 +15,13 @@ from jax_bptt.adapters.flax_cells import (
     as_ours,
     check_begins_at_zero,
     check_direction,
-    is_usual,
+    can_be_ours,
     known_input_size,
     runner_of,
 )
 from jax_bptt.adapters.flax_sequences import Runner, over_sequence, time_axis_of, without_time
 from jax_bptt.adapters.foreign import Calls, as_step_cell
-from jax_bptt.base.errors import bad, named
+from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.gradients.full import full
@@ -134,8 +135,7 @@ class RNN(nnx.RNN):
 def adopted_cell(cell: nnx.Module, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """A cell of flax.nnx, or the cell of an nnx.RNN, becomes one of ours, see `adopt`."""
     if params is not None:
-        cell = nnx.clone(cell)
-        nnx.update(cell, params)
+        cell = _with_params(cell, params)
     if isinstance(cell, nnx.RNN):
         check_direction(cell)
         cell = cell.cell
@@ -151,10 +151,23 @@ def adopted_cell(cell: nnx.Module, params: Foreign, input_size: int | None) -> t
     return as_step_cell(_CALLS, graph, nnx.to_pure_dict(weights), known_input_size(cell, input_size))
 
 
+def _with_params(cell: nnx.Module, params: Foreign) -> nnx.Module:
+    """A copy of the cell with other weights, which must be all of its own."""
+    cell = nnx.clone(cell)
+    own = nnx.to_pure_dict(nnx.state(cell, nnx.Param))
+    with naming("params", "an nnx.State", "pass nnx.state(cell, nnx.Param) of such a cell"):
+        given = nnx.to_pure_dict(params) if isinstance(params, nnx.State) else params
+        is_whole = jax.tree.map(np.shape, given) == jax.tree.map(np.shape, own)
+    if not is_whole:
+        raise bad("params", describe(own), given, "pass nnx.state(cell, nnx.Param) of such a cell")
+    nnx.update(cell, params)
+    return cell
+
+
 def recognised(cell: nnx.Module) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
     products: dict[str, Foreign] = {name: getattr(cell, name, None) for name in _PRODUCTS.get(type(cell), ())}
-    if not products or not is_usual(cell):
+    if not products or not can_be_ours(cell):
         return None
     if not all(_is_plain(part, cell.dtype) for part in products.values()):
         return None

@@ -2,8 +2,10 @@
 
     (c_t, y_t) = their cell(weights, c_{t−1}, x_t),   h_t = y_t
 
-h_t is a part of the carry that no later step reads. What is static about the cell is the key of a cache, so
-that the same cell with other weights compiles nothing again.
+h_t is a part of the carry that no later step reads. What is static about the cell, and the program of its
+step, are the key of a cache, so that the same cell with other weights compiles nothing again, and a cell that
+computes something else since is another one. A number that the step reads from outside would get no gradient;
+if it may have one, which only a traced number has, the cell is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from jax_bptt.adapters.functions_of_numbers import without_addresses
 from jax_bptt.base.checks import is_hashable
-from jax_bptt.base.errors import bad, naming
+from jax_bptt.base.errors import bad, describe, naming
 from jax_bptt.base.trees import common_dtype
 from jax_bptt.base.types import ArrayTree, Foreign, PRNGKey, Shape
 from jax_bptt.cell.step_cell import StepCell, step_cell
@@ -47,6 +51,20 @@ class Calls(NamedTuple):
     begin: Callable[[Foreign, ArrayTree, Shape, int], ArrayTree]
 
 
+class _Program(NamedTuple):
+    """What a step computes.
+
+    Attributes:
+      text: its operations.
+      numbers: the shapes and bytes of the arrays in it that are known.
+      outputs: H.
+    """
+
+    text: str
+    numbers: tuple[tuple[Shape, bytes], ...]
+    outputs: int
+
+
 def as_step_cell(
     calls: Calls, static: Foreign, params: ArrayTree, input_size: int
 ) -> tuple[StepCell[ArrayTree, ForeignCarry], ArrayTree]:
@@ -63,14 +81,36 @@ def as_step_cell(
       The cell, whose carry is a `ForeignCarry`, and the params.
 
     Raises:
-      ValueError: the cell has no weights, or what it returns for one row is no vector.
+      ValueError: the cell has no weights, its step reads another traced value, or what it returns for one
+        row is no vector.
     """
     leaves, structure = jax.tree.flatten(params)
     if not leaves:
         raise bad("cell", "a cell with weights", type(static).__name__, "run it by jb.scan")
     shapes = tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in leaves)
+    program = _program_of(calls, static, jax.tree.unflatten(structure, shapes), input_size)
     make = _cell if is_hashable(static) else _cell.__wrapped__
-    return make(calls, static, structure, shapes, input_size), params
+    return make(calls, static, structure, shapes, input_size, program), params
+
+
+def _program_of(calls: Calls, static: Foreign, params: ArrayTree, input_size: int) -> _Program:
+    """The program of the first step of one row, and the numbers in it."""
+
+    def step(params: ArrayTree, x: Array) -> ArrayTree:
+        return calls.step(static, params, calls.begin(static, params, (), input_size), x)
+
+    x = jax.ShapeDtypeStruct((input_size,), common_dtype(params))
+    with naming("cell", "a cell whose step takes one row, x [I]", "see the error above"):
+        program, (_, y) = jax.make_jaxpr(step, return_shape=True)(params, x)
+    if getattr(y, "ndim", None) != 1:
+        raise bad("cell", "a cell with one output [H] for one row", y, "run it by jb.scan")
+    for number in program.consts:
+        if isinstance(number, jax.core.Tracer):
+            came = f"a step that reads another traced value, {describe(number)}"
+            fix = "make it a weight of the cell, or run the cell by jb.scan"
+            raise bad("cell", "a step of its weights, its carry and x alone", came, fix)
+    numbers = tuple((np.shape(c), np.asarray(c).tobytes()) for c in program.consts)
+    return _Program(without_addresses(program), numbers, len(y))
 
 
 @functools.lru_cache(maxsize=256)
@@ -80,8 +120,9 @@ def _cell(
     structure: jax.tree_util.PyTreeDef,
     shapes: tuple[jax.ShapeDtypeStruct, ...],
     input_size: int,
+    program: _Program,
 ) -> StepCell[ArrayTree, ForeignCarry]:
-    dtype = common_dtype(shapes)
+    dtype, hidden_size = common_dtype(shapes), program.outputs
 
     def init(key: PRNGKey) -> ArrayTree:
         if not isinstance(key, jax.core.Tracer):
@@ -93,17 +134,10 @@ def _cell(
         state, y = calls.step(static, params, s_prev.state, x)
         return ForeignCarry(y, state)
 
-    def output(params: ArrayTree) -> Array:
-        x = jnp.zeros(input_size, dtype)
-        return calls.step(static, params, calls.begin(static, params, (), input_size), x)[1]
-
-    with naming("cell", "a cell whose step takes one row, x [I]", "see the error above"):
-        y = jax.eval_shape(output, structure.unflatten(shapes))
-    if getattr(y, "ndim", None) != 1:
-        raise bad("cell", "a cell with one output [H] for one row", y, "run it by jb.scan")
-
     def initial_carry(params: ArrayTree, batch_shape: Shape) -> ForeignCarry:
-        h = jnp.zeros((*batch_shape, y.shape[0]), dtype)
+        h = jnp.zeros((*batch_shape, hidden_size), dtype)
         return ForeignCarry(h, calls.begin(static, params, batch_shape, input_size))
 
-    return step_cell(input_size, y.shape[0], step, init, carry_type=ForeignCarry, initial_carry=initial_carry)
+    return step_cell(
+        input_size, hidden_size, step, init, carry_type=ForeignCarry, initial_carry=initial_carry
+    )

@@ -20,14 +20,17 @@ from jax_bptt.adapters.functions_of_numbers import Function, program_of
 from jax_bptt.adapters.gated import elman_with, gru_with, lstm_with
 from jax_bptt.adapters.gradient_config import from_config, to_config
 from jax_bptt.base.errors import bad, named, naming
+from jax_bptt.base.trees import select
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape
 from jax_bptt.cell.cell import Carry
 from jax_bptt.cell.step_cell import AnyCell
 from jax_bptt.cells.gru import gru
 from jax_bptt.cells.lstm import LSTMCarry
+from jax_bptt.engine.sequence import Sequence, without_padding
 from jax_bptt.gradients.full import full
 from jax_bptt.gradients.method import GradientMethod
 from jax_bptt.unrolling.arguments import check_method
+from jax_bptt.unrolling.scan import scan
 from jax_bptt.weights.keras import from_keras
 
 __all__ = ["GRU", "LSTM", "SimpleRNN"]
@@ -83,6 +86,8 @@ def recognised(cell: keras.Layer) -> Adopted | None:
     """A cell whose equations are those of one of ours, or None."""
     kind = type(cell)
     if kind not in (keras.layers.SimpleRNNCell, keras.layers.GRUCell, keras.layers.LSTMCell):
+        return None
+    if "call" in vars(cell):  # another function has been put there
         return None
     activation, gate = (_FUNCTIONS.get(f, f) for f in (cell.activation, _of_gates(cell)))
     if any(isinstance(f, keras.Layer) or program_of(f) is None for f in (activation, gate)):
@@ -176,9 +181,13 @@ class _WithGradient(keras.layers.RNN):
         """The loop over time of [B, T, I]; the results are the last output, all of them, and the states."""
         if training and self.dropout:
             sequences = sequences * self.cell.get_dropout_mask(sequences[:, 0])[:, None]
-        found = _found(self.cell, sequences.shape[-1])
+        found = recognised(self.cell)
         steps, xs = _steps_of(mask), jnp.swapaxes(sequences, 0, 1)
-        states, hs = run(found, initial_state, xs, self.gradient, mask=steps, reverse=self.go_backwards)
+        states, hs = (
+            _by_scan(self, initial_state, xs, steps, training)
+            if found is None
+            else run(found, initial_state, xs, self.gradient, mask=steps, reverse=self.go_backwards)
+        )
         if self.zero_output_for_mask:
             hs = zero_where_masked(steps, hs)
         outputs = jnp.swapaxes(jnp.flip(hs, 0) if self.go_backwards else hs, 0, 1)
@@ -194,6 +203,23 @@ class _WithGradient(keras.layers.RNN):
         """A layer with these arguments; those of a layer of Keras have no gradient, which is then full()."""
         gradient = from_config(config.get("gradient"))
         return cls(**config | {"gradient": full() if gradient is None else gradient})
+
+
+def _by_scan(
+    layer: _WithGradient, states: list[Array], xs: Array, steps: Mark, training: bool
+) -> tuple[list[Array], Array]:
+    """A cell with an activation that ours cannot have runs as it is, over [T, B, I]."""
+    inference = {"training": training} if layer.cell._call_has_training_arg else {}
+    layer.cell(xs[0], states, **inference)  # a layer as activation makes its weights here, outside the loop
+
+    def step(states: list[Array], at: tuple[Array, Mark]) -> tuple[list[Array], Array]:
+        x, is_there = at
+        y, new = layer.cell(x, states, **inference)
+        new = list(new) if isinstance(new, (list, tuple)) else [new]
+        return select(is_there, new, states), select(is_there, y, states[0])
+
+    xs, steps, *_ = without_padding(Sequence(xs, steps))
+    return scan(step, states, (xs, steps), reverse=layer.go_backwards, gradient=layer.gradient)
 
 
 def _steps_of(mask: _Mask) -> Mark:
