@@ -18,9 +18,9 @@ from jax import Array
 from jax_bptt.adapters.adopted import Adopted, run
 from jax_bptt.adapters.flax_cells import (
     as_ours,
+    can_be_ours,
     check_begins_at_zero,
     check_direction,
-    can_be_ours,
     known_input_size,
     runner_of,
 )
