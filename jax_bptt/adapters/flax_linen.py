@@ -160,7 +160,9 @@ class ScannedRNN(nn.Module):
         if not names:
             cell(carry, ins[0])
         found = recognised(cell, cell.variables["params"])
-        assert found is not None  # as the cell is made here
+        if found is None:
+            fix = "pass the carry of initialize_carry(batch_size, hidden_size), and the params of such a GRU"
+            raise bad("carry, params", f"a GRU of {carry.shape[-1]} units", cell.variables["params"], fix)
         last, ys = run(found, carry, ins, self.gradient, reset=jnp.asarray(resets).astype(bool))
         return last, ys
 
