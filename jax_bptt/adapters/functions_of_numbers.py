@@ -2,12 +2,13 @@
 
 A gate or an activation of a framework is any function of arrays. It may stand in one of our cells only if it
 gives each number a value of its own; if it reads nothing else, since a value from outside, such as a weight,
-would get no gradient; and if its derivative is that of its program. The program as text is the key of a cell,
-so that a function which has changed since is another one.
+would get no gradient; and if its derivative is that of its program. The program is in the key of a cell, so
+that a function which has changed since is another one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -44,15 +45,15 @@ _OF_A_PROGRAM = {"checkpoint", "closed_call", "core_call", "custom_jvp_call", "j
 
 
 def program_of(f: Function) -> str | None:
-    """What a function does to each number by itself, as text; None if it does something else.
+    """What a function does to each number by itself, as a word; None if it does something else.
 
     Args:
       f: a function of an array, in whatever dtype.
 
     Returns:
-      A name or a text, equal for calls of the same function that compute the same; None for a function that
-      reads several numbers at once, that reads a value from outside, that fails or changes the dtype, or
-      whose derivative is its own (jax.custom_vjp).
+      A name, or a digest of its program, equal for calls of the same function that compute the same; None for
+      a function that reads several numbers at once, that reads a value from outside, that fails or changes
+      the dtype, or whose derivative is its own (jax.custom_vjp).
 
     >>> program_of(jnp.tanh), program_of(jax.nn.softmax)
     ('tanh', None)
@@ -74,7 +75,7 @@ def program_of(f: Function) -> str | None:
         if not all(map(_is_of_each_number, _steps(program.jaxpr))):
             return None
         texts.append(without_addresses(program))
-    return "".join(texts)
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
 def without_addresses(program: object) -> str:

@@ -30,7 +30,7 @@ def elman_with(input_size: int, hidden_size: int, activation: Function, bias: bo
     """`elman` with any activation that is a function of one number."""
     if activation in NAMES:
         return elman(input_size, hidden_size, activation=NAMES[activation], bias=bias)
-    return _elman(input_size, hidden_size, activation, bias, program_of(activation))
+    return elman_of(input_size, hidden_size, activation, bias, program_of(activation))
 
 
 def lstm_with(
@@ -39,7 +39,7 @@ def lstm_with(
     """`lstm`, or the same with other functions for σ and tanh."""
     plain = lstm(input_size, hidden_size, bias=bias)
     programs = program_of(gate), program_of(activation)
-    return plain if programs == _USUAL else _lstm(plain, gate, activation, programs)
+    return plain if programs == _USUAL else gated_lstm(plain, gate, activation, programs)
 
 
 def gru_with(
@@ -49,14 +49,14 @@ def gru_with(
     plain = gru(input_size, hidden_size, bias=bias)
     assert isinstance(plain, Cell)  # as the reset is after the product
     programs = program_of(gate), program_of(activation)
-    return plain if programs == _USUAL else _gru(plain, gate, activation, programs)
+    return plain if programs == _USUAL else gated_gru(plain, gate, activation, programs)
 
 
 _USUAL = "sigmoid", "tanh"
 
 
 @cached()
-def _elman(
+def elman_of(
     input_size: int, hidden_size: int, activation: Function, bias: bool, program: str | None
 ) -> Cell[Any, Carry]:
     # a function of its own for each program, by which `elman` remembers the cell
@@ -64,7 +64,7 @@ def _elman(
 
 
 @cached()
-def _lstm(
+def gated_lstm(
     plain: Cell[Any, LSTMCarry], gate: Function, activation: Function, programs: _ProgramsOf
 ) -> Cell[Any, LSTMCarry]:
     s, g = _of_one_number(gate), _of_one_number(activation)
@@ -79,7 +79,7 @@ def _lstm(
 
 
 @cached()
-def _gru(
+def gated_gru(
     plain: Cell[Any, Carry], gate: Function, activation: Function, programs: _ProgramsOf
 ) -> Cell[Any, Carry]:
     s, g = _of_one_number(gate), _of_one_number(activation)
