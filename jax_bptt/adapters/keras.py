@@ -15,7 +15,7 @@ from jax import Array
 from keras.src.backend.common.variables import AutocastScope
 
 from jax_bptt.adapters.adopted import Adopted, CarryOrder, adopted, run, zero_where_masked
-from jax_bptt.adapters.foreign import Calls, ForeignCarry, as_step_cell
+from jax_bptt.adapters.foreign import Calls, as_step_cell
 from jax_bptt.adapters.functions_of_numbers import Function, program_of
 from jax_bptt.adapters.gated import elman_with, gru_with, lstm_with
 from jax_bptt.adapters.gradient_config import from_config, to_config
@@ -39,7 +39,6 @@ _Mask: TypeAlias = Array | list[Array | None] | None  # as Keras has it
 
 _H = CarryOrder(lambda states: Carry(states[0]), lambda s: [s.h])
 _H_C = CarryOrder(lambda states: LSTMCarry(*states), lambda s: [s.h, s.c])
-_ANY = CarryOrder(lambda states: ForeignCarry(states[0], states), lambda s: s.state)
 
 _FUNCTIONS = {
     keras.activations.tanh: jnp.tanh,
@@ -53,11 +52,9 @@ def adopted_cell(cell: Foreign, params: Foreign, input_size: int | None) -> tupl
     """A cell of Keras, or the cell of one of its recurrent layers, becomes one of ours, see `adopt`."""
     cell = _checked(cell)
     if params is None:
-        found = _found(cell, input_size)
-    else:
-        with _with_weights(cell, params):
-            found = _found(cell, input_size)
-    return found.cell, found.params
+        return _found(cell, input_size)
+    with _with_weights(cell, params):
+        return _found(cell, input_size)
 
 
 def _checked(cell: Foreign) -> keras.Layer:
@@ -126,17 +123,17 @@ def _with_weights(cell: keras.Layer, params: object) -> keras.StatelessScope:
         return keras.StatelessScope(zip(cell.weights, params, strict=True))
 
 
-def _found(cell: keras.Layer, input_size: int | None) -> Adopted:
+def _found(cell: keras.Layer, input_size: int | None) -> tuple[AnyCell, ArrayTree]:
     """The cell as one of ours: of the same kind, or a step cell that calls it."""
     found = recognised(cell)
     if found is not None:
-        return found
+        return found.cell, found.params
     if input_size is None:
         built = (cell.get_build_config() or {}).get("input_shape")
         if built is None:
             raise bad("input_size", "the size of the inputs, which this cell does not say", None, "pass it")
         input_size = built[-1]
-    return Adopted(*as_step_cell(_CALLS, cell, _weights(cell), input_size), _ANY)
+    return as_step_cell(_CALLS, cell, _weights(cell), input_size)
 
 
 def _step(cell: keras.Layer, weights: ArrayTree, states: ArrayTree, x: Array) -> tuple[ArrayTree, Array]:
