@@ -87,3 +87,22 @@ def test_a_step_cell_that_reads_another_traced_value_is_refused():
         ValueError, match="adopt: cell: expected a step of its weights, its carry and x alone"
     ):
         jax.grad(last)(1.0)
+
+
+@jax.numpy_rank_promotion("allow")
+@jax.numpy_dtype_promotion("standard")
+def test_a_layer_of_keras_as_activation_is_trained(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "jax"))
+    keras = pytest.importorskip("keras")
+    from jax_bptt.adapters import keras as ours
+
+    losses = []
+    for layer in (keras.layers.LSTM, ours.LSTM):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input((T, I)), layer(H, activation=keras.layers.PReLU(alpha_initializer="ones"))]
+        )
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        xs = np.asarray(random_like(0, jnp.zeros((B, T, I))), "float32")
+        losses.append(model.fit(xs, np.ones((B, H)), epochs=3, verbose=0, shuffle=False).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)

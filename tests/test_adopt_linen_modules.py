@@ -241,3 +241,24 @@ REFUSED = {
 def test_what_is_refused_says_what_to_do(argument):
     with pytest.raises(ValueError, match=rf"^(flax_linen.RNN|adopt): {argument}: expected .*; .*"):
         REFUSED[argument]()
+
+
+def test_what_linen_refuses_and_what_ours_cannot_hold():
+    xs = random_like(0, jnp.zeros((B, T, I), jnp.float32))
+    variables = nn.RNN(GRU).init(jax.random.key(0), xs)
+    without_bias = jax.tree.map(lambda p: p, variables)
+    del without_bias["params"]["cell"]["in"]["bias"]
+    with pytest.raises(ValueError, match='Could not find parameter named "bias"'):
+        flax_linen.RNN(GRU).apply(without_bias, xs)
+    with pytest.raises(ValueError, match="ScopeParamShapeError"):
+        flax_linen.RNN(nn.GRUCell(H + 1)).apply(variables, xs)
+    with pytest.raises(ValueError, match="inputs: expected real numbers"):
+        flax_linen.RNN(GRU).apply(variables, xs.astype(complex))
+    lstm, one_array = flax_linen.RNN(nn.LSTMCell(H)), jnp.zeros((B, H))
+    of_lstm = lstm.init(jax.random.key(0), xs)
+    with pytest.raises(ValueError, match="carry: expected the two arrays of an LSTM"):
+        lstm.apply(of_lstm, xs, initial_carry=one_array)
+    with pytest.raises(ValueError, match="adopt: cell: expected a cell, got the class GRUCell"):
+        jb.adopt(nn.GRUCell)
+    with pytest.raises(ValueError, match=f"adopt: input_size: expected {I}, the size"):
+        jb.adopt(GRU, variables["params"]["cell"], input_size=I + 1)
