@@ -24,7 +24,7 @@ from jax_bptt.adapters.flax_cells import (
     known_input_size,
     runner_of,
 )
-from jax_bptt.adapters.flax_sequences import Runner, over_sequence, time_axis_of, without_time
+from jax_bptt.adapters.flax_sequences import Runner, arrangement, asked, over_sequence, without_time
 from jax_bptt.adapters.foreign import Calls, as_step_cell
 from jax_bptt.base.errors import bad, named
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, PRNGKey, Shape
@@ -93,28 +93,15 @@ class RNN(nn.RNN):
         reverse: bool | None = None,
         keep_order: bool | None = None,
     ) -> Foreign:
-        return_carry = self.return_carry if return_carry is None else return_carry
-        time_major = self.time_major if time_major is None else time_major
-        reverse = self.reverse if reverse is None else reverse
-        keep_order = self.keep_order if keep_order is None else keep_order
-        feature_axes = self.cell.num_feature_axes
-        time_axis = time_axis_of(inputs, feature_axes, time_major)
+        how = arrangement(self, inputs, time_major=time_major, reverse=reverse, keep_order=keep_order)
         if initial_carry is None:
             key = jax.random.key(0) if init_key is None else init_key
-            initial_carry = self.cell.initialize_carry(key, without_time(inputs, time_axis))
+            initial_carry = self.cell.initialize_carry(key, without_time(inputs, how.time_axis))
         if "params" not in self.cell.variables:
-            self.cell(initial_carry, jnp.take(inputs, 0, time_axis))  # makes them
-        carry, outputs = over_sequence(
-            _runner(self, self.cell),
-            initial_carry,
-            inputs,
-            seq_lengths,
-            time_axis=time_axis,
-            batch_axes=inputs.ndim - feature_axes - 1,
-            reverse=reverse,
-            keep_order=keep_order,
-        )
-        return (carry, outputs) if return_carry else outputs
+            self.cell(initial_carry, jnp.take(inputs, 0, how.time_axis))  # makes them
+        runner = _runner(self, self.cell)
+        carry, outputs = over_sequence(runner, initial_carry, inputs, seq_lengths, **how._asdict())
+        return (carry, outputs) if asked(self, "return_carry", return_carry) else outputs
 
 
 class ScannedRNN(nn.Module):

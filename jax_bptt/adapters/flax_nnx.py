@@ -19,7 +19,7 @@ from jax_bptt.adapters.flax_cells import (
     known_input_size,
     runner_of,
 )
-from jax_bptt.adapters.flax_sequences import Runner, over_sequence, time_axis_of, without_time
+from jax_bptt.adapters.flax_sequences import Runner, arrangement, asked, over_sequence, without_time
 from jax_bptt.adapters.foreign import Calls, as_step_cell
 from jax_bptt.base.errors import bad, describe, named, naming
 from jax_bptt.base.types import ArrayTree, Foreign, Mark, Shape
@@ -109,27 +109,14 @@ class RNN(nnx.RNN):
         keep_order: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> Foreign:
-        return_carry = self.return_carry if return_carry is None else return_carry
-        time_major = self.time_major if time_major is None else time_major
-        reverse = self.reverse if reverse is None else reverse
-        keep_order = self.keep_order if keep_order is None else keep_order
+        how = arrangement(self, inputs, time_major=time_major, reverse=reverse, keep_order=keep_order)
         rngs = self.rngs if rngs is None else rngs
-        feature_axes = self.cell.num_feature_axes
-        time_axis = time_axis_of(inputs, feature_axes, time_major)
         if initial_carry is None:
             stream = rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
-            initial_carry = self.cell.initialize_carry(without_time(inputs, time_axis), stream)
-        carry, outputs = over_sequence(
-            _runner(self.cell, self.gradient),
-            initial_carry,
-            inputs,
-            seq_lengths,
-            time_axis=time_axis,
-            batch_axes=inputs.ndim - feature_axes - 1,
-            reverse=reverse,
-            keep_order=keep_order,
-        )
-        return (carry, outputs) if return_carry else outputs
+            initial_carry = self.cell.initialize_carry(without_time(inputs, how.time_axis), stream)
+        runner = _runner(self.cell, self.gradient)
+        carry, outputs = over_sequence(runner, initial_carry, inputs, seq_lengths, **how._asdict())
+        return (carry, outputs) if asked(self, "return_carry", return_carry) else outputs
 
 
 def adopted_cell(cell: nnx.Module, params: Foreign, input_size: int | None) -> tuple[AnyCell, ArrayTree]:

@@ -7,7 +7,7 @@ length, for length 0 the initial carry. Flax computes on there; all other number
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,34 @@ def time_axis_of(inputs: Array, feature_axes: int, time_major: bool) -> int:
 def without_time(inputs: Array, time_axis: int) -> Shape:
     """The shape of the inputs of one step."""
     return inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
+
+
+class Arrangement(NamedTuple):
+    """How a sequence is arranged; see `over_sequence`."""
+
+    time_axis: int
+    batch_axes: int
+    reverse: bool
+    keep_order: bool
+
+
+def asked(rnn: Foreign, name: str, value: bool | None) -> bool:
+    """What a call of an RNN asks for, and if it is None, what the RNN was made for."""
+    found: bool = getattr(rnn, name) if value is None else value
+    return found
+
+
+def arrangement(
+    rnn: Foreign, inputs: Array, *, time_major: bool | None, reverse: bool | None, keep_order: bool | None
+) -> Arrangement:
+    """How the inputs of a call of an RNN are arranged."""
+    feature_axes = rnn.cell.num_feature_axes
+    return Arrangement(
+        time_axis_of(inputs, feature_axes, asked(rnn, "time_major", time_major)),
+        inputs.ndim - feature_axes - 1,
+        asked(rnn, "reverse", reverse),
+        asked(rnn, "keep_order", keep_order),
+    )
 
 
 def over_sequence(
